@@ -1,0 +1,62 @@
+# One command for each of set-up, check, test, demo, docs. Everything goes into .venv; nothing needs to be installed but
+# Python 3.11 or newer with pip, gcc, cmake and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+LOWEST_VENV ?= .venv-lowest
+
+# llama.cpp's parts that this project does not use are left out, which shortens its build. PyTorch's CPU wheels, where an
+# index offers them, are far smaller than the default ones; only `make demo-model` needs PyTorch.
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test test-slow test-lowest check format docs demo-model clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; call: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.installed: pyproject.toml $(BIN)/python
+	$(BIN)/pip install --quiet -e '.[gguf,vertex,dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## Create .venv with the package and everything that development needs
+
+demo: setup ## Classify a few hundred reviews with model actors and show the result
+	$(BIN)/skllm-ray demo
+
+test: setup ## Run the tests
+	$(BIN)/pytest -q
+
+test-slow: setup ## Run the tests that take minutes, too
+	$(BIN)/pytest -q -m slow
+
+test-lowest: ## Run the tests with the lowest declared versions of Ray, scikit-learn and pandas
+	$(PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/pip install --quiet -e '.[gguf,vertex,dev]' -c constraints/lowest.txt
+	$(LOWEST_VENV)/bin/pytest -q
+
+check: setup ## Lint, types, docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(MAKE) docs
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup ## Build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+demo-model: $(BIN)/python ## Train the demo model again (about half an hour)
+	$(BIN)/pip install --quiet -e '.[gguf,train]'
+	$(BIN)/python -m training.demo_model.train --out skllm_ray/llm/gpt/clients/llama_cpp/demo/demo.gguf
+
+clean: ## Remove what the other commands made
+	rm -rf $(VENV) $(LOWEST_VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,488 @@
+"""Settings of this process: credentials, endpoints, GGUF placement, limits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from skllm_ray.errors import ConfigurationError, MissingKeyError
+
+__all__ = ["GGUFResources", "RateLimit", "SKLLMConfig", "Secret", "SecretRef"]
+
+
+class Secret(str):
+    """A credential that shows itself to nobody but the SDK that needs it.
+
+    It wraps idempotently (``Secret(s) is s``), prints and formats as stars, and pickles as its fingerprint alone: where
+    it is loaded, the credential is looked up again. Only :meth:`reveal` gives the text.
+
+    Examples
+    --------
+    >>> Secret("sk-1234")
+    Secret(***)
+    >>> f"{Secret('sk-1234')}"
+    '***'
+    """
+
+    fingerprint: str
+    """The first 12 hexadecimal digits of the SHA-256 of the credential; tells two credentials apart."""
+
+    def __new__(cls, value: str, fingerprint: str | None = None) -> Secret:
+        if isinstance(value, Secret):
+            return value
+        secret = super().__new__(cls, value)
+        secret.fingerprint = fingerprint or hashlib.sha256(value.encode()).hexdigest()[:12]
+        return secret
+
+    def reveal(self) -> str:
+        """Return the credential itself; empty if it was left behind when this object was pickled."""
+        return str.__str__(self)
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __str__(self) -> str:
+        return "***"
+
+    def __format__(self, format_spec: str) -> str:
+        return "***"
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Secret, ("", self.fingerprint))
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRef:
+    """Names a credential without holding it: what a backend spec carries to the workers."""
+
+    name: str
+    """What it is called in messages, such as ``openai_key``."""
+    env: tuple[str, ...]
+    """The environment variables in which a worker looks for it."""
+    fingerprint: str = ""
+    """Which credential the driver had; empty if it had none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """A quota that every job of the cluster shares."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFResources:
+    """How many actors hold a GGUF model, and what each takes."""
+
+    min_replicas: int = 1
+    max_replicas: int | None = None
+    num_gpus: float | None = None
+    num_cpus: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    openai_key: Secret | None = None
+    openai_org: str | None = None
+    azure_api_base: str | None = None
+    azure_api_version: str | None = None
+    google_project: str | None = None
+    google_location: str | None = None
+    gpt_url: str | None = None
+    gguf_download_path: str | None = None
+    gguf_max_gpu_layers: int | None = None
+    gguf_verbose: bool | None = None
+    show_progress: bool | None = None
+    rate_limits: tuple[tuple[str, RateLimit], ...] = ()
+    gguf_resources: tuple[tuple[str | None, GGUFResources], ...] = ()
+
+
+_ENV = {
+    "openai_key": "SKLLM_CONFIG_OPENAI_KEY",
+    "openai_org": "SKLLM_CONFIG_OPENAI_ORG",
+    "azure_api_base": "SKLLM_CONFIG_AZURE_API_BASE",
+    "azure_api_version": "SKLLM_CONFIG_AZURE_API_VERSION",
+    "google_project": "GOOGLE_CLOUD_PROJECT",
+    "google_location": "GOOGLE_CLOUD_LOCATION",
+    "gpt_url": "SKLLM_CONFIG_GPT_URL",
+    "gguf_download_path": "SKLLM_CONFIG_GGUF_DOWNLOAD_PATH",
+    "gguf_max_gpu_layers": "SKLLM_CONFIG_GGUF_MAX_GPU_LAYERS",
+    "gguf_verbose": "SKLLM_CONFIG_GGUF_VERBOSE",
+    "show_progress": "SKLLM_CONFIG_SHOW_PROGRESS",
+}
+_DEFAULTS: dict[str, Any] = {
+    "azure_api_version": "2024-10-21",
+    "google_location": "global",
+    "gguf_max_gpu_layers": 0,
+    "gguf_verbose": False,
+    "show_progress": True,
+}
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+
+OPENAI_KEY_ENV = (_ENV["openai_key"], "OPENAI_API_KEY")
+
+
+class _ReadableSettings(type):
+    """Gives the class itself a table as its repr."""
+
+    def __repr__(cls) -> str:
+        lines = [f"  {name} = {_shown(name)}" for name in _ENV]
+        lines += [f"  rate_limit[{model!r}] = {limit}" for model, limit in cls._settings.rate_limits]
+        lines += [f"  gguf_resources[{model or 'all'!r}] = {given}" for model, given in cls._settings.gguf_resources]
+        return "\n".join(["SKLLMConfig(", *lines, ")"])
+
+    _settings: _Settings
+
+
+class SKLLMConfig(metaclass=_ReadableSettings):
+    """Settings of this process, by static setters and getters as in scikit-llm.
+
+    A setting that was set wins over its environment variable, which wins over the default. Nothing is ever written into
+    the environment, and ``repr(SKLLMConfig)`` shows no credential.
+
+    Examples
+    --------
+    >>> SKLLMConfig.set_gguf_max_gpu_layers(-1)
+    >>> SKLLMConfig.get_gguf_max_gpu_layers()
+    -1
+    >>> SKLLMConfig.reset()
+    """
+
+    _settings: ClassVar[_Settings] = _Settings()
+
+    @staticmethod
+    def reset() -> None:
+        """Forget everything that was set."""
+        SKLLMConfig._settings = _Settings()
+
+    # --- credentials and endpoints -------------------------------------------------------------------------------
+
+    @staticmethod
+    def set_openai_key(key: str) -> None:
+        """Set the OpenAI (or Azure, or custom URL) API key."""
+        _set("openai_key", Secret(_text("key", key)))
+
+    @staticmethod
+    def get_openai_key(*, include_standard_env: bool = True) -> Secret | None:
+        """Return the API key, or None. It prints as stars; ``.reveal()`` gives the text.
+
+        Parameters
+        ----------
+        include_standard_env : bool, default=True
+            Whether ``OPENAI_API_KEY`` counts where neither the setting nor ``SKLLM_CONFIG_OPENAI_KEY`` is there.
+        """
+        value = _get("openai_key") or (os.environ.get("OPENAI_API_KEY") if include_standard_env else None)
+        return Secret(value) if value else None
+
+    @staticmethod
+    def set_openai_org(key: str) -> None:
+        """Set the OpenAI organisation ID."""
+        _set("openai_org", _text("org", key))
+
+    @staticmethod
+    def get_openai_org() -> str | None:
+        """Return the OpenAI organisation ID, or None."""
+        return _optional("openai_org")
+
+    set_gpt_key = set_openai_key
+    get_gpt_key = get_openai_key
+    set_gpt_org = set_openai_org
+    get_gpt_org = get_openai_org
+
+    @staticmethod
+    def set_azure_api_base(base: str) -> None:
+        """Set the Azure OpenAI endpoint, such as ``https://NAME.openai.azure.com``."""
+        _set("azure_api_base", _url("azure_api_base", base))
+
+    @staticmethod
+    def get_azure_api_base() -> str | None:
+        """Return the Azure OpenAI endpoint, or None."""
+        return _optional("azure_api_base")
+
+    @staticmethod
+    def set_azure_api_version(ver: str) -> None:
+        """Set the Azure OpenAI API version, such as ``2024-10-21``."""
+        _set("azure_api_version", _text("azure_api_version", ver))
+
+    @staticmethod
+    def get_azure_api_version() -> str:
+        """Return the Azure OpenAI API version."""
+        return str(_get("azure_api_version"))
+
+    @staticmethod
+    def set_google_project(project: str) -> None:
+        """Set the Google Cloud project ID for Vertex AI."""
+        _set("google_project", _text("google_project", project))
+
+    @staticmethod
+    def get_google_project() -> str | None:
+        """Return the Google Cloud project ID, or None."""
+        return _optional("google_project")
+
+    @staticmethod
+    def set_google_location(location: str) -> None:
+        """Set the Vertex AI location, such as ``europe-west4``; ``global`` is the default."""
+        _set("google_location", _text("google_location", location))
+
+    @staticmethod
+    def get_google_location() -> str:
+        """Return the Vertex AI location."""
+        return str(_get("google_location"))
+
+    @staticmethod
+    def set_gpt_url(url: str) -> None:
+        """Set the base URL that ``model="custom_url::…"`` uses, such as ``http://localhost:11434/v1``."""
+        _set("gpt_url", _url("gpt_url", url))
+
+    @staticmethod
+    def get_gpt_url() -> str | None:
+        """Return the custom base URL, or None."""
+        return _optional("gpt_url")
+
+    @staticmethod
+    def reset_gpt_url() -> None:
+        """Forget the custom base URL."""
+        _set("gpt_url", None)
+
+    # --- GGUF ------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def set_gguf_download_path(path: str | os.PathLike[str]) -> None:
+        """Set the directory for downloaded GGUF files, on every node; default ``~/.skllm/gguf``."""
+        _set("gguf_download_path", _text("gguf_download_path", os.fspath(path)))
+
+    @staticmethod
+    def get_gguf_download_path() -> str:
+        """Return the directory for downloaded GGUF files."""
+        return str(Path(_get("gguf_download_path") or "~/.skllm/gguf").expanduser())
+
+    @staticmethod
+    def set_gguf_max_gpu_layers(n_layers: int) -> None:
+        """Set how many layers go to the GPU: 0 none, -1 all, n > 0 that many. A loaded model is not reloaded."""
+        _set("gguf_max_gpu_layers", _gpu_layers(n_layers))
+
+    @staticmethod
+    def get_gguf_max_gpu_layers() -> int:
+        """Return how many layers go to the GPU."""
+        return _gpu_layers(_get("gguf_max_gpu_layers"))
+
+    @staticmethod
+    def set_gguf_verbose(verbose: bool) -> None:
+        """Set whether llama.cpp's own log is shown."""
+        _set("gguf_verbose", _flag("gguf_verbose", verbose))
+
+    @staticmethod
+    def get_gguf_verbose() -> bool:
+        """Return whether llama.cpp's own log is shown."""
+        return _flag("gguf_verbose", _get("gguf_verbose"))
+
+    @staticmethod
+    def set_gguf_resources(
+        model: str | None = None,
+        *,
+        min_replicas: int = 1,
+        max_replicas: int | None = None,
+        num_gpus: float | None = None,
+        num_cpus: float | None = None,
+    ) -> None:
+        """Set how many actors hold a GGUF model and what each takes of the cluster.
+
+        Parameters
+        ----------
+        model : str or None, default=None
+            The name after ``gguf::``; None sets it for all models that have no setting of their own.
+        min_replicas : int, default=1
+            Actors that must find room; a ``PlacementError`` otherwise.
+        max_replicas : int or None, default=None
+            Actors that may be started; None means one for each node that has room, or `min_replicas` if that is more.
+        num_gpus : float or None, default=None
+            GPUs per actor: a fraction shares a GPU, above 1 splits the model. None means 1 if GPU layers are set, else 0.
+        num_cpus : float or None, default=None
+            CPUs, and llama.cpp threads, per actor. None means the node's CPUs, eight at most, one of them left
+            unreserved for readers.
+
+        Raises
+        ------
+        ConfigurationError
+            If a number is out of its range.
+        """
+        resources = GGUFResources(
+            min_replicas=_at_least("min_replicas", min_replicas, 1),
+            max_replicas=None if max_replicas is None else _at_least("max_replicas", max_replicas, min_replicas),
+            num_gpus=None if num_gpus is None else _number("num_gpus", num_gpus),
+            num_cpus=None if num_cpus is None else _number("num_cpus", num_cpus),
+        )
+        if resources.num_gpus is not None and resources.num_gpus > 1 and resources.num_gpus % 1:
+            raise ConfigurationError(f"num_gpus={num_gpus}: above 1, Ray takes whole GPUs only.", "Pass 2, not 1.5.")
+        name = None if model is None else model.removeprefix("gguf::")
+        _set("gguf_resources", _with(SKLLMConfig._settings.gguf_resources, name, resources))
+
+    @staticmethod
+    def get_gguf_resources(model: str | None = None) -> GGUFResources:
+        """Return the resources of `model`: its own setting, else the one for all, else the defaults."""
+        given = dict(SKLLMConfig._settings.gguf_resources)
+        return given.get(model) or given.get(None) or GGUFResources()
+
+    # --- limits and looks ------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def set_rate_limit(
+        model: str,
+        *,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        max_concurrency: int | None = None,
+    ) -> None:
+        """Declare the quota of an API model.
+
+        Parameters
+        ----------
+        model : str
+            The model as it is passed to an estimator, with its namespace.
+        requests_per_minute, tokens_per_minute, max_concurrency : int or None, default=None
+            The limits, each at least 1; None means not limited.
+        """
+        limits = {
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
+            "max_concurrency": max_concurrency,
+        }
+        checked = {name: None if value is None else _at_least(name, value, 1) for name, value in limits.items()}
+        _set("rate_limits", _with(SKLLMConfig._settings.rate_limits, _text("model", model), RateLimit(**checked)))
+
+    @staticmethod
+    def get_rate_limit(model: str) -> RateLimit | None:
+        """Return the declared quota of `model`, or None."""
+        return dict(SKLLMConfig._settings.rate_limits).get(model)
+
+    @staticmethod
+    def set_show_progress(show: bool) -> None:
+        """Set whether a progress bar appears, in terminals and notebooks, on calls that take more than 2 s."""
+        _set("show_progress", _flag("show_progress", show))
+
+    @staticmethod
+    def get_show_progress() -> bool:
+        """Return whether a progress bar may appear."""
+        return _flag("show_progress", _get("show_progress"))
+
+
+def _get(name: str) -> Any:
+    value = getattr(SKLLMConfig._settings, name)
+    if value is None:
+        value = os.environ.get(_ENV[name]) or None
+    return _DEFAULTS.get(name) if value is None else value
+
+
+def _optional(name: str) -> str | None:
+    value = _get(name)
+    return None if value is None else str(value)
+
+
+def _set(name: str, value: object) -> None:
+    SKLLMConfig._settings = replace(SKLLMConfig._settings, **{name: value})  # type: ignore[arg-type]
+
+
+def _shown(name: str) -> str:
+    value = SKLLMConfig.get_openai_key() if name == "openai_key" else _get(name)
+    if value is None:
+        return "None"
+    source = "set" if getattr(SKLLMConfig._settings, name) is not None else "environment"
+    if name in _DEFAULTS and source == "environment" and not os.environ.get(_ENV[name]):
+        source = "default"
+    return f"{'***' if name == 'openai_key' else repr(value)}  ({source})"
+
+
+def _with(pairs: tuple[tuple[Any, Any], ...], key: object, value: object) -> tuple[tuple[Any, Any], ...]:
+    return tuple({**dict(pairs), key: value}.items())
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, Secret):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        shown = "an empty string" if isinstance(value, str) else f"a {type(value).__name__}"
+        raise ConfigurationError(f"{name} must be a non-empty string; got {shown}.")
+    return value.strip()
+
+
+def _url(name: str, value: object) -> str:
+    text = _text(name, value)
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
+        raise ConfigurationError(
+            f"{name} must be an http:// or https:// URL; got {text!r}.", "For example http://localhost:11434/v1."
+        )
+    return text.rstrip("/")
+
+
+def _flag(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
+        return value.lower() in _TRUE
+    raise ConfigurationError(f"{name} must be True or False; got {value!r}.")
+
+
+def _gpu_layers(value: object) -> int:
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if isinstance(number, bool) or not isinstance(number, int) or number < -1:
+        raise ConfigurationError(
+            f"gguf_max_gpu_layers must be an int of at least -1; got {value!r}.",
+            "0: all layers on the CPU, -1: all on the GPU, n > 0: n layers on the GPU.",
+        )
+    return number
+
+
+def _at_least(name: str, value: object, lowest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise ConfigurationError(f"{name} must be an int of at least {lowest}; got {value!r}.")
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ConfigurationError(f"{name} must be a number of at least 0; got {value!r}.")
+    return value
+
+
+def resolve_secret(ref: SecretRef, held: Mapping[str, str] | None = None) -> str:
+    """Return the credential that `ref` names.
+
+    Parameters
+    ----------
+    ref : SecretRef
+        The reference.
+    held : mapping of str to str, optional
+        Credentials by fingerprint, such as those that the driver handed over.
+
+    Raises
+    ------
+    MissingKeyError
+        If neither `held`, this process's settings nor the environment has it.
+    """
+    if held and ref.fingerprint in held:
+        return held[ref.fingerprint]
+    own = SKLLMConfig._settings.openai_key if ref.name == "openai_key" else None
+    if own is not None and own.reveal():
+        return own.reveal()
+    for name in ref.env:
+        if os.environ.get(name):
+            return os.environ[name]
+    setter = f"SKLLMConfig.set_{ref.name}(…)"
+    raise MissingKeyError(f"No {ref.name} was found.", f"Call {setter}, or set {ref.env[0]} in the environment.")

@@ -1,0 +1,57 @@
+"""What happens to one block of texts, wherever it runs: render, ask, parse."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from skllm_ray.config import resolve_secret
+from skllm_ray.errors import ClusterError
+from skllm_ray.llm.base import Backend, BackendSpec
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.tasks.base import Row, Task
+
+BLOCK_ROWS = 256
+"""Rows in a block: one request to a model actor, one Dataset task."""
+
+
+def process(texts: Sequence[str], task: Task[Any], backend: Backend) -> list[Row[Any]]:
+    """Return one row per text."""
+    return task.parse(texts, backend.complete(task.render(texts)))
+
+
+class OpenBackend:
+    """A backend that is open in this process, kept in ``ModelCache`` for the next call."""
+
+    def __init__(self, spec: BackendSpec, backend: Backend) -> None:
+        self.spec = spec
+        self.backend = backend
+        self.pid = os.getpid()
+
+    def close(self) -> None:
+        """Close the backend, unless it belongs to a parent process."""
+        if self.pid == os.getpid():
+            self.backend.close()
+
+
+def open_here(spec: BackendSpec, secrets: Mapping[str, str]) -> Backend:
+    """Return the backend of `spec` in this process, opened at the first call.
+
+    Raises
+    ------
+    ClusterError
+        If a parent process opened it before a fork: its threads do not exist here.
+    """
+    key = f"{spec.key} in process"
+    held = ModelCache.get(key)
+    if isinstance(held, OpenBackend):
+        if held.pid != os.getpid():
+            raise ClusterError(
+                f"{spec.model} was opened before this process was forked, and its threads do not survive a fork.",
+                'Start child processes with the "spawn" method.',
+            )
+        return held.backend
+    backend = spec.open(lambda reference: resolve_secret(reference, secrets))
+    ModelCache.store(key, OpenBackend(spec, backend))
+    return backend

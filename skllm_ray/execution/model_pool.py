@@ -1,0 +1,327 @@
+"""Model actors that outlive calls: one pool actor per job creates, replaces and hands them out.
+
+Only the pool creates model actors, so that they live as long as the job, whichever process asked first. A replica that
+dies is replaced by the pool when a caller reports it; the caller then asks again, and halves the block when it dies a
+second time, so that one row that kills its model costs itself alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from skllm_ray.errors import ClusterError, NotSupportedError, PlacementError, SkllmRayError, SkllmRayWarning
+from skllm_ray.execution import session
+from skllm_ray.execution.model_actor import ModelActor, ReplicaInfo
+from skllm_ray.execution.session import NAMESPACE
+from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.tasks.base import ChatRequest, Reply, RowError
+
+PLACEMENT_TIMEOUT_S = 60.0
+"""How long model actors may wait for room before the call fails."""
+_MOST_THREADS = 8  # per replica, where the user does not say: llama.cpp gains little beyond on most machines
+
+
+@dataclass(slots=True)
+class _Replica:
+    handle: Any
+    info: ReplicaInfo
+    in_flight: int = 0
+
+
+@dataclass(slots=True)
+class _Model:
+    spec: BackendSpec
+    share: Share
+    replicas: dict[int, _Replica] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one replica takes, and how many there are to be."""
+
+    num_cpus: float
+    num_gpus: float
+    threads: int
+    n_replicas: int
+    min_replicas: int
+
+
+class _Pool:
+    """The pool actor. Loading a model takes a thread of it, so that other models are handed out meanwhile."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, _Model] = {}
+        self._state = threading.Lock()
+        self._loading: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._numbers = itertools.count()
+
+    def open(self, spec: BackendSpec, share: Share) -> tuple[BackendSpec, int]:
+        """Start and load the replicas of `spec` if they are not; return the spec they were loaded with, and how many."""
+        with self._loading[spec.key]:
+            model = self._models.get(spec.key)
+            if model is None:
+                model = _Model(spec, share)
+                self._add(model, share.n_replicas, share.min_replicas)
+                with self._state:
+                    self._models[spec.key] = model
+            return model.spec, len(model.replicas)
+
+    def take(self, key: str, n: int) -> list[tuple[int, Any]]:
+        """Return `n` replicas, the least loaded first, each counted as one call in flight."""
+        with self._state:
+            model = self._models.get(key)
+            if model is None:
+                raise ClusterError(f"{key} was unloaded while it was in use.", "Call predict again to load it.")
+            if not model.replicas:
+                raise _no_room(model.spec, model.share)
+            chosen = []
+            for _ in range(n):
+                number, replica = min(model.replicas.items(), key=lambda item: item[1].in_flight)
+                replica.in_flight += 1
+                chosen.append((number, replica.handle))
+            return chosen
+
+    def give_back(self, key: str, numbers: Sequence[int]) -> None:
+        """Count the calls as finished."""
+        with self._state:
+            model = self._models.get(key)
+            for number in numbers:
+                if model is not None and number in model.replicas:
+                    model.replicas[number].in_flight -= 1
+
+    def replace(self, key: str, number: int) -> None:
+        """Start a new replica for one that died. Several callers may report the same death."""
+        with self._loading[key]:
+            with self._state:
+                model = self._models.get(key)
+                dead = model.replicas.pop(number, None) if model is not None else None
+            if model is None or dead is None:
+                return
+            ray.kill(dead.handle)
+            self._add(model, 1, 0 if model.replicas else 1)
+
+    def replicas(self, key: str) -> list[ReplicaInfo]:
+        """Return where the replicas of a model live."""
+        with self._state:
+            model = self._models.get(key)
+            return [replica.info for replica in model.replicas.values()] if model else []
+
+    def close(self, key: str) -> None:
+        """Unload a model; its actors' processes are gone when this returns."""
+        with self._state:
+            model = self._models.pop(key, None)
+        replicas = list(model.replicas.values()) if model else []
+        for replica in replicas:
+            ray.kill(replica.handle)
+        for replica in replicas:
+            _wait_until_gone(replica.handle)
+
+    def is_open(self, key: str) -> bool:
+        """Return whether the model is loaded."""
+        return key in self._models
+
+    def _add(self, model: _Model, wanted: int, at_least: int) -> None:
+        """Start, place and load up to `wanted` replicas; raise unless `at_least` of them find room."""
+        actors = [_start_actor(model.share) for _ in range(wanted)]
+        pings = {actor.ping.remote(): actor for actor in actors}
+        placed, waiting = ray.wait(list(pings), num_returns=wanted, timeout=PLACEMENT_TIMEOUT_S)
+        started = [pings[ping] for ping in placed]
+        try:
+            for ping in waiting:
+                ray.kill(pings[ping])
+            if len(started) < at_least:
+                raise _no_room(model.spec, model.share)
+            infos = ray.get([actor.load.remote(model.spec, model.share.threads) for actor in started])
+        except BaseException:
+            for actor in started:
+                ray.kill(actor)
+            raise
+        with self._state:
+            for actor, info in zip(started, infos, strict=True):
+                model.replicas[next(self._numbers)] = _Replica(actor, info)
+
+
+def _start_actor(share: Share) -> Any:
+    return ray.remote(ModelActor).options(num_cpus=share.num_cpus, num_gpus=share.num_gpus).remote(share.num_gpus == 0)
+
+
+def _wait_until_gone(handle: Any) -> None:
+    with contextlib.suppress(RayActorError, GetTimeoutError):
+        ray.get(handle.ping.remote(), timeout=10)
+
+
+def _no_room(spec: BackendSpec, share: Share) -> PlacementError:
+    have = ", ".join(f"{name} {amount:g}" for name, amount in sorted(_resources(ray.cluster_resources()).items()))
+    free = ", ".join(f"{name} {amount:g}" for name, amount in sorted(_resources(ray.available_resources()).items()))
+    return PlacementError(
+        f"No room for {share.min_replicas} actor(s) of {spec.model}, each of {share.num_cpus:g} CPU and "
+        f"{share.num_gpus:g} GPU, within {PLACEMENT_TIMEOUT_S:g} s. The cluster has {have}; free now: {free or 'none'}.",
+        "Ask for less with SKLLMConfig.set_gguf_resources(…), free the cluster, or add nodes.",
+    )
+
+
+def _resources(found: dict[str, float]) -> dict[str, float]:
+    return {name: amount for name, amount in found.items() if name in {"CPU", "GPU"}}
+
+
+# --- the callers' side --------------------------------------------------------------------------------------------
+
+_pools: dict[str, Any] = {}
+
+
+def _pool() -> Any:
+    """Return this job's pool actor, created by the first process that asks."""
+    job = ray.get_runtime_context().get_job_id()
+    if job not in _pools:
+        actor = ray.remote(_Pool).options(
+            name=f"pool-{job}", namespace=NAMESPACE, get_if_exists=True, num_cpus=0, max_concurrency=32
+        )
+        _pools[job] = actor.remote()  # kept: the actor lives as long as its handle
+    return _pools[job]
+
+
+def connect(spec: BackendSpec) -> PooledBackend:
+    """Return the pool of `spec`, its model loaded at the first call of the job.
+
+    Raises
+    ------
+    PlacementError
+        If the cluster has no room for the actors.
+    ModelLoadError
+        If the model cannot be loaded.
+    """
+    held = ModelCache.get(spec.key)
+    job = ray.get_runtime_context().get_job_id()
+    if not isinstance(held, PooledBackend) or held.job != job:
+        share = plan(spec)
+        loaded, n_replicas = _call(_pool().open.remote(spec, share))
+        held = PooledBackend(loaded, n_replicas, job)
+        ModelCache.store(spec.key, held)
+    if held.spec != spec:
+        warnings.warn(
+            f"{spec.model} stays loaded with the settings of its first use; changed ones take effect after "
+            "ModelCache.clear().",
+            SkllmRayWarning,
+            stacklevel=2,
+        )
+    return held
+
+
+def plan(spec: BackendSpec) -> Share:
+    """Decide what each replica takes and how many there are to be, from what the cluster's nodes have."""
+    asked = spec.placement
+    sizes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    if asked.num_cpus is None:
+        threads = int(max(1, min(_MOST_THREADS, max(sizes, default=1))))
+        num_cpus = float(threads - 1)  # one is left for whoever reads and writes
+    else:
+        threads, num_cpus = max(1, int(asked.num_cpus)), float(asked.num_cpus)
+    room = _room(num_cpus, asked.num_gpus, len(sizes))
+    most = asked.max_replicas or max(asked.min_replicas, min(room, len(sizes)))
+    return Share(num_cpus, asked.num_gpus, threads, max(asked.min_replicas, min(most, room)), asked.min_replicas)
+
+
+def _room(num_cpus: float, num_gpus: float, n_nodes: int) -> int:
+    free = ray.available_resources()
+    fits = [free.get(name, 0.0) / need for name, need in (("CPU", num_cpus), ("GPU", num_gpus)) if need]
+    return int(min(fits)) if fits else n_nodes
+
+
+def is_nested_without_room(spec: BackendSpec) -> bool:
+    """Return whether a call from inside a task must load the model here, because its actors could never be placed.
+
+    The task itself holds resources while it waits for the answer, so waiting for room could wait for ever.
+    """
+    if spec.placement.num_gpus or _call(_pool().is_open.remote(spec.key)):
+        return False
+    share = plan(spec)
+    return _room(share.num_cpus, share.num_gpus, 1) < share.min_replicas
+
+
+class PooledBackend:
+    """A backend whose model lives in a pool's actors. Picklable: Dataset tasks hold it too."""
+
+    def __init__(self, spec: BackendSpec, n_replicas: int, job: str) -> None:
+        self.spec = spec
+        self.n_replicas = n_replicas
+        self.job = job
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
+        """Return one reply per request; a block from the driver is spread over all replicas at once."""
+        n_slices = 1 if len(requests) <= _SMALLEST_SLICE else self.n_replicas
+        return self._complete([list(part) for part in _slices(requests, n_slices)], deaths=0)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Not offered yet for GGUF models."""
+        raise NotSupportedError(f"{self.spec.model} offers no embeddings in this release.", f"{len(texts)} asked for.")
+
+    def close(self) -> None:
+        """Unload the model from all nodes."""
+        if session.is_initialised() and ray.get_runtime_context().get_job_id() == self.job:
+            ray.get(_pool().close.remote(self.spec.key))
+
+    def replicas(self) -> list[ReplicaInfo]:
+        """Return where the model's replicas live."""
+        return list(ray.get(_pool().replicas.remote(self.spec.key)))
+
+    def _complete(self, parts: list[list[ChatRequest]], deaths: int) -> list[Reply]:
+        taken = _call(_pool().take.remote(self.spec.key, len(parts)))
+        answers = [handle.complete.remote(part) for part, (_, handle) in zip(parts, taken, strict=True)]
+        replies: list[Reply] = []
+        try:
+            for part, answer, (number, _) in zip(parts, answers, taken, strict=True):
+                try:
+                    replies += ray.get(answer)
+                except RayActorError:
+                    ray.get(_pool().replace.remote(self.spec.key, number))
+                    replies += self._after_death(part, deaths + 1)
+                except RayTaskError as error:
+                    raise _cause(error) from None
+        finally:
+            _pool().give_back.remote(self.spec.key, [number for number, _ in taken])
+        return replies
+
+    def _after_death(self, part: list[ChatRequest], deaths: int) -> list[Reply]:
+        """Ask again; from the second death on by halves, down to the one request that kills its model."""
+        if deaths < _DEATHS_BEFORE_HALVING:
+            return self._complete([part], deaths)
+        if len(part) == 1:
+            message = f"The process that held {self.spec.model} died {deaths} times while it worked on this row."
+            return [Reply(error=RowError("model_crashed", message), attempts=deaths)]
+        middle = len(part) // 2
+        first = self._complete([part[:middle]], deaths - 1)
+        return first + self._complete([part[middle:]], deaths - 1)
+
+
+_SMALLEST_SLICE = 16
+_DEATHS_BEFORE_HALVING = 2
+
+
+def _slices(requests: Sequence[ChatRequest], n: int) -> list[Sequence[ChatRequest]]:
+    size = -(-len(requests) // n)
+    return [requests[start : start + size] for start in range(0, len(requests), size)]
+
+
+def _call(reference: Any) -> Any:
+    """Return an actor's answer, or raise our own error where it raised one, without Ray's trace around it."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise _cause(error) from None
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    return error.cause if isinstance(error.cause, SkllmRayError) else error

@@ -1,0 +1,198 @@
+"""Starting Ray, joining it, leaving it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from skllm_ray.errors import ClusterError, ConfigurationError
+
+NAMESPACE = "skllm_ray"
+
+_lock = threading.RLock()
+_state = {"local_mode": False, "started_here": False, "forked": False}
+
+
+def _after_fork() -> None:
+    ray = sys.modules.get("ray")
+    _state["forked"] = bool(ray is not None and ray.is_initialized())
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def init(address: str | None = None, *, local_mode: bool = False, **ray_init_kwargs: Any) -> None:
+    """Start Ray on this machine, or join a running cluster. Optional: the first call that needs Ray does it.
+
+    Parameters
+    ----------
+    address : str or None, default=None
+        A cluster's address, such as ``"auto"`` or ``"10.0.0.1:6379"``. None honours ``RAY_ADDRESS``, then joins a
+        cluster that runs on this machine, then starts one. ``ray://`` addresses are refused: submit a job instead.
+    local_mode : bool, default=False
+        Run everything in this process, without Ray: for debuggers, unit tests and notebooks.
+    **ray_init_kwargs
+        Passed on to ``ray.init``.
+
+    Raises
+    ------
+    ConfigurationError
+        If `local_mode` comes with an address or with options of Ray, or `address` is a ``ray://`` one.
+    ClusterError
+        If Ray is initialised already and `address` was given, or the cluster cannot be joined.
+
+    Examples
+    --------
+    >>> import skllm_ray
+    >>> skllm_ray.init(local_mode=True)
+    >>> skllm_ray.shutdown()
+    """
+    if local_mode:
+        if address is not None or ray_init_kwargs:
+            given = ["address"] * (address is not None) + list(ray_init_kwargs)
+            raise ConfigurationError(f"local_mode=True starts no Ray, so {', '.join(given)} cannot be passed.")
+        _state["local_mode"] = True
+        return
+    _refuse_client(address)
+    with _lock:
+        _state["local_mode"] = False
+        if not _initialised():
+            _start(address, ray_init_kwargs)
+        elif address is not None or ray_init_kwargs:
+            raise ClusterError(
+                "Ray is initialised in this process already, so init() cannot take an address or options.",
+                "Call ray.shutdown() first, or call init() without arguments to use the running Ray.",
+            )
+
+
+def shutdown() -> None:
+    """Unload all models, leave local mode, and stop Ray if this library started or joined it."""
+    from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+
+    with _lock:
+        _state["local_mode"] = False
+        ModelCache.clear()
+        if _state["started_here"] and _initialised():
+            import ray
+
+            ray.shutdown()
+        _state["started_here"] = False
+
+
+def is_local_mode() -> bool:
+    """Return whether everything runs in this process."""
+    return _state["local_mode"]
+
+
+def is_initialised() -> bool:
+    """Return whether this process is connected to Ray, without importing it."""
+    return _initialised()
+
+
+def in_ray_worker() -> bool:
+    """Return whether this process is a Ray worker: the call comes from inside a task or an actor."""
+    if not _initialised():
+        return False
+    import ray
+
+    return int(ray.get_runtime_context().worker.mode) == int(ray.WORKER_MODE)
+
+
+def ensure() -> None:
+    """Start or join Ray if this process has not; refuse where it cannot work.
+
+    Raises
+    ------
+    ClusterError
+        After a fork of a process that used Ray, in a ``ray://`` client, or when Ray cannot start.
+    """
+    with _lock:
+        if _state["forked"]:
+            raise ClusterError(
+                "This process was forked from one that uses Ray, and Ray does not survive a fork.",
+                'Start child processes with the "spawn" method, or call skllm_ray before none of them.',
+            )
+        if not _initialised():
+            _refuse_client(os.environ.get("RAY_ADDRESS"))
+            _start(None, {})
+            return
+    from ray.util.client import ray as client
+
+    if client.is_connected():
+        raise ClusterError(_CLIENT, _CLIENT_HINT)
+
+
+_CLIENT = "Ray is connected through a ray:// client, which skllm_ray does not support."
+_CLIENT_HINT = "Run the script on the cluster: ray job submit --address http://HEAD:8265 -- python script.py"
+
+
+def _refuse_client(address: str | None) -> None:
+    if address is not None and address.startswith("ray://"):
+        raise ConfigurationError(f"address={address!r}: {_CLIENT}", _CLIENT_HINT)
+
+
+def _initialised() -> bool:
+    ray = sys.modules.get("ray")
+    return bool(ray is not None and ray.is_initialized())
+
+
+def _start(address: str | None, options: dict[str, Any]) -> None:
+    """Call ``ray.init`` with our quiet defaults under the caller's options."""
+    with _environment(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0"), _quiet_authentication():
+        import ray
+
+        if address is not None or os.environ.get("RAY_ADDRESS"):
+            _use_token_if_present()
+        quiet = {
+            "namespace": NAMESPACE,
+            "include_dashboard": False,
+            "logging_level": logging.WARNING,
+            "log_to_driver": False,
+        }
+        try:
+            ray.init(address=address, **{**quiet, **options})
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = address or os.environ.get("RAY_ADDRESS") or "this machine"
+            raise ClusterError(
+                f"Ray could not be started or joined at {where}: {type(error).__name__}: {error}",
+                "Check the address with `ray status --address ADDRESS`, or unset RAY_ADDRESS to start a local Ray.",
+            ) from error
+    _state["started_here"] = True
+
+
+def _use_token_if_present() -> None:
+    """Let an explicit address use the cluster's token: Ray does so by itself only for clusters it found on its own."""
+    try:
+        from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+    except ImportError:  # a Ray without token authentication
+        return
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+@contextmanager
+def _quiet_authentication() -> Iterator[None]:
+    """Hide Ray's notices about tokens, which concern whoever runs a cluster and not each of its users."""
+    logger = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables that are not set, for Ray's own processes, and take them back."""
+    new = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)

@@ -1,0 +1,46 @@
+"""Credentials on their way to the workers: an actor's memory, filled by a method call, never a constructor argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from skllm_ray.execution.session import NAMESPACE
+
+_kept: dict[str, Any] = {}
+
+
+class _Vault:
+    def __init__(self) -> None:
+        self._secrets: dict[str, str] = {}
+
+    def put(self, secrets: Mapping[str, str]) -> None:
+        self._secrets.update(secrets)
+
+    def get(self) -> dict[str, str]:
+        return dict(self._secrets)
+
+
+def _name() -> str:
+    return f"vault-{ray.get_runtime_context().get_job_id()}"
+
+
+def hand_over(secrets: Mapping[str, str]) -> None:
+    """Give this job's workers `secrets`, by fingerprint. Does nothing if there are none."""
+    if not secrets:
+        return
+    options: dict[str, Any] = {"name": _name(), "namespace": NAMESPACE, "get_if_exists": True, "num_cpus": 0}
+    vault: Any = ray.remote(_Vault).options(**options).remote()
+    _kept[_name()] = vault  # the actor lives as long as its handle
+    ray.get(vault.put.remote(dict(secrets)))
+
+
+def fetch_secrets() -> dict[str, str]:
+    """Return what this job's driver handed over, by fingerprint; empty if it handed over nothing."""
+    try:
+        vault = ray.get_actor(_name(), namespace=NAMESPACE)
+    except ValueError:
+        return {}
+    return dict(ray.get(vault.get.remote()))

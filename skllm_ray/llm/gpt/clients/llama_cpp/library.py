@@ -1,0 +1,89 @@
+"""llama-cpp-python, imported once, late, with its log in our hands."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from types import ModuleType
+from typing import Any
+
+from skllm_ray.errors import MissingExtraError, ModelLoadError
+
+_logger = logging.getLogger("skllm_ray.llama_cpp")
+_LEVELS = {3: logging.DEBUG, 4: logging.ERROR}  # ggml_log_level; warnings concern developers of models
+_ERROR = 4
+_CONTINUATION = 5
+_last_errors: list[str] = []
+_keep_alive: list[Any] = []
+_verbose = False
+
+
+def import_llama_cpp() -> ModuleType:
+    """Return the ``llama_cpp`` module; its C log goes to our logger instead of standard error.
+
+    Raises
+    ------
+    MissingExtraError
+        If llama-cpp-python is not installed.
+    """
+    try:
+        import llama_cpp
+    except ImportError as error:
+        if error.name not in {"llama_cpp", "jinja2", "diskcache"}:
+            raise
+        raise MissingExtraError.for_extra("llama-cpp-python", "gguf") from None
+    if not _keep_alive:
+        callback = llama_cpp.llama_log_callback(_log)
+        _keep_alive.append(callback)
+        llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+def check_header(path: str) -> None:
+    """Raise ``ModelLoadError`` if llama.cpp finds the file's header damaged or its tensors beyond the file's end."""
+    lib = import_llama_cpp()
+    params = lib.llama_model_default_params()
+    params.vocab_only = True
+    params.n_gpu_layers = 0
+    lib.llama_model_free(load_model(lib, path, params))
+
+
+def load_model(lib: ModuleType, path: str, params: Any) -> Any:
+    """Return llama.cpp's handle of the model in `path`.
+
+    Raises
+    ------
+    ModelLoadError
+        With llama.cpp's own reason.
+    """
+    take_errors()
+    model = lib.llama_model_load_from_file(path.encode(), params)
+    if not model:
+        raise ModelLoadError(
+            f"llama.cpp cannot load {path}: {take_errors() or 'it gave no reason'}",
+            "If it was downloaded, delete it and download it again.",
+        )
+    return model
+
+
+def set_verbose(verbose: bool) -> None:
+    """Show llama.cpp's own log at level INFO, or hide all but what our errors quote."""
+    global _verbose
+    _verbose = verbose
+
+
+def take_errors() -> str:
+    """Return what llama.cpp has logged as errors since the last call, as one line, and forget it."""
+    text = " ".join(" ".join(_last_errors).split())
+    _last_errors.clear()
+    return text
+
+
+def _log(level: int, text: bytes, _user_data: object) -> None:
+    line = text.decode("utf-8", "replace").rstrip()
+    if level == _ERROR:
+        _last_errors.append(line)
+        del _last_errors[:-20]
+    if line and level != _CONTINUATION:
+        _logger.log(logging.INFO if _verbose else _LEVELS.get(level, logging.DEBUG), "%s", line)

@@ -1,0 +1,1 @@
+"""The backends that speak OpenAI's API: OpenAI itself, Azure, and any server at a custom URL."""

@@ -1,0 +1,111 @@
+"""Which OpenAI-compatible server a worker talks to: OpenAI itself, Azure, or any base URL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from skllm_ray.config import RateLimit, SecretRef, resolve_secret
+from skllm_ray.errors import ConfigurationError, MissingKeyError
+from skllm_ray.llm.base import Placement, SecretResolver
+from skllm_ray.llm.gpt.clients.openai.dispatch import DEFAULT_CONCURRENCY, Patience
+from skllm_ray.llm.gpt.clients.openai.options import RequestOptions, freeze_options, refuse_options, spec_key
+
+if TYPE_CHECKING:
+    from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
+
+_NO_KEY = "no-key-needed"
+_SETTINGS = {"azure": "azure_api_base", "custom_url": "gpt_url"}
+_RESERVED = {"model", "messages", "stream", "n", "extra_body", "extra_headers", "extra_query", "timeout"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAISpec:
+    """A chat model behind an OpenAI-compatible API.
+
+    Examples
+    --------
+    >>> spec = OpenAISpec(api="custom_url", model="llama3", base_url="http://localhost:11434/v1",
+    ...                   key_ref=SecretRef("openai_key", ("SKLLM_CONFIG_OPENAI_KEY",)))
+    >>> spec.check()
+    """
+
+    api: Literal["openai", "azure", "custom_url"]
+    """Whose form of the API it is."""
+    model: str
+    """The model's name; for Azure the deployment's."""
+    key_ref: SecretRef
+    """Where the worker finds the API key."""
+    base_url: str | None = None
+    """``azure_api_base`` or ``gpt_url``; None is OpenAI's own address."""
+    api_version: str | None = None
+    """Azure's API version."""
+    org: str | None = None
+    """OpenAI's organisation ID."""
+    request_options: RequestOptions = ()
+    """Extra request parameters, such as ``reasoning_effort``; kept in a form that hashes."""
+    patience: Patience = field(default_factory=Patience)
+    """How long a row may take, and how often it is tried."""
+    limit: RateLimit | None = None
+    """The declared quota; of it, a backend itself keeps ``max_concurrency``."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "request_options", freeze_options(self.request_options))
+
+    @property
+    def placement(self) -> Placement:
+        """Stateless: it takes no CPU of the cluster."""
+        return Placement()
+
+    @property
+    def max_concurrency(self) -> int:
+        """Requests in flight at once."""
+        return (self.limit and self.limit.max_concurrency) or DEFAULT_CONCURRENCY
+
+    @property
+    def key(self) -> str:
+        """A hash of every field; of the API key, only the fingerprint."""
+        return spec_key("openai", self)
+
+    def check(self) -> None:
+        """Raise what is known before a request is sent.
+
+        Raises
+        ------
+        ConfigurationError
+            If the address or Azure's API version is missing, or an option cannot be passed on.
+        MissingKeyError
+            If the API needs a key and none is found. A custom URL needs none.
+        """
+        self._check_address()
+        refuse_options(self.request_options, _RESERVED)
+        if self.api != "custom_url" and not self.key_ref.fingerprint:
+            resolve_secret(self.key_ref)
+
+    def open(self, resolve_secret: SecretResolver) -> OpenAIBackend:
+        """Open a client in this process."""
+        from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
+
+        self._check_address()
+        return OpenAIBackend(self, self._secret(resolve_secret))
+
+    def _check_address(self) -> None:
+        setting = _SETTINGS.get(self.api)
+        if setting and not self.base_url:
+            raise ConfigurationError(f"{setting} is not set.", f"Call SKLLMConfig.set_{setting}(…).")
+        if self.api == "azure" and not self.api_version:
+            raise ConfigurationError("azure_api_version is not set.", "Call SKLLMConfig.set_azure_api_version(…).")
+        if self.base_url and "@" in urlsplit(self.base_url).netloc:
+            raise ConfigurationError(
+                f"{setting or 'base_url'} must not hold a user name or password.",
+                "Pass the credential with SKLLMConfig.set_openai_key(…).",
+            )
+
+    def _secret(self, resolve_secret: SecretResolver) -> str:
+        try:
+            return resolve_secret(self.key_ref)
+        except MissingKeyError:
+            if self.api != "custom_url":
+                raise
+            return _NO_KEY  # the SDK refuses to start without one

@@ -1,0 +1,140 @@
+"""``"namespace::model"`` to a backend spec. The only reader of ``SKLLMConfig`` on the way of a call."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
+
+from skllm_ray.config import OPENAI_KEY_ENV, Secret, SecretRef, SKLLMConfig
+from skllm_ray.errors import ConfigurationError, SkllmRayWarning, UnknownModelError
+from skllm_ray.llm.base import BackendSpec
+
+Options = Mapping[str, Any] | None
+
+
+def resolve(
+    model: str, key: str | None = None, org: str | None = None, request_options: Options = None, family: str = "gpt"
+) -> BackendSpec:
+    """Return the spec of `model` under the settings of this process.
+
+    Parameters
+    ----------
+    model : str
+        ``namespace::name``, or a name alone for the family's default backend.
+    key, org : str or None
+        The estimator's own credentials; None takes the settings'.
+    request_options : mapping or None
+        Extra request parameters for API backends.
+    family : {"gpt", "vertex"}, default="gpt"
+        The estimator's family.
+
+    Raises
+    ------
+    UnknownModelError
+        If the namespace is unknown or the name is empty.
+    ConfigurationError
+        If `model` is not a string, or what the backend needs is not set.
+    """
+    if not isinstance(model, str):
+        raise ConfigurationError(f"model must be a str; got {type(model).__name__}.")
+    namespace, separator, name = model.partition("::")
+    if not separator:
+        namespace, name = {"gpt": "openai", "vertex": "vertex"}[family], model
+    openers = _FAMILIES[family]
+    if namespace not in openers:
+        known = ", ".join(f"{known}::" for known in openers)
+        raise UnknownModelError(f"Unknown namespace {namespace!r} in model={model!r}.", f"Known: {known}")
+    if not name.strip():
+        raise UnknownModelError(f"model={model!r} names no model.", f"Write {namespace}::<name>.")
+    return openers[namespace](name.strip(), key, org, dict(request_options or {}))
+
+
+def secrets_of(key: str | None) -> dict[str, str]:
+    """Return the credentials that this process can hand to workers, by fingerprint."""
+    found = [Secret(key) if key else None, SKLLMConfig.get_openai_key()]
+    return {
+        secret.fingerprint: secret.reveal() for secret in found if isinstance(secret, Secret) and secret.reveal()
+    }
+
+
+def _openai(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:
+    if SKLLMConfig.get_gpt_url() is not None:
+        warnings.warn(
+            f"A custom URL is set (SKLLMConfig.set_gpt_url), but model={name!r} goes to OpenAI itself. For the custom "
+            f"URL write model='custom_url::{name}'; to silence this, call SKLLMConfig.reset_gpt_url().",
+            SkllmRayWarning,
+            stacklevel=4,
+        )
+    return _openai_spec("openai", name, key, org, options)
+
+
+def _azure(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:
+    return _openai_spec(
+        "azure",
+        name,
+        key,
+        org,
+        options,
+        base_url=SKLLMConfig.get_azure_api_base(),
+        api_version=SKLLMConfig.get_azure_api_version(),
+    )
+
+
+def _custom_url(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:
+    return _openai_spec("custom_url", name, key, org, options, base_url=SKLLMConfig.get_gpt_url())
+
+
+def _openai_spec(
+    api: Literal["openai", "azure", "custom_url"], name: str, key: str | None, org: str | None, options: dict[str, Any], **endpoint: Any
+) -> BackendSpec:
+    from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
+
+    # OPENAI_API_KEY is meant for OpenAI: a custom URL gets only a key that was set for this library.
+    env = OPENAI_KEY_ENV[:1] if api == "custom_url" else OPENAI_KEY_ENV
+    own = Secret(key) if key else SKLLMConfig.get_openai_key(include_standard_env=api != "custom_url")
+    reference = SecretRef("openai_key", env, own.fingerprint if isinstance(own, Secret) else "")
+    prefix = "" if api == "openai" else f"{api}::"
+    return OpenAISpec(
+        api=api,
+        model=name,
+        org=org or SKLLMConfig.get_openai_org(),
+        key_ref=reference,
+        request_options=options,
+        limit=SKLLMConfig.get_rate_limit(prefix + name),
+        **endpoint,
+    )
+
+
+def _gguf(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:
+    from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
+
+    del key, org
+    if options:
+        raise ConfigurationError(f"request_options={options!r}: GGUF models take none.", "Leave it out.")
+    return GGUFSpec(
+        name=name,
+        n_gpu_layers=SKLLMConfig.get_gguf_max_gpu_layers(),
+        download_path=SKLLMConfig.get_gguf_download_path(),
+        verbose=SKLLMConfig.get_gguf_verbose(),
+        resources=SKLLMConfig.get_gguf_resources(name),
+    )
+
+
+def _vertex(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:
+    from skllm_ray.llm.vertex.spec import VertexSpec
+
+    del key, org
+    return VertexSpec(
+        model=name,
+        project=SKLLMConfig.get_google_project(),
+        location=SKLLMConfig.get_google_location(),
+        request_options=options,
+        limit=SKLLMConfig.get_rate_limit(name),
+    )
+
+
+_FAMILIES: Final[dict[str, dict[str, Callable[..., BackendSpec]]]] = {
+    "gpt": {"openai": _openai, "azure": _azure, "custom_url": _custom_url, "gguf": _gguf},
+    "vertex": {"vertex": _vertex},
+}

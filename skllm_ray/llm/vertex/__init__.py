@@ -1,0 +1,1 @@
+"""The backend for Gemini on Vertex AI."""

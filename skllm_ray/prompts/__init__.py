@@ -1,0 +1,5 @@
+"""Prompt templates and the one function that fills them."""
+
+from skllm_ray.prompts.builders import check_template, fill, format_labels
+
+__all__ = ["check_template", "fill", "format_labels"]

@@ -1,0 +1,161 @@
+"""What travels between a task and a backend: requests, replies, rows. Pure data: no Ray, no SDK, no clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+ErrorKind = Literal[
+    "missing_text",
+    "invalid_answer",
+    "context_length",
+    "bad_request",
+    "content_filter",
+    "timeout",
+    "connection",
+    "server_error",
+    "malformed_response",
+    "rate_limit",
+    "insufficient_quota",
+    "authentication",
+    "permission",
+    "model_not_found",
+    "not_supported",
+    "model_crashed",
+    "cancelled",
+]
+"""The kinds of failure that a row can end in; ``predict_details`` shows them in ``error_kind``."""
+
+
+class Message(TypedDict):
+    """One message of a conversation, in the form that chat APIs and chat templates share."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The labels that an answer is constrained to.
+
+    The answer is a JSON object with the one key ``label``: a string, or, with `multiple`, an array of strings.
+    """
+
+    labels: tuple[str, ...]
+    """The labels, in the order in which the prompt lists them."""
+    multiple: bool = False
+    """Whether any number of labels may apply."""
+    max_labels: int = 1
+    """With `multiple`, the largest number of labels in an answer."""
+
+    @property
+    def opening(self) -> str:
+        """The beginning that all answers share."""
+        return '{"label": [' if self.multiple else '{"label": "'
+
+    def answer(self, labels: Sequence[str]) -> str:
+        """Return the answer that chooses `labels`.
+
+        Examples
+        --------
+        >>> Choices(("a", "b")).answer(["b"])
+        '{"label": "b"}'
+        """
+        value: object = list(labels) if self.multiple else labels[0]
+        return json.dumps({"label": value}, ensure_ascii=False)
+
+    def json_schema(self) -> dict[str, Any]:
+        """Return the JSON schema of an answer, in the subset that strict structured output allows."""
+        one: dict[str, Any] = {"type": "string", "enum": list(self.labels)}
+        value = {"type": "array", "items": one} if self.multiple else one
+        return {"type": "object", "properties": {"label": value}, "required": ["label"], "additionalProperties": False}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One row's question to a chat model."""
+
+    messages: tuple[Message, ...]
+    """The conversation; the last message is the user's."""
+    choices: Choices | None = None
+    """The labels that the answer is constrained to, if it is a classification."""
+    json_schema: dict[str, Any] | None = None
+    """The JSON schema of the answer, if it is another structured one."""
+    max_output_tokens: int | None = None
+    """The largest number of tokens in the answer; None leaves it to the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The tokens that a reply cost."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """The share of `prompt_tokens` that was served from a cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row has no result. It holds neither the prompt nor a key."""
+
+    kind: ErrorKind
+    message: str
+    retryable: bool = False
+    """Whether asking again may help."""
+    fatal: bool = False
+    """Whether every other row would fail for the same reason (a wrong key, no quota): the job should stop."""
+    retry_after_s: float | None = None
+    """How long the server asked to wait, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A backend's answer to one request: a text or an error, never both, never an exception."""
+
+    text: str | None = None
+    log_probs: tuple[float, ...] | None = None
+    """Natural logarithm of each choice's probability, normalised over the choices; shape (n_choices,)."""
+    usage: Usage = field(default_factory=Usage)
+    error: RowError | None = None
+    attempts: int = 1
+    """How often the backend was asked."""
+    model: str = ""
+    """The model as the backend reported it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Generic[T]):
+    """What one text became."""
+
+    value: T | None
+    """The parsed result; None where there is an `error` or the answer was not valid."""
+    valid: bool
+    """Whether the answer was one that the task allows."""
+    reply: Reply
+    """What the backend said."""
+
+    @property
+    def error(self) -> RowError | None:
+        """Why the row failed, if it did."""
+        return self.reply.error
+
+
+@runtime_checkable
+class Task(Protocol[T]):
+    """How texts become requests and replies become results. Frozen and picklable: it travels to the workers."""
+
+    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:
+        """Return one request per text; `vectors` are the texts' embeddings where the task asked for them."""
+        ...
+
+    def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[T]]:
+        """Return one row per reply. Never raises for a bad answer: marks it."""
+        ...

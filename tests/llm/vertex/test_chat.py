@@ -1,0 +1,224 @@
+"""The Vertex AI backend: the real SDK over real sockets against a scripted server."""
+
+import json
+import pickle
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+
+genai = pytest.importorskip("google.genai")
+
+from skllm_ray.config import RateLimit, SecretRef  # noqa: E402  after the skip
+from skllm_ray.errors import ConfigurationError, MissingExtraError, NotSupportedError  # noqa: E402
+from skllm_ray.llm.base import Backend, BackendSpec  # noqa: E402
+from skllm_ray.llm.gpt.clients.openai.dispatch import Patience  # noqa: E402
+from skllm_ray.llm.vertex.spec import VertexSpec  # noqa: E402
+from skllm_ray.tasks.base import ChatRequest, Choices  # noqa: E402
+from skllm_ray.testing import ChatServer, StatusFault, WireFault, prompt_of  # noqa: E402
+
+TOKEN = "ya29.planted-token-0123456789"
+REF = SecretRef("google_token", ("SKLLM_TEST_NO_SUCH_TOKEN",))
+HASTY = Patience(timeout_s=5, deadline_s=20, max_tries=5, backoff_s=0.01)
+LABELS = Choices(("positive", "negative"))
+
+
+def spec_for(server, **changes):
+    fixed = {"model": "gemini-x", "project": "P", "location": "L", "token_ref": REF, "patience": HASTY}
+    return VertexSpec(**{**fixed, "base_url": server.root, **changes})
+
+
+def ask(text, choices=None, **options):
+    system = {"role": "system", "content": "You answer."}
+    return ChatRequest((system, {"role": "user", "content": text}), choices, **options)
+
+
+def complete(spec, requests):
+    backend = spec.open(lambda ref: TOKEN)
+    try:
+        return backend.complete(requests)
+    finally:
+        backend.close()
+
+
+def scripted(*answers):
+    left, lock = list(answers), threading.Lock()
+
+    def answer(body):
+        with lock:
+            return left.pop(0) if len(left) > 1 else left[0]
+
+    return answer
+
+
+def last_text(body):
+    return body["contents"][-1]["parts"][0]["text"]
+
+
+def test_replies_keep_the_order_of_the_requests():
+    with ChatServer(last_text, latency_s=0.005) as server:
+        replies = complete(spec_for(server), [ask(f"text {i}") for i in range(40)])
+    assert [reply.text for reply in replies] == [f"text {i}" for i in range(40)]
+    assert {(reply.attempts, reply.model, reply.error) for reply in replies} == {(1, "scripted", None)}
+    assert all(reply.usage.prompt_tokens > 0 for reply in replies)
+
+
+@pytest.mark.parametrize("text", ["naïve café 🎉", 'quotes " \\ \n\t', "x" * 100_000])
+def test_texts_arrive_and_return_unchanged(text):
+    with ChatServer(last_text) as server:
+        assert complete(spec_for(server), [ask(text)])[0].text == text
+
+
+def test_what_is_sent():
+    with ChatServer(key=TOKEN) as server:
+        turns = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"})
+        request = ask("so negative", LABELS, max_output_tokens=9)
+        request = replace(request, messages=(request.messages[0], *turns, request.messages[1]))
+        (reply,) = complete(spec_for(server, request_options={"seed": 7}), [request])
+        (received,) = server.received
+    assert json.loads(reply.text) == {"label": "negative"}
+    assert received.path.endswith("/projects/P/locations/L/publishers/google/models/gemini-x:generateContent")
+    assert received.auth == "authorization"
+    assert received.body["systemInstruction"]["parts"] == [{"text": "You answer."}]
+    assert [turn["role"] for turn in received.body["contents"]] == ["user", "model", "user"]
+    config = received.body["generationConfig"]
+    assert (config["responseMimeType"], config["maxOutputTokens"], config["seed"]) == ("application/json", 9, 7)
+    assert config["responseJsonSchema"] == LABELS.json_schema()
+    assert "temperature" not in config
+
+
+FAULTS = [
+    (StatusFault(400, "no", "INVALID_ARGUMENT"), "bad_request", 1),
+    (StatusFault(400, "The input token count (9) exceeds the maximum"), "context_length", 1),
+    (StatusFault(401, "no", "UNAUTHENTICATED"), "authentication", 1),
+    (StatusFault(403, "no", "PERMISSION_DENIED"), "permission", 1),
+    (StatusFault(404, "no such model", "NOT_FOUND"), "model_not_found", 1),
+    (StatusFault(408), "timeout", 5),
+    (StatusFault(429, "slow down", "RESOURCE_EXHAUSTED", headers=(("retry-after", "0.001"),)), "rate_limit", 5),
+    (StatusFault(500), "server_error", 5),
+    (StatusFault(503), "server_error", 5),
+    (StatusFault(504, "late", "DEADLINE_EXCEEDED"), "timeout", 5),
+    (WireFault.DROP, "connection", 5),
+    (WireFault.HALF, "connection", 5),
+    (WireFault.HTML, "malformed_response", 5),
+    (WireFault.MALFORMED_JSON, "malformed_response", 5),
+    (WireFault.NO_CHOICES, "malformed_response", 5),
+    (WireFault.CONTENT_FILTER, "content_filter", 1),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind", "tries"), FAULTS, ids=str)
+def test_every_fault_has_its_kind_and_its_number_of_tries(fault, kind, tries):
+    with ChatServer(lambda body: fault) as server:
+        (reply,) = complete(spec_for(server), [ask("x")])
+        assert server.n_requests == tries
+    assert reply.text is None
+    assert (reply.error.kind, reply.attempts) == (kind, tries)
+    assert reply.error.retryable == (tries > 1)
+    assert reply.error.fatal == (kind in {"authentication", "permission", "model_not_found"})
+    if isinstance(fault, StatusFault):
+        assert all(part in reply.error.message for part in (str(fault.status), fault.message, fault.code or ""))
+
+
+@pytest.mark.parametrize("fault", [row[0] for row in FAULTS if row[2] > 1], ids=str)
+def test_a_passing_fault_is_tried_again(fault):
+    with ChatServer(scripted(fault, "fine")) as server:
+        (reply,) = complete(spec_for(server), [ask("x")])
+    assert (reply.text, reply.attempts, reply.error) == ("fine", 2, None)
+
+
+def test_a_silent_server_runs_into_both_timeouts():
+    with ChatServer(lambda body: WireFault.SILENCE) as server:
+        each_try = Patience(timeout_s=0.1, deadline_s=20, max_tries=2, backoff_s=0.01)
+        (reply,) = complete(spec_for(server, patience=each_try), [ask("x")])
+        assert (reply.error.kind, reply.attempts) == ("timeout", 2)
+        (reply,) = complete(spec_for(server, patience=Patience(timeout_s=20, deadline_s=0.2)), [ask("x")])
+        assert (reply.error.kind, reply.attempts) == ("timeout", 1)
+
+
+def test_a_fatal_error_ends_the_job_and_keeps_what_was_answered():
+    with ChatServer(scripted("one", StatusFault(403, "no"))) as server:
+        replies = complete(spec_for(server, limit=RateLimit(max_concurrency=1)), [ask("x")] * 20)
+        assert server.n_requests == 2
+    assert [replies[0].text, replies[1].error.kind] == ["one", "permission"]
+    assert {reply.error.kind for reply in replies[2:]} == {"cancelled"}
+
+
+@pytest.mark.parametrize("status", [400, 401, 500])
+def test_neither_token_nor_text_stands_in_a_message(status):
+    diary = "my diary of 1987: I never told anyone"
+
+    def answer(body):
+        return StatusFault(status, f"token {TOKEN} is bad; input was {prompt_of(body)!r}")
+
+    with ChatServer(answer) as server:
+        (reply,) = complete(spec_for(server), [ask(diary)])
+    assert all(secret not in repr(reply) for secret in (TOKEN, "planted", "diary", "1987", "told anyone"))
+    assert f"HTTP {status}" in reply.error.message
+
+
+def test_half_a_surrogate_pair_is_replaced():
+    with ChatServer(last_text) as server:
+        replies = complete(spec_for(server), [ask("half \ud83d"), ask("whole 🎉")])
+    assert [reply.text for reply in replies] == ["half \ufffd", "whole 🎉"]
+
+
+def test_missing_credentials_are_fatal(monkeypatch):
+    from google.auth import default, exceptions
+
+    def nothing(*args, **kwargs):
+        raise exceptions.DefaultCredentialsError("none found")
+
+    monkeypatch.setattr(f"{default.__module__}.default", nothing)
+    monkeypatch.setattr("google.auth.default", nothing)
+    with ChatServer() as server:
+        (reply,) = complete(spec_for(server, token_ref=None), [ask("x")])
+        assert server.n_requests == 0
+    assert (reply.error.kind, reply.error.fatal) == ("authentication", True)
+
+
+def test_a_spec_pickles_hashes_and_has_a_key():
+    spec = VertexSpec(model="m", project="P", request_options={"temperature": 0.5})
+    spec.check()
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert hash(spec) == hash(replace(spec))
+    assert spec.key == replace(spec).key != replace(spec, location="europe-west4").key
+    protocol: BackendSpec = spec
+    assert (protocol.placement.stateful, protocol.placement.num_cpus) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"project": None}, "google_project"),
+        ({"request_options": {"no_such_field": 1}}, "no_such_field"),
+        ({"request_options": {"http_options": {}}}, "http_options"),
+    ],
+)
+def test_check_says_what_is_wrong(changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        VertexSpec(**{"model": "m", "project": "P", **changes}).check()
+
+
+def test_a_missing_package_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.genai", None)
+    monkeypatch.setitem(sys.modules, "google.genai.types", None)
+    monkeypatch.delattr("google.genai")
+    spec = VertexSpec(model="m", project="P")
+    with pytest.raises(MissingExtraError, match=r"skllm-ray\[vertex\]"):
+        spec.check()
+    with pytest.raises(MissingExtraError, match=r"skllm-ray\[vertex\]"):
+        spec.open(lambda ref: TOKEN)
+
+
+def test_a_closed_backend_stays_closed():
+    with ChatServer() as server:
+        backend = spec_for(server).open(lambda ref: TOKEN)
+        assert isinstance(backend, Backend)
+        backend.close()
+        backend.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        backend.complete([ask("x")])
+    with pytest.raises(NotSupportedError, match="embed"):
+        backend.embed(["x"])

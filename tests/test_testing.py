@@ -1,0 +1,154 @@
+"""The fakes that ship with the package."""
+
+import json
+import pickle
+from http.client import BadStatusLine, IncompleteRead, RemoteDisconnected
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+
+from skllm_ray import testing
+from skllm_ray.errors import NotSupportedError
+from skllm_ray.llm.base import Backend, BackendSpec
+from skllm_ray.tasks.base import ChatRequest, Choices, RowError
+from skllm_ray.testing import ChatServer, FakeBackend, FakeSpec, Received, StatusFault, WireFault, prompt_of
+
+
+def body_for(text, choices=None):
+    body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+    if choices:
+        form = {"type": "json_schema", "json_schema": {"schema": choices.json_schema()}}
+        body["response_format"] = form
+    return body
+
+
+def post(url, body, **headers):
+    request = Request(url, json.dumps(body).encode(), {"content-type": "application/json", **headers})  # noqa: S310
+    with urlopen(request, timeout=10) as response:  # noqa: S310
+        return json.load(response)
+
+
+def chat(server, body, **headers):
+    return post(f"{server.url}/chat/completions", body, **headers)["choices"][0]["message"]["content"]
+
+
+def test_every_exported_name_exists():
+    assert all(hasattr(testing, name) for name in testing.__all__)
+    assert testing.__all__ == sorted(testing.__all__)
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"),
+    [
+        (Choices(("good", "bad", "mixed")), {"label": "bad"}),
+        (Choices(("good", "bad", "mixed"), multiple=True, max_labels=2), {"label": ["bad"]}),
+    ],
+)
+def test_the_default_answer_is_the_label_that_the_prompt_names_most(choices, answer):
+    with ChatServer() as server:
+        assert json.loads(chat(server, body_for("Labels: good, bad, mixed. Text: a Bad day", choices))) == answer
+        assert chat(server, body_for("hello")) == "ok"
+
+
+def test_it_counts_and_records_but_keeps_no_key():
+    with ChatServer() as server:
+        chat(server, body_for("a"), authorization="Bearer sk-planted")
+        post(f"{server.root}/openai/deployments/d/chat/completions?api-version=1", body_for("b"), **{"api-key": "sk-x"})
+        chat(server, body_for("c"))
+        assert server.n_requests == 3
+    assert [(received.path, received.auth) for received in server.received] == [
+        ("/v1/chat/completions", "authorization"),
+        ("/openai/deployments/d/chat/completions?api-version=1", "api-key"),
+        ("/v1/chat/completions", None),
+    ]
+    assert server.received[0] == Received("/v1/chat/completions", body_for("a"), "authorization")
+    assert "sk-" not in repr(server.received) + repr(vars(server))
+
+
+def test_it_speaks_vertex_too():
+    with ChatServer(prompt_of) as server:
+        body = {"systemInstruction": {"parts": [{"text": "S"}]}, "contents": [{"parts": [{"text": "U"}]}]}
+        answer = post(f"{server.root}/v1beta1/projects/p/locations/l/publishers/google/models/m:generateContent", body)
+    assert answer["candidates"][0]["content"]["parts"][0]["text"] == "S\nU"
+
+
+def test_it_lists_a_model():
+    with ChatServer() as server, urlopen(f"{server.url}/models", timeout=10) as reply:  # noqa: S310
+        assert json.load(reply)["data"][0]["object"] == "model"
+
+
+def test_a_status_fault_has_the_apis_own_form():
+    fault = StatusFault(429, "slow down", "rate_limit_exceeded", "p", (("retry-after-ms", "5"),))
+    with ChatServer(lambda body: fault) as server, pytest.raises(HTTPError) as caught:
+        chat(server, body_for("x"))
+    assert (caught.value.code, caught.value.headers["retry-after-ms"]) == (429, "5")
+    error = json.load(caught.value)["error"]
+    assert (error["message"], error["code"], error["param"]) == ("slow down", "rate_limit_exceeded", "p")
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (WireFault.DROP, (RemoteDisconnected, ConnectionError)),
+        (WireFault.HALF, (IncompleteRead, ConnectionError, BadStatusLine)),
+        (WireFault.HTML, json.JSONDecodeError),
+        (WireFault.MALFORMED_JSON, json.JSONDecodeError),
+        (WireFault.NO_CHOICES, IndexError),
+    ],
+)
+def test_wire_faults(fault, error):
+    with ChatServer(lambda body: fault) as server, pytest.raises(error):
+        chat(server, body_for("x"))
+
+
+def test_silence_ends_with_the_server():
+    with ChatServer(lambda body: WireFault.SILENCE) as server, pytest.raises(TimeoutError):
+        urlopen(Request(f"{server.url}/chat/completions", b"{}"), timeout=0.1)  # noqa: S310
+
+
+@pytest.mark.parametrize("key", ["Bearer right", "Bearer wrong"])
+def test_it_can_insist_on_a_key(key):
+    with ChatServer(key="right") as server:
+        if key.endswith("right"):
+            assert chat(server, body_for("x"), authorization=key) == "ok"
+        else:
+            with pytest.raises(HTTPError, match="401"):
+                chat(server, body_for("x"), authorization=key)
+
+
+def test_an_unknown_path_is_a_404():
+    with ChatServer() as server, pytest.raises(HTTPError, match="404"):
+        post(f"{server.url}/embeddings", {})
+
+
+def shout(request):
+    text = request.messages[-1]["content"]
+    return RowError("bad_request", "empty") if not text else text.upper()
+
+
+def ask(text):
+    return ChatRequest(({"role": "user", "content": text},))
+
+
+def test_a_fake_backend_answers_as_its_function_says():
+    backend = FakeBackend(shout)
+    assert isinstance(backend, Backend)
+    good, bad = backend.complete([ask("yes"), ask("")])
+    assert (good.text, good.error, good.model) == ("YES", None, "fake")
+    assert (bad.text, bad.error.kind) == (None, "bad_request")
+    assert backend.n_requests == 2
+    with pytest.raises(NotSupportedError):
+        backend.embed(["x"])
+    backend.close()
+    assert backend.closed
+
+
+def test_a_fake_spec_travels_and_keeps_its_key():
+    spec: BackendSpec = FakeSpec(shout, batch_size=7, latency_s=0.001)
+    there = pickle.loads(pickle.dumps(spec))
+    assert there == spec
+    assert (there.key, there.placement.batch_size, there.limit, there.model) == (spec.key, 7, None, "fake")
+    there.check()
+    assert there.open(lambda ref: "").complete([ask("a")])[0].text == "A"
+    assert FakeSpec(shout).key != FakeSpec(shout).key
