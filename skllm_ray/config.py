@@ -33,6 +33,7 @@ class Secret(str):
     """The first 12 hexadecimal digits of the SHA-256 of the credential; tells two credentials apart."""
 
     def __new__(cls, value: str, fingerprint: str | None = None) -> Secret:
+        """Wrap `value`; a `Secret` is returned as it is."""
         if isinstance(value, Secret):
             return value
         secret = super().__new__(cls, value)
@@ -309,7 +310,8 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         max_replicas : int or None, default=None
             Actors that may be started; None means one for each node that has room, or `min_replicas` if that is more.
         num_gpus : float or None, default=None
-            GPUs per actor: a fraction shares a GPU, above 1 splits the model. None means 1 if GPU layers are set, else 0.
+            GPUs per actor: a fraction shares a GPU, above 1 splits the model. None means 1 if
+            GPU layers are set, else 0.
         num_cpus : float or None, default=None
             CPUs, and llama.cpp threads, per actor. None means the node's CPUs, eight at most, one of them left
             unreserved for readers.

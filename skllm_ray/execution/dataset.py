@@ -56,10 +56,10 @@ def _through_dataset(
         for start in range(0, len(texts), size)
     ]
     with _quiet_data():
-        dataset = ray.data.from_arrow(tables)
+        dataset = ray.data.from_blocks(tables)  # from_arrow would ask a task, which waits for a CPU of the actors
         dataset.context.enable_progress_bars = False
         mapped = dataset.map_batches(
-            _map_block,  # type: ignore[arg-type]
+            _map_block,
             fn_kwargs={"task": task, "spec": spec, "backend": backend},
             batch_size=None,
             batch_format="pyarrow",

@@ -57,9 +57,7 @@ class ModelActor:
         """Return where this replica lives and what it takes."""
         import ray
 
-        return ReplicaInfo(
-            os.getpid(), ray.util.get_node_ip_address(), self._load_s, self._threads, _resident_mb()
-        )
+        return ReplicaInfo(os.getpid(), ray.util.get_node_ip_address(), self._load_s, self._threads, _resident_mb())
 
 
 def _no_secrets(reference: object) -> str:

@@ -69,7 +69,7 @@ class _Pool:
         self._numbers = itertools.count()
 
     def open(self, spec: BackendSpec, share: Share) -> tuple[BackendSpec, int]:
-        """Start and load the replicas of `spec` if they are not; return the spec they were loaded with, and how many."""
+        """Start and load the replicas of `spec` if they are not; return their spec and how many."""
         with self._loading[spec.key]:
             model = self._models.get(spec.key)
             if model is None:
@@ -168,7 +168,8 @@ def _no_room(spec: BackendSpec, share: Share) -> PlacementError:
     free = ", ".join(f"{name} {amount:g}" for name, amount in sorted(_resources(ray.available_resources()).items()))
     return PlacementError(
         f"No room for {share.min_replicas} actor(s) of {spec.model}, each of {share.num_cpus:g} CPU and "
-        f"{share.num_gpus:g} GPU, within {PLACEMENT_TIMEOUT_S:g} s. The cluster has {have}; free now: {free or 'none'}.",
+        f"{share.num_gpus:g} GPU, within {PLACEMENT_TIMEOUT_S:g} s. "
+        f"The cluster has {have}; free now: {free or 'none'}.",
         "Ask for less with SKLLMConfig.set_gguf_resources(…), free the cluster, or add nodes.",
     )
 
@@ -207,6 +208,7 @@ def connect(spec: BackendSpec) -> PooledBackend:
     job = ray.get_runtime_context().get_job_id()
     if not isinstance(held, PooledBackend) or held.job != job:
         share = plan(spec)
+        _refuse_impossible(spec, share)
         loaded, n_replicas = _call(_pool().open.remote(spec, share))
         held = PooledBackend(loaded, n_replicas, job)
         ModelCache.store(spec.key, held)
@@ -232,6 +234,14 @@ def plan(spec: BackendSpec) -> Share:
     room = _room(num_cpus, asked.num_gpus, len(sizes))
     most = asked.max_replicas or max(asked.min_replicas, min(room, len(sizes)))
     return Share(num_cpus, asked.num_gpus, threads, max(asked.min_replicas, min(most, room)), asked.min_replicas)
+
+
+def _refuse_impossible(spec: BackendSpec, share: Share) -> None:
+    """Raise at once where no node is large enough and no other can come."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fits = any(node.get("CPU", 0) >= share.num_cpus and node.get("GPU", 0) >= share.num_gpus for node in nodes)
+    if not fits and session.is_fixed_size():
+        raise _no_room(spec, share)
 
 
 def _room(num_cpus: float, num_gpus: float, n_nodes: int) -> int:

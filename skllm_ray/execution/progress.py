@@ -16,7 +16,13 @@ def progress_bar(total: int, label: str, *, show: bool) -> Any:
 
     enabled = show and SKLLMConfig.get_show_progress() and (_in_notebook() or sys.stderr.isatty())
     return tqdm(
-        total=total, desc=label, unit=" rows", unit_scale=total >= 100_000, delay=DELAY_S, disable=not enabled, leave=False
+        total=total,
+        desc=label,
+        unit=" rows",
+        unit_scale=total >= 100_000,
+        delay=DELAY_S,
+        disable=not enabled,
+        leave=False,
     )
 
 

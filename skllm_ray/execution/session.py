@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from typing import Any
 from skllm_ray.errors import ClusterError, ConfigurationError
 
 NAMESPACE = "skllm_ray"
+_CONNECT_TIMEOUT_S = 5.0
 
 _lock = threading.RLock()
-_state = {"local_mode": False, "started_here": False, "forked": False}
+_state = {"local_mode": False, "started_here": False, "fixed_size": False, "forked": False}
 
 
 def _after_fork() -> None:
@@ -94,6 +96,11 @@ def is_initialised() -> bool:
     return _initialised()
 
 
+def is_fixed_size() -> bool:
+    """Return whether Ray runs on this machine alone, so that waiting brings no new node."""
+    return _state["started_here"] and _state["fixed_size"]
+
+
 def in_ray_worker() -> bool:
     """Return whether this process is a Ray worker: the call comes from inside a task or an actor."""
     if not _initialised():
@@ -115,7 +122,7 @@ def ensure() -> None:
         if _state["forked"]:
             raise ClusterError(
                 "This process was forked from one that uses Ray, and Ray does not survive a fork.",
-                'Start child processes with the "spawn" method, or call skllm_ray before none of them.',
+                'Start child processes with the "spawn" method, or predict before forking only in the parent.',
             )
         if not _initialised():
             _refuse_client(os.environ.get("RAY_ADDRESS"))
@@ -143,11 +150,15 @@ def _initialised() -> bool:
 
 def _start(address: str | None, options: dict[str, Any]) -> None:
     """Call ``ray.init`` with our quiet defaults under the caller's options."""
+    joined = address or os.environ.get("RAY_ADDRESS") or ""
+    by_port = joined.rpartition(":")[2].isdigit()  # neither "auto" nor "local"
+    if by_port:
+        _refuse_unreachable(joined)
     with _environment(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0"), _quiet_authentication():
         import ray
 
-        if address is not None or os.environ.get("RAY_ADDRESS"):
-            _use_token_if_present()
+        if by_port:
+            _use_token_if_needed(joined)
         quiet = {
             "namespace": NAMESPACE,
             "include_dashboard": False,
@@ -157,21 +168,44 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
         try:
             ray.init(address=address, **{**quiet, **options})
         except (ConnectionError, RuntimeError, ValueError) as error:
-            where = address or os.environ.get("RAY_ADDRESS") or "this machine"
             raise ClusterError(
-                f"Ray could not be started or joined at {where}: {type(error).__name__}: {error}",
+                f"Ray could not be started or joined at {joined or 'this machine'}: {type(error).__name__}: {error}",
                 "Check the address with `ray status --address ADDRESS`, or unset RAY_ADDRESS to start a local Ray.",
             ) from error
     _state["started_here"] = True
+    _state["fixed_size"] = not joined
 
 
-def _use_token_if_present() -> None:
-    """Let an explicit address use the cluster's token: Ray does so by itself only for clusters it found on its own."""
+def _refuse_unreachable(address: str) -> None:
+    """Raise if nothing listens at `address`: Ray itself would end the whole process after a minute of trying."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"Ray could not be joined at {address}: {error}.",
+            "Check the address, and that `ray status --address ADDRESS` answers; without one, a local Ray is started.",
+        ) from None
+
+
+def _use_token_if_needed(address: str) -> None:
+    """Use this user's token where the cluster asks for one: Ray does so only for clusters that it finds by itself.
+
+    A token sent to a cluster without authentication does harm: the cluster then cannot call back and takes the driver
+    for dead. So the cluster is asked first.
+    """
     try:
         from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+        from ray.exceptions import AuthenticationError, RayError
     except ImportError:  # a Ray without token authentication
         return
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    try:
+        GcsClient(address=address).internal_kv_get(b"skllm_ray")
+    except AuthenticationError:
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    except RayError:  # whatever it is, ray.init will say it better
+        return
 
 
 @contextmanager

@@ -53,9 +53,7 @@ def resolve(
 def secrets_of(key: str | None) -> dict[str, str]:
     """Return the credentials that this process can hand to workers, by fingerprint."""
     found = [Secret(key) if key else None, SKLLMConfig.get_openai_key()]
-    return {
-        secret.fingerprint: secret.reveal() for secret in found if isinstance(secret, Secret) and secret.reveal()
-    }
+    return {secret.fingerprint: secret.reveal() for secret in found if isinstance(secret, Secret) and secret.reveal()}
 
 
 def _openai(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:
@@ -86,7 +84,12 @@ def _custom_url(name: str, key: str | None, org: str | None, options: dict[str, 
 
 
 def _openai_spec(
-    api: Literal["openai", "azure", "custom_url"], name: str, key: str | None, org: str | None, options: dict[str, Any], **endpoint: Any
+    api: Literal["openai", "azure", "custom_url"],
+    name: str,
+    key: str | None,
+    org: str | None,
+    options: dict[str, Any],
+    **endpoint: Any,
 ) -> BackendSpec:
     from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 

@@ -1,0 +1,1 @@
+"""Estimators, at the paths that scikit-llm gives them."""

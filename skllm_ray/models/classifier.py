@@ -257,7 +257,8 @@ class LLMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         unknown = sorted(set(self._descriptions()) - set(self._names()))
         if unknown:
             raise InputError(
-                f"label_descriptions describes {unknown[0]!r}, which is not in y.", f"Labels: {', '.join(self._names())}."
+                f"label_descriptions describes {unknown[0]!r}, which is not in y.",
+                f"Labels: {', '.join(self._names())}.",
             )
 
 

@@ -32,7 +32,9 @@ DETAIL_COLUMNS: Final = (
 
 def missing_row() -> Row[Any]:
     """Return the row of a text that is missing: it was never sent, and cost nothing."""
-    return Row(None, False, Reply(usage=Usage(), error=RowError("missing_text", "The text is missing or blank."), attempts=0))
+    return Row(
+        None, False, Reply(usage=Usage(), error=RowError("missing_text", "The text is missing or blank."), attempts=0)
+    )
 
 
 def details(

@@ -137,7 +137,9 @@ def _check_labels(labels: Sequence[Any], described: bool) -> None:
     for position, label in enumerate(labels):
         if isinstance(label, str):
             if not label.strip():
-                raise InputError(f"y[{position}] is an empty label.", "Every label needs a name that says what it means.")
+                raise InputError(
+                    f"y[{position}] is an empty label.", "Every label needs a name that says what it means."
+                )
         elif _is_na(label):
             raise InputError(f"y[{position}] is missing.", "Drop the row, or give it a label.")
         elif not described or not isinstance(label, (int, np.integer)):

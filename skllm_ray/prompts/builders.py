@@ -71,11 +71,11 @@ def fill(template: str, x: str, values: Mapping[str, str]) -> str:
 
 
 def format_labels(labels: Sequence[str]) -> str:
-    """Return `labels` as a JSON array, which is unambiguous for labels with quotes, commas or brackets.
+    r"""Return `labels` as a JSON array, which is unambiguous for labels with quotes, commas or brackets.
 
     Examples
     --------
     >>> format_labels(["it's", "ça"])
-    '["it\\'s", "ça"]'
+    '["it\'s", "ça"]'
     """
     return json.dumps(list(labels), ensure_ascii=False)

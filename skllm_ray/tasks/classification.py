@@ -29,15 +29,18 @@ class ZeroShotTask:
     template: str = ZERO_SHOT_CLF_PROMPT_TEMPLATE
     descriptions: Mapping[str, str] = field(default_factory=dict)
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:
+    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:  # noqa: ARG002
+        """Return one request per text."""
         return _render(texts, self.template, self._values(), self.choices)
 
-    def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[str]]:
+    def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[str]]:  # noqa: ARG002
+        """Return one row per reply; an answer that names no label is marked, not raised."""
         by_name = _names(self.labels)
         return [_single(reply, by_name) for reply in replies]
 
     @property
     def choices(self) -> Choices:
+        """The labels that an answer is constrained to."""
         return Choices(self.labels)
 
     def _values(self) -> dict[str, str]:
@@ -53,28 +56,31 @@ class MultiLabelZeroShotTask:
     template: str = ZERO_SHOT_MLCLF_PROMPT_TEMPLATE
     descriptions: Mapping[str, str] = field(default_factory=dict)
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:
+    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:  # noqa: ARG002
+        """Return one request per text."""
         values = {"labels": _describe(self.labels, self.descriptions), "max_cats": str(self.max_labels)}
         return _render(texts, self.template, values, self.choices)
 
-    def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[tuple[str, ...]]]:
+    def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[tuple[str, ...]]]:  # noqa: ARG002
+        """Return one row per reply; an answer that names no label is marked, not raised."""
         by_name = _names(self.labels)
         return [_multiple(reply, by_name, self.max_labels) for reply in replies]
 
     @property
     def choices(self) -> Choices:
+        """The labels that an answer is constrained to."""
         return Choices(self.labels, multiple=True, max_labels=min(self.max_labels, len(self.labels)))
 
 
 def _render(texts: Sequence[str], template: str, values: dict[str, str], choices: Choices) -> list[ChatRequest]:
     system: Message = {"role": "system", "content": CLF_SYSTEM_MESSAGE}
-    return [
-        ChatRequest((system, {"role": "user", "content": fill(template, text, values)}), choices) for text in texts
-    ]
+    return [ChatRequest((system, {"role": "user", "content": fill(template, text, values)}), choices) for text in texts]
 
 
 def _describe(labels: Sequence[str], descriptions: Mapping[str, str]) -> str:
-    lines = [f"- {json.dumps(label, ensure_ascii=False)}: {descriptions[label]}" for label in labels if label in descriptions]
+    lines = [
+        f"- {json.dumps(label, ensure_ascii=False)}: {descriptions[label]}" for label in labels if label in descriptions
+    ]
     return "\n".join([format_labels(labels), *(["What they mean:", *lines] if lines else [])])
 
 

@@ -90,7 +90,7 @@ def _open_client(spec: VertexSpec, token: str | None) -> genai.Client:
         vertexai=True,
         project=spec.project,
         location=spec.location,
-        credentials=Credentials(token=token) if token else None,  # type: ignore[no-untyped-call]
+        credentials=Credentials(token=token) if token else None,
         http_options=http_options,
     )
 

@@ -1,0 +1,1 @@
+"""Clients of the GPT family: OpenAI-compatible APIs and llama.cpp."""

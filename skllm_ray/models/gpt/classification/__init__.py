@@ -1,0 +1,1 @@
+"""Classifiers of the GPT family."""

@@ -79,9 +79,7 @@ class ZeroShotGPTClassifier(LLMClassifier):
         self.request_options = request_options
 
     def _task(self) -> ZeroShotTask:
-        return ZeroShotTask(
-            self._names(), self.prompt_template or ZERO_SHOT_CLF_PROMPT_TEMPLATE, self._descriptions()
-        )
+        return ZeroShotTask(self._names(), self.prompt_template or ZERO_SHOT_CLF_PROMPT_TEMPLATE, self._descriptions())
 
 
 class MultiLabelZeroShotGPTClassifier(MultiLabelClassifier):

@@ -54,9 +54,7 @@ class ZeroShotVertexClassifier(LLMClassifier):
         self.request_options = request_options
 
     def _task(self) -> ZeroShotTask:
-        return ZeroShotTask(
-            self._names(), self.prompt_template or ZERO_SHOT_CLF_PROMPT_TEMPLATE, self._descriptions()
-        )
+        return ZeroShotTask(self._names(), self.prompt_template or ZERO_SHOT_CLF_PROMPT_TEMPLATE, self._descriptions())
 
 
 class MultiLabelZeroShotVertexClassifier(MultiLabelClassifier):

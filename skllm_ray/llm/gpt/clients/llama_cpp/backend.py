@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.config import GGUFResources, RateLimit
-from skllm_ray.errors import MissingExtraError
+from skllm_ray.errors import NotSupportedError
 from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
 from skllm_ray.llm.gpt.clients.llama_cpp.download import local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import ContextOverflowError, Engine, EngineOptions
+from skllm_ray.llm.gpt.clients.llama_cpp.library import require_installed
 from skllm_ray.tasks.base import ChatRequest, Choices, Reply, RowError, Usage
 
 
@@ -63,7 +64,8 @@ class GGUFSpec:
         return self.model
 
     def check(self) -> None:
-        """Raise if the name is unknown, or the file is on this machine and damaged."""
+        """Raise if llama.cpp is missing, the name is unknown, or the file is on this machine and damaged."""
+        require_installed()
         check_name(self.name)
 
     def open(self, resolve_secret: SecretResolver) -> GGUFBackend:  # noqa: ARG002 - a local model has no secret
@@ -101,8 +103,8 @@ class GGUFBackend:
             return [reply or self._unsupported() for reply in replies]
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Not offered yet for GGUF models."""
-        raise NotImplementedError
+        """Not offered in this release."""
+        raise NotSupportedError(f"{self._model} offers no embeddings in this release.", f"{len(texts)} asked for.")
 
     def close(self) -> None:
         """Unload the model."""
@@ -112,8 +114,7 @@ class GGUFBackend:
     def _choose_one(self, requests: Sequence[ChatRequest], chat: ChatFormat) -> list[Reply]:
         prompts, tails = [], []
         for request in requests:
-            assert request.choices is not None
-            choices = request.choices
+            choices = _choices(request)
             continuations = [choices.answer([label])[:-1] for label in choices.labels]  # up to the closing quote
             head, ends = chat.tokenize(chat.render(request.messages), continuations, (choices, ""))
             prompts.append(head)
@@ -126,11 +127,11 @@ class GGUFBackend:
     def _single_reply(self, request: ChatRequest, scores: Scores, n_prompt: int) -> Reply:
         if isinstance(scores, ContextOverflowError):
             return self._too_long(scores)
-        assert request.choices is not None
+        choices = _choices(request)
         log_probs = _normalise(scores)
-        label = request.choices.labels[int(np.argmax(log_probs))]
+        label = choices.labels[int(np.argmax(log_probs))]
         return Reply(
-            text=request.choices.answer([label]),
+            text=choices.answer([label]),
             log_probs=tuple(log_probs.tolist()),
             usage=Usage(prompt_tokens=n_prompt),
             model=self._model,
@@ -146,8 +147,7 @@ class GGUFBackend:
         while open_rows:
             heads, tails, options = [], [], []
             for i in open_rows:
-                choices = requests[i].choices
-                assert choices is not None
+                choices = _choices(requests[i])
                 left = [label for label in choices.labels if label not in chosen[i]]
                 ends = [choices.answer([*chosen[i], label])[:-2] for label in left] + [choices.answer(chosen[i])]
                 head, tokens = chat.tokenize(prompts[i], ends, (choices, json.dumps(chosen[i])))
@@ -157,8 +157,7 @@ class GGUFBackend:
                 lengths[i] = _prompt_length(head, tokens)
             still_open = []
             for i, scores, left in zip(open_rows, self._score(heads, tails), options, strict=True):
-                choices = requests[i].choices
-                assert choices is not None
+                choices = _choices(requests[i])
                 if isinstance(scores, ContextOverflowError):
                     replies[i] = self._too_long(scores)
                     continue
@@ -207,9 +206,7 @@ def _normalise(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum()), np.float64)
 
 
-def check_installed() -> None:
-    """Raise ``MissingExtraError`` unless llama-cpp-python is installed here."""
-    import importlib.util
-
-    if importlib.util.find_spec("llama_cpp") is None:
-        raise MissingExtraError.for_extra("llama-cpp-python", "gguf")
+def _choices(request: ChatRequest) -> Choices:
+    if request.choices is None:
+        raise TypeError("A request without choices cannot be scored.")
+    return request.choices

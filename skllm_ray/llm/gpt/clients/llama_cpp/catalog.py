@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from skllm_ray.errors import MissingExtraError, ModelLoadError, UnknownModelError
+from skllm_ray.errors import ModelLoadError, UnknownModelError
 from skllm_ray.llm.gpt.clients.llama_cpp.library import check_header
 
 
@@ -98,8 +97,7 @@ def check_name(name: str) -> None:
 def check_file(path: Path) -> None:
     """Raise ``ModelLoadError`` unless `path` is a whole GGUF file.
 
-    Where llama-cpp-python is installed, llama.cpp itself reads the header and compares the tensors' places with the
-    file's length, without reading them; elsewhere the worker that loads the model does.
+    llama.cpp itself reads the header and compares the tensors' places with the file's length, without reading them.
     """
     if not path.is_file():
         what = "is a directory, not a file" if path.is_dir() else "does not exist"
@@ -109,12 +107,10 @@ def check_file(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelLoadError(f"{path} is not a GGUF file: its first bytes are not 'GGUF'.")
-    with contextlib.suppress(MissingExtraError):
-        check_header(str(path))
+    check_header(str(path))
 
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-

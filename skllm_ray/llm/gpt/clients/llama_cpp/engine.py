@@ -412,4 +412,3 @@ def _chunks(row: _Row, widest: int) -> Iterator[range]:
 def _log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     highest = logits.max(axis=1, keepdims=True)
     return np.asarray(highest[:, 0] + np.log(np.exp(logits - highest).sum(axis=1, dtype=np.float64)), np.float64)
-

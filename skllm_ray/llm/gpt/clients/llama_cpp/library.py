@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import logging
 from types import ModuleType
 from typing import Any
@@ -38,6 +39,12 @@ def import_llama_cpp() -> ModuleType:
         llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+def require_installed() -> None:
+    """Raise ``MissingExtraError`` unless llama-cpp-python is installed, without importing it."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise MissingExtraError.for_extra("llama-cpp-python", "gguf")
 
 
 def check_header(path: str) -> None:

@@ -1,0 +1,227 @@
+"""The main path on a real single-node Ray: texts → Dataset → model actors → labels in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+
+import skllm_ray
+import skllm_ray.errors
+from skllm_ray.classification import ZeroShotGPTClassifier
+from skllm_ray.config import SKLLMConfig
+from skllm_ray.datasets import get_reviews_dataset
+from skllm_ray.errors import ConfigurationError, InputError, ModelLoadError, PlacementError
+from skllm_ray.execution import model_pool
+from skllm_ray.execution.status import loaded_replicas
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
+
+LABELS = ["positive", "negative", "neutral"]
+
+
+def classifier() -> ZeroShotGPTClassifier:
+    return ZeroShotGPTClassifier(model="gguf::demo").fit(None, LABELS)
+
+
+def many_texts(n: int) -> list[str]:
+    texts, _ = get_reviews_dataset()
+    return [f"{texts[i % len(texts)]} ({i})" for i in range(n)]
+
+
+def in_local_mode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    skllm_ray.init(local_mode=True)
+    try:
+        found = classifier()
+        return found.predict(texts), found.predict_proba(texts)
+    finally:
+        skllm_ray.init()
+
+
+def assert_equal_but_for_ties(found: np.ndarray, expected: np.ndarray, probabilities: np.ndarray) -> None:
+    """Two shapes of batch differ in the last digits: only near ties may fall differently."""
+    top = np.sort(probabilities, axis=1)
+    clear = np.log(top[:, -1]) - np.log(top[:, -2]) > 2e-2
+    assert (found == expected)[clear].all()
+
+
+@pytest.mark.parametrize("n", [1, 300, 1500])
+def test_equals_local_mode_in_order(n: int) -> None:
+    texts = many_texts(n)
+    found = classifier().predict(texts)
+    expected, probabilities = in_local_mode(texts)
+    assert_equal_but_for_ties(found, expected, probabilities)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_thousand_texts_equal_local_mode() -> None:
+    texts = many_texts(10_000)
+    found = classifier().predict(texts)
+    expected, probabilities = in_local_mode(texts)
+    assert_equal_but_for_ties(found, expected, probabilities)
+
+
+def test_each_container_gives_the_same_labels() -> None:
+    texts = many_texts(40)
+    found = classifier()
+    expected = found.predict(texts).tolist()
+    containers = [np.array(texts), np.array(texts, dtype=object), pd.Series(texts), pd.DataFrame({"text": texts})]
+    assert all(found.predict(container).tolist() == expected for container in containers)
+
+
+def test_details_of_more_than_one_block_keep_the_index() -> None:
+    texts = pd.Series(many_texts(300), index=[f"row {i}" for i in range(300)])
+    texts.iloc[7] = None
+    table = classifier().predict_details(texts)
+    assert list(table.index) == list(texts.index)
+    assert table["error_kind"].iloc[7] == "missing_text"
+    assert table.drop(index="row 7")["valid"].all()
+
+
+def test_models_outlive_calls_and_clear_unloads_them() -> None:
+    found = classifier()
+    found.predict(["a"])
+    first = {replica.pid for replica in loaded_replicas("gguf::demo")}
+    found.predict(["b"])
+    ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["x", "y"]).predict(["c"])
+    assert {replica.pid for replica in loaded_replicas("gguf::demo")} == first
+    ModelCache.clear()
+    assert loaded_replicas("gguf::demo") == []
+    wait_until(lambda: not any(alive(pid) for pid in first))
+    found.predict(["d"])
+    assert {replica.pid for replica in loaded_replicas("gguf::demo")}.isdisjoint(first)
+
+
+def test_a_changed_setting_warns_and_does_not_reload() -> None:
+    found = classifier()
+    found.predict(["a"])
+    before = loaded_replicas("gguf::demo")
+    SKLLMConfig.set_gguf_resources("demo", min_replicas=2, max_replicas=2, num_cpus=1)
+    with pytest.warns(skllm_ray.errors.SkllmRayWarning, match=r"ModelCache\.clear"):
+        found.predict(["b"])
+    assert [replica.pid for replica in loaded_replicas("gguf::demo")] == [replica.pid for replica in before]
+    ModelCache.clear()
+    found.predict(["c"])
+    assert len(loaded_replicas("gguf::demo")) == 2
+    ModelCache.clear()
+
+
+def test_killing_a_model_actor_loses_no_row() -> None:
+    ModelCache.clear()
+    SKLLMConfig.set_gguf_resources("demo", min_replicas=2, max_replicas=2, num_cpus=1)
+    texts = many_texts(1200)
+    found = classifier()
+    found.predict(texts[:1])
+    victim = loaded_replicas("gguf::demo")[0].pid
+    threading.Timer(1.0, os.kill, (victim, signal.SIGKILL)).start()
+    labels = found.predict(texts)
+    assert not alive(victim)
+    assert len(labels) == len(texts)
+    assert set(labels) <= set(LABELS)
+    assert victim not in {replica.pid for replica in loaded_replicas("gguf::demo")}
+    ModelCache.clear()
+
+
+def test_a_row_that_kills_its_model_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ModelCache.clear()
+    texts = ["good one", "KILL the process", "another good one", "and one more"]
+    monkeypatch.setattr(model_pool, "ModelActor", PoisonableActor)
+    # The pool actor runs in a process of its own, so it is given the class that dies.
+    monkeypatch.setattr(model_pool, "_pools", {})
+    pool = ray.remote(PoolWithPoison).options(num_cpus=0, max_concurrency=8).remote()
+    model_pool._pools[ray.get_runtime_context().get_job_id()] = pool
+    table = classifier().predict_details(texts)
+    assert table["error_kind"].tolist() == [None, "model_crashed", None, None]
+    assert table["valid"].tolist() == [True, False, True, True]
+    ModelCache.clear()
+
+
+class PoisonableActor(model_pool.ModelActor):
+    def complete(self, requests):
+        if any("KILL" in request.messages[-1]["content"] for request in requests):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().complete(requests)
+
+
+class PoolWithPoison(model_pool._Pool):
+    def __init__(self) -> None:
+        super().__init__()
+        model_pool.ModelActor = PoisonableActor
+
+
+def test_no_room_is_an_error_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    ModelCache.clear()
+    SKLLMConfig.set_gguf_resources("demo", min_replicas=1, num_cpus=1000)
+    with pytest.raises(PlacementError, match=r"1000 CPU.*cluster has CPU"):
+        classifier().predict(["a"])
+
+
+def test_gpu_layers_without_a_gpu_are_refused_not_ignored() -> None:
+    ModelCache.clear()
+    SKLLMConfig.set_gguf_max_gpu_layers(-1)
+    with pytest.raises((PlacementError, ModelLoadError)):
+        classifier().predict(["a"])
+
+
+@ray.remote(num_cpus=2)
+def predict_in_a_task_that_holds_all_cpus(texts: list[str]) -> list[str]:
+    return classifier().predict(texts).tolist()
+
+
+@ray.remote(num_cpus=0)
+class Caller:
+    def predict(self, texts: list[str]) -> list[str]:
+        return classifier().predict(texts).tolist()
+
+
+def test_inside_a_task_and_an_actor() -> None:
+    ModelCache.clear()
+    texts = many_texts(4)
+    expected = classifier().predict(texts).tolist()
+    ModelCache.clear()
+    assert ray.get(predict_in_a_task_that_holds_all_cpus.remote(texts), timeout=120) == expected
+    assert ray.get(Caller.remote().predict.remote(texts), timeout=120) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ([], InputError, "no texts"),
+        (["a", None], InputError, r"position\(s\) 1"),
+        (["a", 3], InputError, "X\\[1\\] is of type int"),
+        ("a", TypeError, "collection"),
+    ],
+)
+def test_bad_texts_are_refused(given: object, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        classifier().predict(given)
+
+
+def test_init_refuses_options_when_ray_runs() -> None:
+    with pytest.raises(skllm_ray.errors.ClusterError, match="initialised"):
+        skllm_ray.init(num_cpus=1)
+    with pytest.raises(ConfigurationError, match="ray job submit"):
+        skllm_ray.init("ray://127.0.0.1:10001")
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(condition, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,0 +1,143 @@
+"""Rays of every kind: our own, the user's, a running cluster; and processes in which none can work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+import skllm_ray
+from tests.cluster.scripts import run_script, start_script
+
+pytestmark = pytest.mark.cluster
+
+CLASSIFY = """
+from skllm_ray.classification import ZeroShotGPTClassifier
+clf = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["positive", "negative"])
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_ray_of_our_own() -> None:
+    skllm_ray.shutdown()
+
+
+def test_a_script_prints_nothing_but_what_it_prints_itself() -> None:
+    done = run_script(CLASSIFY + "print(len(clf.predict(['text %d' % i for i in range(300)])))")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "300\n", "")
+
+
+def test_killing_the_driver_leaves_no_process() -> None:
+    script = start_script(
+        CLASSIFY
+        + """
+import os
+clf.predict(["a"])
+from skllm_ray.execution.status import loaded_replicas
+print(loaded_replicas("gguf::demo")[0].pid, flush=True)
+clf.predict(["text %d" % i for i in range(100_000)])
+"""
+    )
+    assert script.stdout is not None
+    model_pid = int(script.stdout.readline())
+    started = {child.pid for child in psutil.Process(script.pid).children(recursive=True)} | {model_pid}
+    time.sleep(2)
+    started |= {child.pid for child in psutil.Process(script.pid).children(recursive=True)}
+    os.kill(script.pid, signal.SIGKILL)
+    script.wait()
+    deadline = time.monotonic() + 60
+    while left := [pid for pid in started if psutil.pid_exists(pid) and _runs(pid)]:
+        assert time.monotonic() < deadline, [psutil.Process(pid).cmdline()[:2] for pid in left]
+        time.sleep(0.5)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_an_initialised_ray_is_used_as_it_is() -> None:
+    done = run_script(
+        """
+        import ray
+        ray.init(num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        before = ray.get_runtime_context().gcs_address
+        """
+        + _indented(CLASSIFY)
+        + """
+        assert len(clf.predict(["a"])) == 1
+        assert ray.get_runtime_context().gcs_address == before and ray.cluster_resources()["CPU"] == 3
+        import skllm_ray
+        skllm_ray.shutdown()
+        assert ray.is_initialized()
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_forked_process_is_refused() -> None:
+    done = run_script(
+        CLASSIFY
+        + """
+import os, sys
+clf.predict(["a"])
+pid = os.fork()
+if pid == 0:
+    try:
+        clf.predict(["b"])
+    except Exception as error:
+        os.write(1, f"{type(error).__name__}: {error}".encode())
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+    )
+    assert done.stdout.startswith("ClusterError: This process was forked"), done.stderr
+    assert "spawn" in done.stdout
+
+
+def test_joins_a_running_cluster_by_address_and_by_environment(tmp_path) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        check = """
+        import ray
+        assert len(clf.predict(["a"])) == 1
+        assert ray.get_runtime_context().gcs_address == ADDRESS
+        """
+        source = f"ADDRESS = {cluster.address!r}\n" + CLASSIFY
+        by_init = run_script(f"{source}import skllm_ray\nskllm_ray.init(ADDRESS)\n{_dedented(check)}")
+        assert by_init.returncode == 0, by_init.stderr
+        by_environment = run_script(f"{source}{_dedented(check)}", RAY_ADDRESS=cluster.address)
+        assert by_environment.returncode == 0, by_environment.stderr
+    finally:
+        cluster.shutdown()
+
+
+def test_an_address_where_no_ray_is_gives_a_clear_error() -> None:
+    done = run_script(
+        """
+        import skllm_ray
+        try:
+            skllm_ray.init("127.0.0.1:1")
+        except skllm_ray.errors.ClusterError as error:
+            print(error)
+        """
+    )
+    assert "could not be joined at 127.0.0.1:1" in done.stdout, done.stderr
+
+
+def _indented(source: str) -> str:
+    return "".join(f"        {line}\n" for line in source.splitlines())
+
+
+def _dedented(source: str) -> str:
+    import textwrap
+
+    return textwrap.dedent(source)
