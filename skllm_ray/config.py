@@ -336,7 +336,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
     def get_gguf_resources(model: str | None = None) -> GGUFResources:
         """Return the resources of `model`: its own setting, else the one for all, else the defaults."""
         given = dict(SKLLMConfig._settings.gguf_resources)
-        return given.get(model) or given.get(None) or GGUFResources()
+        return given.get(model and model.removeprefix("gguf::")) or given.get(None) or GGUFResources()
 
     # --- limits and looks ------------------------------------------------------------------------------------------
 
@@ -363,12 +363,14 @@ class SKLLMConfig(metaclass=_ReadableSettings):
             "max_concurrency": max_concurrency,
         }
         checked = {name: None if value is None else _at_least(name, value, 1) for name, value in limits.items()}
-        _set("rate_limits", _with(SKLLMConfig._settings.rate_limits, _text("model", model), RateLimit(**checked)))
+        name = _text("model", model).removeprefix("openai::").removeprefix("vertex::")
+        _set("rate_limits", _with(SKLLMConfig._settings.rate_limits, name, RateLimit(**checked)))
 
     @staticmethod
     def get_rate_limit(model: str) -> RateLimit | None:
         """Return the declared quota of `model`, or None."""
-        return dict(SKLLMConfig._settings.rate_limits).get(model)
+        name = model.removeprefix("openai::").removeprefix("vertex::")
+        return dict(SKLLMConfig._settings.rate_limits).get(name)
 
     @staticmethod
     def set_show_progress(show: bool) -> None:
@@ -427,6 +429,8 @@ def _url(name: str, value: object) -> str:
         raise ConfigurationError(
             f"{name} must be an http:// or https:// URL; got {text!r}.", "For example http://localhost:11434/v1."
         )
+    if "@" in parts.netloc:
+        raise ConfigurationError(f"{name} must not hold a user name or password.", "Pass the key with set_openai_key(…).")
     return text.rstrip("/")
 
 

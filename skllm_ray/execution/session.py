@@ -154,7 +154,8 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
     by_port = joined.rpartition(":")[2].isdigit()  # neither "auto" nor "local"
     if by_port:
         _refuse_unreachable(joined)
-    with _environment(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0"), _quiet_authentication():
+    variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    with _environment(variables), _quiet_authentication():
         import ray
 
         if by_port:
@@ -221,7 +222,7 @@ def _quiet_authentication() -> Iterator[None]:
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def _environment(variables: dict[str, str]) -> Iterator[None]:
     """Set environment variables that are not set, for Ray's own processes, and take them back."""
     new = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(new)

@@ -165,6 +165,10 @@ class LLMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return [results._prompt(request) for request in self._requests(as_texts(X))]
 
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, as in scikit-learn; a key is wrapped so that it shows itself nowhere."""
+        return super().set_params(**{k: wrap_secret(v) if k == "key" else v for k, v in params.items()})
+
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _run(

@@ -84,22 +84,22 @@ def _describe(labels: Sequence[str], descriptions: Mapping[str, str]) -> str:
     return "\n".join([format_labels(labels), *(["What they mean:", *lines] if lines else [])])
 
 
-def _names(labels: Sequence[str]) -> dict[str, str]:
-    """Map what a model may write to the label it means: the label itself, or its own normal form."""
+def _names(labels: Sequence[str]) -> dict[object, str]:
+    """Map what a model may write to the label it means: the label itself, or, as ``(form,)``, its own normal form."""
     normal: dict[str, list[str]] = {}
     for label in labels:
         normal.setdefault(_normalise(label), []).append(label)
-    return {name: found[0] for name, found in normal.items() if len(found) == 1} | {label: label for label in labels}
+    return {(name,): found[0] for name, found in normal.items() if len(found) == 1} | {label: label for label in labels}
 
 
 def _normalise(label: str) -> str:
     return " ".join(label.split()).casefold()
 
 
-def _lookup(answer: object, by_name: Mapping[str, str]) -> str | None:
+def _lookup(answer: object, by_name: Mapping[object, str]) -> str | None:
     if not isinstance(answer, str):
         return None
-    return by_name.get(answer) or by_name.get(_normalise(answer))
+    return by_name.get(answer) or by_name.get((_normalise(answer),))
 
 
 def _answer(reply: Reply) -> object:
@@ -114,17 +114,18 @@ def _answer(reply: Reply) -> object:
     return parsed.get("label") if isinstance(parsed, dict) else None
 
 
-def _single(reply: Reply, by_name: Mapping[str, str]) -> Row[str]:
+def _single(reply: Reply, by_name: Mapping[object, str]) -> Row[str]:
     answer = _answer(reply)
     if answer is None:  # a model that ignores the format may still have answered with a label alone
-        answer = (reply.text or "").strip().strip("\"'`.").strip()
+        text = (reply.text or "").strip()
+        answer = _lookup(text, by_name) or text.strip("\"'`.").strip()
     if isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
     label = _lookup(answer, by_name)
     return Row(label, label is not None, reply)
 
 
-def _multiple(reply: Reply, by_name: Mapping[str, str], max_labels: int) -> Row[tuple[str, ...]]:
+def _multiple(reply: Reply, by_name: Mapping[object, str], max_labels: int) -> Row[tuple[str, ...]]:
     answer = _answer(reply)
     names = [answer] if isinstance(answer, str) else answer
     if not isinstance(names, list):

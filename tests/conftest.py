@@ -1,0 +1,32 @@
+"""Every test starts from default settings, without credentials of the machine it runs on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+import skllm_ray
+from skllm_ray.config import SKLLMConfig
+from skllm_ray.execution import session
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+
+
+@pytest.fixture(autouse=True)
+def _default_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in list(os.environ):
+        if name.startswith(("SKLLM_CONFIG_", "GOOGLE_CLOUD_")) or name == "OPENAI_API_KEY":
+            monkeypatch.delenv(name)
+    SKLLMConfig.reset()
+    yield
+    SKLLMConfig.reset()
+
+
+@pytest.fixture
+def local_mode() -> Iterator[None]:
+    """Everything runs in this process; a Ray that other tests started is left alone."""
+    skllm_ray.init(local_mode=True)
+    yield
+    session._state["local_mode"] = False
+    ModelCache.clear()

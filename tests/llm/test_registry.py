@@ -1,0 +1,176 @@
+"""From a model's name to its spec, under the settings of this process."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import pytest
+
+from skllm_ray.config import GGUFResources, RateLimit, Secret, SKLLMConfig, resolve_secret
+from skllm_ray.errors import ConfigurationError, MissingKeyError, SkllmRayWarning, UnknownModelError
+from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
+from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
+from skllm_ray.llm.registry import resolve, secrets_of
+from skllm_ray.llm.vertex.spec import VertexSpec
+
+KEY = "sk-planted-0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("model", "family", "kind", "name", "api"),
+    [
+        ("gpt-x", "gpt", OpenAISpec, "gpt-x", "openai"),
+        ("openai::gpt-x", "gpt", OpenAISpec, "gpt-x", "openai"),
+        ("azure::my-deployment", "gpt", OpenAISpec, "my-deployment", "azure"),
+        ("custom_url::llama3:8b", "gpt", OpenAISpec, "llama3:8b", "custom_url"),
+        ("custom_url:: org/a::b ", "gpt", OpenAISpec, "org/a::b", "custom_url"),
+        ("gguf::demo", "gpt", GGUFSpec, "gguf::demo", None),
+        ("gemini-x", "vertex", VertexSpec, "gemini-x", None),
+        ("vertex::gemini-x", "vertex", VertexSpec, "gemini-x", None),
+    ],
+)
+def test_a_namespace_picks_the_backend(model, family, kind, name, api):
+    spec = resolve(model, family=family)
+    assert (type(spec), spec.model, getattr(spec, "api", None)) == (kind, name, api)
+    assert pickle.loads(pickle.dumps(spec)).key == resolve(model, family=family).key == spec.key
+
+
+@pytest.mark.parametrize(
+    ("model", "family", "error", "message"),
+    [
+        ("nope::x", "gpt", UnknownModelError, r"'nope'.*openai::, azure::, custom_url::, gguf::"),
+        ("vertex::x", "gpt", UnknownModelError, "'vertex'"),
+        ("gguf::demo", "vertex", UnknownModelError, "'gguf'.*vertex::"),
+        ("::x", "gpt", UnknownModelError, "''"),
+        ("", "gpt", UnknownModelError, "names no model"),
+        ("azure::", "gpt", UnknownModelError, "azure::<name>"),
+        ("gguf::  ", "gpt", UnknownModelError, "gguf::<name>"),
+        (None, "gpt", ConfigurationError, "model must be a str; got NoneType"),
+        (7, "gpt", ConfigurationError, "got int"),
+    ],
+)
+def test_what_names_no_model_is_refused(model, family, error, message):
+    with pytest.raises(error, match=message):
+        resolve(model, family=family)
+
+
+def test_an_openai_model_with_a_custom_url_set_is_warned_about():
+    SKLLMConfig.set_gpt_url("http://localhost:1/v1")
+    with pytest.warns(SkllmRayWarning, match=r"custom_url::gpt-x.*reset_gpt_url") as caught:
+        spec = resolve("gpt-x")
+    assert len(caught) == 1
+    assert spec.base_url is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve("custom_url::gpt-x").base_url == "http://localhost:1/v1"
+        SKLLMConfig.set_azure_api_base("https://a")
+        assert resolve("azure::d").base_url == "https://a"
+        SKLLMConfig.reset_gpt_url()
+        resolve("gpt-x")
+
+
+def key_sent(spec):
+    try:
+        return resolve_secret(spec.key_ref, {})
+    except MissingKeyError:
+        return None
+
+
+def test_a_custom_url_never_receives_the_standard_key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    SKLLMConfig.set_gpt_url("http://localhost:1/v1")
+    spec = resolve("custom_url::m")
+    spec.check()
+    assert "OPENAI_API_KEY" not in spec.key_ref.env
+    assert (spec.key_ref.fingerprint, key_sent(spec)) == ("", None)
+    assert key_sent(resolve("azure::m")) == KEY
+    SKLLMConfig.reset_gpt_url()
+    assert key_sent(resolve("m")) == KEY
+    SKLLMConfig.set_openai_key("sk-for-this-library")
+    assert key_sent(resolve("custom_url::m")) == "sk-for-this-library"
+
+
+def test_a_spec_names_the_key_and_never_holds_it():
+    SKLLMConfig.set_openai_key("sk-of-the-settings")
+    spec = resolve("m", key=KEY, org="org-1")
+    assert spec.key_ref.fingerprint == Secret(KEY).fingerprint
+    assert spec.org == "org-1"
+    assert "sk-" not in repr(spec) + spec.key + pickle.dumps(spec, 0).decode("latin-1")
+    assert resolve("m").key_ref.fingerprint == Secret("sk-of-the-settings").fingerprint
+    assert resolve("m").key != spec.key
+    assert secrets_of(KEY) == {Secret(KEY).fingerprint: KEY, resolve("m").key_ref.fingerprint: "sk-of-the-settings"}
+
+
+def test_a_key_left_behind_in_a_pickle_is_looked_up_again():
+    lost = pickle.loads(pickle.dumps(Secret(KEY)))
+    assert secrets_of(lost) == {}
+    SKLLMConfig.set_openai_key("sk-here")
+    assert secrets_of(lost) == {Secret("sk-here").fingerprint: "sk-here"}
+    assert resolve("m", key=lost).key_ref.fingerprint == Secret("sk-here").fingerprint
+
+
+def test_gguf_takes_no_request_options():
+    with pytest.raises(ConfigurationError, match=r"^request_options=\{'top_p': 1\}"):
+        resolve("gguf::demo", request_options={"top_p": 1})
+    assert resolve("gguf::demo", request_options={}) == resolve("gguf::demo", key="k", org="o")
+
+
+def test_gguf_settings_travel_in_the_spec():
+    SKLLMConfig.set_gguf_resources("gguf::demo", min_replicas=2, num_cpus=3)
+    SKLLMConfig.set_gguf_max_gpu_layers(-1)
+    spec = resolve("gguf::demo")
+    assert spec.resources == GGUFResources(min_replicas=2, num_cpus=3)
+    placement = spec.placement
+    assert (placement.stateful, placement.num_cpus, placement.num_gpus, placement.min_replicas) == (True, 3, 1, 2)
+    SKLLMConfig.set_gguf_max_gpu_layers(0)
+    assert resolve("gguf::demo").placement.num_gpus == 0
+
+
+@pytest.mark.parametrize(
+    ("declared", "used", "family"),
+    [
+        ("m", "m", "gpt"),
+        ("m", "openai::m", "gpt"),
+        ("openai::m", "m", "gpt"),
+        ("openai::m", "openai::m", "gpt"),
+        ("azure::m", "azure::m", "gpt"),
+        ("custom_url::m", "custom_url::m", "gpt"),
+        ("m", "m", "vertex"),
+        ("vertex::m", "vertex::m", "vertex"),
+    ],
+)
+def test_a_limit_is_found_by_the_models_name(declared, used, family):
+    SKLLMConfig.set_rate_limit(declared, max_concurrency=2)
+    SKLLMConfig.set_rate_limit("other", max_concurrency=9)
+    assert resolve(used, family=family).limit == RateLimit(max_concurrency=2)
+
+
+@pytest.mark.parametrize("used", ["azure::m", "custom_url::m", "m2"])
+def test_a_limit_of_another_backend_does_not_count(used):
+    SKLLMConfig.set_rate_limit("m", max_concurrency=2)
+    assert resolve(used).limit is None
+
+
+@pytest.mark.parametrize(
+    ("model", "family", "error", "message"),
+    [
+        ("azure::d", "gpt", ConfigurationError, "set_azure_api_base"),
+        ("custom_url::m", "gpt", ConfigurationError, "set_gpt_url"),
+        ("m", "gpt", MissingKeyError, "set_openai_key"),
+        ("m", "vertex", ConfigurationError, "set_google_project"),
+        ("gguf::no-such-model", "gpt", UnknownModelError, "no-such-model"),
+    ],
+)
+def test_what_is_not_set_is_said_before_anything_starts(model, family, error, message):
+    spec = resolve(model, family=family)
+    with pytest.raises(error, match=message):
+        spec.check()
+
+
+def test_with_its_settings_azure_is_ready():
+    SKLLMConfig.set_azure_api_base("https://name.openai.azure.com/")
+    SKLLMConfig.set_openai_key(KEY)
+    spec = resolve("azure::d")
+    spec.check()
+    assert (spec.base_url, spec.api_version) == ("https://name.openai.azure.com", "2024-10-21")

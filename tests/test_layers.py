@@ -1,0 +1,145 @@
+"""Who may import whom, what an import costs, and what the public modules offer."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import skllm_ray
+
+ROOT = Path(skllm_ray.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+LAYERS = {
+    "": {"execution.session"},
+    "config": {"errors"},
+    "errors": set(),
+    "prompts": {"prompts"},
+    "datasets": {"datasets"},
+    "tasks": {"tasks", "prompts", "memory", "errors"},
+    "llm": {"llm", "tasks.base", "config", "errors"},
+    "execution": {"execution", "tasks", "llm", "config", "errors"},
+    "models": {
+        "models", "tasks", "prompts", "memory", "execution", "llm.registry", "llm.base", "llm.models", "config", "errors",
+    },
+    "classification": {"models"},
+    "testing": {"llm.base", "tasks.base", "config", "errors"},
+    "demo": {"", "classification", "config", "datasets", "errors", "execution.status"},
+    "cli": {"", "demo", "errors"},
+}  # fmt: skip
+"""Each layer, and what of skllm_ray it may import besides."""
+HOMES = {
+    "ray": "execution",
+    "openai": "llm.gpt.clients.openai",
+    "httpx": "llm.gpt.clients.openai",
+    "google": "llm.vertex",
+    "llama_cpp": "llm.gpt.clients.llama_cpp",
+    "huggingface_hub": "llm.gpt.clients.llama_cpp",
+    "sklearn": "models",
+}
+"""Packages that one layer alone may import."""
+PUBLIC = ["", "classification", "config", "datasets", "errors", "prompts", "tasks", "testing"]
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def is_within(name: str, package: str) -> bool:
+    return name == package or (package != "" and name.startswith(f"{package}."))
+
+
+def imports_of(file: Path) -> list[str]:
+    """Return what a file imports, wherever it does so, as dotted names; a name's own last part is kept."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def reaches(layer: str, imported: str) -> bool:
+    name = imported.removeprefix("skllm_ray").removeprefix(".")
+    if name in skllm_ray.__all__:
+        name = ""
+    return any(is_within(name, package) for package in LAYERS[layer])
+
+
+def layer_of(file: Path) -> str:
+    return module_name(file).partition(".")[0]
+
+
+def test_every_module_has_a_layer():
+    assert {layer_of(file) for file in FILES} <= set(LAYERS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_a_module_imports_only_what_its_layer_may(file):
+    own = [name for name in imports_of(file) if name.partition(".")[0] == "skllm_ray"]
+    assert [name for name in own if not reaches(layer_of(file), name)] == []
+
+
+@pytest.mark.parametrize("package", HOMES)
+def test_a_package_is_imported_in_its_home_alone(package):
+    users = {module_name(file) for file in FILES for name in imports_of(file) if name.partition(".")[0] == package}
+    assert [user for user in users if not is_within(user, HOMES[package])] == []
+
+
+def test_tasks_and_prompts_are_pure():
+    pure = {"__future__", "collections", "dataclasses", "json", "re", "string", "typing", "numpy", "skllm_ray"}
+    files = [file for file in FILES if layer_of(file) in {"tasks", "prompts"}]
+    assert files
+    assert {name.partition(".")[0] for file in files for name in imports_of(file)} <= pure
+
+
+def test_the_table_can_refuse():
+    assert not reaches("tasks", "skllm_ray.llm.base.Reply")
+    assert not reaches("models", "skllm_ray.llm.gpt.clients.openai.spec.OpenAISpec")
+    assert not reaches("config", "skllm_ray.init")
+
+
+def test_the_library_never_prints():
+    calls = [
+        f"{file}:{node.lineno}"
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import skllm_ray", "ray openai google.genai llama_cpp sklearn pandas numpy"),
+        ("import skllm_ray.classification", "ray openai google.genai vertexai llama_cpp jinja2 huggingface_hub"),
+        ("import skllm_ray.testing", "ray openai google.genai llama_cpp sklearn"),
+    ],
+)
+def test_an_import_is_cheap(statement, unwanted):
+    code = f"{statement}, sys; sys.exit(' '.join(set({unwanted.split()!r}) & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_all_is_importable_and_sorted(name):
+    module = importlib.import_module(f"skllm_ray.{name}".rstrip("."))
+    assert [found for found in module.__all__ if not hasattr(module, found)] == []
+    assert list(module.__all__) == sorted(module.__all__)
+
+
+def test_the_version_is_the_installed_one():
+    try:
+        assert metadata.version("skllm-ray") == skllm_ray.__version__
+    except metadata.PackageNotFoundError:
+        pytest.skip("skllm-ray is not installed")
