@@ -19,6 +19,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.datasets import get_reviews_dataset
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.execution.status import Replica, loaded_replicas
+from skllm_ray.llm.registry import resolve
 
 _SAMPLES = 6
 
@@ -56,6 +57,7 @@ def run_demo(*, actors: int, model: str, n_rows: int, address: str | None = None
     """
     if not model.startswith("gguf::"):
         raise ConfigurationError(f"model={model!r}: the demo runs local models.", "Pass --model gguf::demo.")
+    resolve(model).check()
     console = Console()
     with console.status("Starting Ray …") as status:
         started = time.perf_counter()

@@ -182,7 +182,13 @@ def test_the_repr_shows_settings_with_their_source_but_no_key(monkeypatch):
     SKLLMConfig.set_gguf_resources(num_cpus=2)
     shown = repr(SKLLMConfig)
     assert KEY not in shown + repr(SKLLMConfig._settings)
-    for part in ("openai_key = ***  (set)", "'my-project'  (environment)", "'global'  (default)", "m'", "gpt_url = None"):
+    for part in (
+        "openai_key = ***  (set)",
+        "'my-project'  (environment)",
+        "'global'  (default)",
+        "m'",
+        "gpt_url = None",
+    ):
         assert part in shown
 
 

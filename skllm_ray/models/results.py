@@ -79,7 +79,7 @@ def warn_invalid(rows: Sequence[Row[Any]], default: str) -> None:
             f"{invalid} of {len(rows)} answers named none of the labels and took the default ({default}); "
             "predict_details(X) marks them valid=False.",
             SkllmRayWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

@@ -20,7 +20,14 @@ def fences(prompt):
 
 @pytest.mark.parametrize(
     ("text", "n_backticks"),
-    [("plain", 3), ("`one` and ``two``", 3), ("a ``` b", 4), ("```\ncode\n```", 4), ("`" * 9, 10), ("``` ````` ```", 6)],
+    [
+        ("plain", 3),
+        ("`one` and ``two``", 3),
+        ("a ``` b", 4),
+        ("```\ncode\n```", 4),
+        ("`" * 9, 10),
+        ("``` ````` ```", 6),
+    ],
 )
 @pytest.mark.parametrize("template", CLASSIFICATION)
 def test_a_fence_is_longer_than_any_run_in_the_text(template, text, n_backticks):

@@ -62,7 +62,9 @@ def test_labels_that_differ_in_case_alone_need_an_exact_answer(text, label):
     assert parse(ZeroShotTask(("us", "US", "eu")), text) == label
 
 
-@pytest.mark.parametrize("label", ["U.S.", '"quoted"', "`code`", 'a "b" \\c', "ça 😀", "STRASSE", "{x}", "[1, 2]", "12"])
+@pytest.mark.parametrize(
+    "label", ["U.S.", '"quoted"', "`code`", 'a "b" \\c', "ça 😀", "STRASSE", "{x}", "[1, 2]", "12"]
+)
 def test_any_label_can_be_answered(label):
     task = ZeroShotTask((label, "other"))
     assert parse(task, task.choices.answer([label])) == label

@@ -1,0 +1,74 @@
+"""The progress bar, in a real pseudo-terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import skllm_ray
+from skllm_ray.config import SKLLMConfig
+from skllm_ray.execution.runner import run
+from skllm_ray.tasks import ZeroShotTask
+from skllm_ray.testing import FakeSpec
+
+def answer(request):
+    return '{"label": "a"}'
+
+skllm_ray.init(local_mode=True)
+SKLLMConfig.set_show_progress(SHOW)
+rows = run(["x"] * 768, ZeroShotTask(("a", "b")), FakeSpec(answer, latency_s=LATENCY))
+assert all(row.value == "a" for row in rows)
+"""
+
+
+def terminal_output(show: bool, latency_s: float, *, terminal: bool = True) -> str:
+    """Return what the script leaves on a terminal's standard error (or on a pipe)."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    source = SCRIPT.replace("SHOW", str(show)).replace("LATENCY", str(latency_s))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    script = subprocess.Popen(
+        [sys.executable, "-c", source],
+        stdout=subprocess.PIPE,
+        stderr=theirs if terminal else subprocess.PIPE,
+        env=environment,
+    )
+    os.close(theirs)
+    shown = read_to_the_end(ours)
+    printed, piped = script.communicate()
+    assert (script.returncode, printed) == (0, b"")
+    return shown if terminal else piped.decode()
+
+
+def read_to_the_end(terminal: int) -> str:
+    parts = []
+    try:
+        while part := os.read(terminal, 1 << 12):
+            parts.append(part)
+    except OSError:  # how Linux says that nobody writes to it any more
+        pass
+    os.close(terminal)
+    return b"".join(parts).decode()
+
+
+def test_it_appears_on_a_terminal_after_two_seconds() -> None:
+    shown = terminal_output(show=True, latency_s=1.1)
+    assert "768" in shown
+    assert "rows/s" in shown
+
+
+@pytest.mark.parametrize(
+    ("show", "latency_s", "terminal"), [(False, 1.1, True), (True, 0.0, True), (True, 1.1, False)]
+)
+def test_it_does_not_appear(show: bool, latency_s: float, terminal: bool) -> None:
+    """Switched off, on a call that is over before two seconds are, or where no terminal is."""
+    assert terminal_output(show, latency_s, terminal=terminal) == ""

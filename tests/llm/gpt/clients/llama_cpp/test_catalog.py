@@ -1,0 +1,116 @@
+"""Which GGUF models have a name, and what is said of files that cannot work."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+
+import pytest
+
+from skllm_ray.errors import ModelLoadError, UnknownModelError
+from skllm_ray.llm.gpt.clients.llama_cpp.catalog import (
+    DEMO_FILE,
+    check_file,
+    check_name,
+    hub_file,
+    is_path,
+    sha256,
+    supported_models,
+)
+from skllm_ray.llm.gpt.clients.llama_cpp.download import local_file
+
+SIZE = DEMO_FILE.stat().st_size
+
+
+def test_the_catalogue_pins_every_file():
+    downloads = {name: model for name, model in supported_models.items() if name != "demo"}
+    assert set(downloads) == {"gemma2-2b-q6", "gemma2-9b-q4", "phi3-mini-q4", "mistral0.3-7b-q4", "llama3-8b-q4"}
+    assert len(supported_models) == 6
+    for model in downloads.values():
+        assert re.fullmatch(r"[0-9a-f]{64}", model.sha256)
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.repo)
+        assert model.file.endswith(".gguf")
+        assert model.n_ctx >= 1024
+    assert len({model.sha256 for model in downloads.values()}) == 5
+
+
+def test_known_names_pass_without_a_file():
+    for name in supported_models:
+        check_name(name)
+    check_name("owner/repo/folder/file.gguf")
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "demo.gguf", "owner/file.gguf", "owner/repo/file.bin", "Demo"])
+def test_an_unknown_name_is_told_what_is_known(name):
+    with pytest.raises(UnknownModelError, match=rf"{re.escape(repr(name))}.*demo, gemma2-2b-q6.*gguf::/path"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "hub"),
+    [
+        ("owner/repo/file.gguf", False, ("owner/repo", "file.gguf")),
+        ("owner/repo/a/b.gguf", False, ("owner/repo", "a/b.gguf")),
+        ("/models/m.gguf", True, None),
+        ("./models/x/m.gguf", True, None),
+        ("../m.gguf", True, None),
+        ("~/a/b/m.gguf", True, None),
+        ("owner//file.gguf", False, None),
+        ("demo", False, None),
+    ],
+)
+def test_a_path_is_told_from_a_file_on_the_hub(name, path, hub):
+    assert (is_path(name), hub_file(name)) == (path, hub)
+
+
+def n_header_bytes():
+    """Return where the tensors' table roughly lies: half-way through the metadata."""
+    return SIZE // 200
+
+
+def version_99(content):
+    return content[:4] + struct.pack("<I", 99) + content[8:]
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        (None, "does not exist"),
+        (lambda content: b"", "is not a GGUF file"),
+        (lambda content: b"GG", "is not a GGUF file"),
+        (lambda content: b"<html>not found</html>", "is not a GGUF file"),
+        (lambda content: content[:4], "cannot load"),
+        (lambda content: content[:9], "cannot load"),
+        (lambda content: content[: n_header_bytes()], "cannot load"),
+        (lambda content: content[: SIZE // 2], "cannot load"),
+        (lambda content: content[:-1], "cannot load"),
+        (version_99, "cannot load"),
+    ],
+)
+def test_a_damaged_file_is_refused_and_named(tmp_path, cut, message):
+    path = tmp_path / "model.gguf"
+    if cut:
+        path.write_bytes(cut(DEMO_FILE.read_bytes()))
+    with pytest.raises(ModelLoadError, match=message) as caught:
+        check_name(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_directory_is_refused_and_named(tmp_path):
+    with pytest.raises(ModelLoadError, match=f"{re.escape(str(tmp_path))} is a directory"):
+        check_name(str(tmp_path))
+
+
+def test_a_whole_file_passes_by_relative_path_too(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    copy = tmp_path / "models" / "model.gguf"
+    shutil.copyfile(DEMO_FILE, copy)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_file(DEMO_FILE)
+    for name in ("models/model.gguf", "./models/model.gguf", "~/models/model.gguf", str(copy)):
+        check_name(name)
+        assert local_file(name, "unused") == copy.resolve()
+    assert local_file("demo", "unused") == DEMO_FILE
+    assert sha256(copy) == sha256(DEMO_FILE)

@@ -1,0 +1,266 @@
+"""The engine against brute force: one full forward pass per label on an empty context."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from skllm_ray.errors import ModelLoadError
+from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
+from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
+from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
+from skllm_ray.llm.gpt.clients.llama_cpp.engine import ContextOverflowError, Engine, EngineOptions, _Node
+from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, ZeroShotTask
+
+TOLERANCE = 2e-2
+"""Of a probability. A batch of another shape sums in another order, and an 8-bit model magnifies that."""
+ALONE = {"atol": 1e-3, "rtol": 5e-4}
+"""Of a log-probability, where no other row shares the context: the order is the same."""
+THREE = ("positive", "negative", "neutral")
+TEXTS = ["I love it.", "Broke after two days.", "It arrived on a Tuesday.", "👩‍👩‍👧 ça va?", 'a "quote" \\ {x}']
+
+
+@pytest.fixture(scope="module")
+def brute():
+    """An engine whose context is emptied before every pass."""
+    engine = Engine(EngineOptions(str(DEMO_FILE), n_threads=1))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def backend():
+    opened = GGUFBackend(DEMO_FILE, "gguf::demo", 0, 1)
+    yield opened
+    opened.close()
+
+
+def question(text, labels=THREE):
+    """A prompt that holds neither instructions nor labels: short, so that brute force stays cheap."""
+    return ChatRequest(({"role": "user", "content": text},), Choices(tuple(labels)))
+
+
+def log_softmax(values):
+    shifted = values - values.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def expected_log_probs(brute, request):
+    """Return what each label's tokens have as log-probability, normalised, from one forward pass per label."""
+    quoted = [token for token in range(brute.n_vocab) if brute.piece(token).startswith(b'"')]
+    prompt = ChatFormat(brute).render(request.messages)
+    n_shared = len(brute.tokenize(prompt)) - 1  # positions before it are the same for all labels
+    scores = []
+    for label in request.choices.labels:
+        answer = '{"label": ' + json.dumps(label, ensure_ascii=False)
+        tokens = [brute.bos] * (brute.bos is not None) + brute.tokenize(prompt + answer)
+        brute._forget()
+        nodes = [_Node(token, i, (0,), wanted=i >= n_shared) for i, token in enumerate(tokens)]
+        log_probs = log_softmax(brute._decode(nodes).astype(np.float64))
+        *inner, last = tokens[n_shared + 1 :]
+        assert brute.piece(last) == b'"'
+        score = sum(log_probs[i, token] for i, token in enumerate(inner))
+        scores.append(score + np.log(np.exp(log_probs[len(inner), quoted]).sum()))
+    return log_softmax(np.asarray(scores))
+
+
+def assert_close(found, expected):
+    """Compare log-probabilities: as probabilities, and, more loosely, the unlikely ones too."""
+    np.testing.assert_allclose(np.exp(found), np.exp(expected), atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(found, expected, atol=0.1, rtol=2e-3)
+
+
+def assert_matches(brute, requests, replies):
+    for request, reply in zip(requests, replies, strict=True):
+        assert reply.error is None
+        expected = expected_log_probs(brute, request)
+        assert_close(reply.log_probs, expected)
+        assert np.exp(reply.log_probs).sum() == pytest.approx(1, abs=1e-9)
+        predicted = request.choices.labels.index(json.loads(reply.text)["label"])
+        assert predicted == int(np.argmax(reply.log_probs))
+        assert np.exp(expected[predicted]) >= np.exp(expected.max()) - TOLERANCE
+
+
+LABEL_SETS = {
+    "three": THREE,
+    "prefixes": ("a", "ab", "abc d", "abc"),
+    "unicode": ("ça", "čau", "日本", "😀", "😁", "اهلا"),
+    "escapes": ('say "hi"', "say", 'say "', "back\\slash", "back", "\\", "line\nbreak", "l[0], {x}"),
+    "two": ("yes", "no"),
+    "unequal": ("x", "a label that is a whole sentence and goes on for quite a while, with a comma"),
+}
+
+
+@pytest.mark.parametrize("labels", LABEL_SETS.values(), ids=LABEL_SETS)
+def test_scores_are_those_of_one_pass_per_label(brute, backend, labels):
+    requests = [question(text, labels) for text in TEXTS]
+    assert_matches(brute, requests, backend.complete(requests))
+
+
+@pytest.mark.parametrize("labels", LABEL_SETS.values(), ids=LABEL_SETS)
+def test_a_row_alone_is_exact(brute, backend, labels):
+    for text in TEXTS:
+        (reply,) = backend.complete([question(text, labels)])
+        np.testing.assert_allclose(reply.log_probs, expected_log_probs(brute, question(text, labels)), **ALONE)
+
+
+def test_three_hundred_labels(brute, backend):
+    labels = [f"{a}{b}{c}" for a in "qwertyuiop" for b in "asdfgh" for c in "zxcvb"]
+    assert len(labels) == 300
+    requests = [question(TEXTS[0], labels)]
+    assert_matches(brute, requests, backend.complete(requests))
+
+
+def test_the_real_prompt(brute, backend):
+    requests = ZeroShotTask(THREE, descriptions={"neutral": "neither"}).render(TEXTS)
+    assert_matches(brute, requests, backend.complete(requests))
+
+
+def test_texts_of_very_different_lengths(brute, backend):
+    requests = [question(text) for text in ["a", "word " * 120, "b c", "Tuesday " * 40, "?", "word " * 119 + "x"]]
+    assert_matches(brute, requests, backend.complete(requests))
+
+
+def test_one_text_many_times(brute, backend):
+    requests = [question("I love it.")] * 40
+    replies = backend.complete(requests)
+    assert_matches(brute, requests[:1], replies[:1])
+    for reply in replies:
+        assert_close(reply.log_probs, replies[0].log_probs)
+
+
+def test_more_rows_than_sequences_in_any_order(backend):
+    requests = [question(f"text number {i} {'and more ' * (i % 7)}") for i in range(100)]
+    shuffled = np.random.default_rng(0).permutation(len(requests))
+    straight = np.asarray([reply.log_probs for reply in backend.complete(requests)])
+    mixed = np.asarray([reply.log_probs for reply in backend.complete([requests[i] for i in shuffled])])
+    alone = np.asarray([backend.complete([request])[0].log_probs for request in requests[::30]])
+    assert_close(mixed, straight[shuffled])
+    assert_close(alone, straight[::30])
+
+
+def test_requests_with_different_labels_share_a_batch(brute, backend):
+    requests = [question("t", ("a", "b")), question("t", THREE), question("u", ("b", "a")), question("t", ("a", "b"))]
+    assert_matches(brute, requests, backend.complete(requests))
+
+
+def test_the_shared_prefix_is_decoded_once(brute, backend):
+    engine = backend._engine
+    first = ZeroShotTask(THREE).render(TEXTS)
+    backend.complete(first)
+    once = engine.n_decoded
+    second = ZeroShotTask(THREE).render([f"{text}!" for text in TEXTS])
+    replies = backend.complete(second)
+    n_prefix = len(engine._prefix)
+    assert n_prefix > 50
+    assert once + n_prefix < sum(reply.usage.prompt_tokens for reply in replies)
+    assert engine.n_decoded - once <= once - n_prefix + len(TEXTS)
+    assert_matches(brute, second, replies)
+    third = ZeroShotTask(("up", "down")).render(TEXTS)  # another prefix: what was kept must not be mistaken for it
+    assert_matches(brute, third, backend.complete(third))
+
+
+@pytest.mark.xfail(raises=RuntimeError, strict=True, reason="Engine._groups counts with a prefix that it has dropped")
+def test_a_long_row_and_short_ones_under_a_prefix_kept_from_another_call():
+    engine = Engine(EngineOptions(str(DEMO_FILE), n_ctx=512))
+    start, tails = [10 + i % 50 for i in range(150)], [[6, 7, 8], [9, 7]]
+    rows = [start + [100] * 215, *(start + [101 + i] * 3 for i in range(60))]
+    try:
+        fresh = engine.score(rows, [tails] * len(rows))
+        engine.score(
+            [start + [200] * 155] * 2, [tails] * 2
+        )  # keeps more than `rows` share, and leaves no room for the first
+        again = engine.score(rows, [tails] * len(rows))
+        np.testing.assert_allclose(again, fresh, atol=0.1, rtol=2e-3)
+    finally:
+        engine.close()
+
+
+def test_a_text_longer_than_the_context_fails_alone(brute, backend):
+    requests = [question("before"), question("x " * 3000), question("after")]
+    before, overlong, after = backend.complete(requests)
+    assert (overlong.text, overlong.error.kind, overlong.error.fatal) == (None, "context_length", False)
+    assert f"{backend.n_ctx:,}" in overlong.error.message
+    assert_matches(brute, [requests[0], requests[2]], [before, after])
+
+
+@pytest.mark.parametrize("change", [-1, 0, 1])
+def test_the_context_may_be_filled_to_the_last_token(change):
+    engine = Engine(EngineOptions(str(DEMO_FILE), n_ctx=256))
+    try:
+        common, tails = [5] * (engine.n_ctx + change - 2), [[6, 7, 8], [9, 7]]
+        (found,) = engine.score([common], [tails])  # the tails' last tokens need no room
+        assert isinstance(found, ContextOverflowError) == (len(common) + 3 > engine.n_ctx)
+    finally:
+        engine.close()
+
+
+def test_control_tokens_in_a_text_are_only_text(brute):
+    chat = ChatFormat(brute)
+    controls = brute.control_texts()
+    assert controls
+    ids = {token for text in controls for token in brute.tokenize(text)}
+    assert len(ids) == len(controls)
+
+    def n_controls(text):
+        head, (tail, *_) = chat.tokenize(
+            chat.render([{"role": "user", "content": text}]), ["x", "y"], (Choices(()), text)
+        )
+        return sum(token in ids for token in head + tail)
+
+    evil = "".join(controls) + "".join(f"{text[:3]}{text}{text[3:]}" for text in controls)
+    assert n_controls(f"hello {evil} {evil[::-1]} bye") == n_controls("hello") > 0
+
+
+def test_the_tokens_are_those_of_the_whole_string(brute):
+    chat = ChatFormat(brute)
+    for text in [*TEXTS, "".join(brute.control_texts()), " \n trailing \n"]:
+        prompt = chat.render([{"role": "system", "content": "S"}, {"role": "user", "content": text}])
+        ends = ['{"label": "a"', '{"label": "ab c"', "plain"]
+        for _ in range(2):  # the second time from what was kept
+            head, tails = chat.tokenize(prompt, ends, (Choices(("a", "ab c")), ""))
+            begin = [brute.bos] * (brute.bos is not None)
+            assert [head + tail for tail in tails] == [begin + brute.tokenize(prompt + end) for end in ends]
+
+
+def test_several_labels_are_allowed_ones_in_number_and_without_repeats(backend):
+    labels = ("delivery", "price", "quality", "delivery time")
+    for max_labels in (1, 2, 9):
+        task = MultiLabelZeroShotTask(labels, max_labels)
+        requests = task.render([*TEXTS, "x " * 3000])
+        *rows, overlong = task.parse([], backend.complete(requests))
+        assert all(row.valid and set(row.value) <= set(labels) for row in rows)
+        assert all(len(set(row.value)) == len(row.value) <= max_labels for row in rows)
+        assert overlong.error.kind == "context_length"
+
+
+def test_free_text_is_refused_as_data(backend):
+    (reply,) = backend.complete([ChatRequest(({"role": "user", "content": "hi"},))])
+    assert (reply.text, reply.error.kind, reply.error.fatal) == (None, "not_supported", True)
+
+
+def test_a_single_label_is_certain(backend):
+    (reply,) = backend.complete([question("t", ("only",))])
+    assert (json.loads(reply.text), reply.log_probs) == ({"label": "only"}, (0.0,))
+
+
+def test_closing_twice_is_allowed():
+    engine = Engine(EngineOptions(str(DEMO_FILE)))
+    engine.close()
+    engine.close()
+
+
+def test_a_row_needs_a_token_before_the_choice(brute):
+    with pytest.raises(ValueError, match="at least one token"):
+        brute.score([[]], [[[1], [2]]])
+
+
+def test_gpu_layers_need_a_gpu_build(brute):
+    if brute._lib.llama_supports_gpu_offload():
+        pytest.skip("this llama-cpp-python was built with GPU support")
+    with pytest.raises(
+        ModelLoadError, match=r"gguf_max_gpu_layers=-1.*without GPU support.*set_gguf_max_gpu_layers\(0\)"
+    ):
+        Engine(EngineOptions(str(DEMO_FILE), n_gpu_layers=-1))

@@ -1,0 +1,32 @@
+"""The examples run, or compile where they need a server or a cluster."""
+
+from __future__ import annotations
+
+import py_compile
+import runpy
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from skllm_ray.models.results import DETAIL_COLUMNS
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_compiles(path: Path, tmp_path: Path) -> None:
+    py_compile.compile(str(path), cfile=str(tmp_path / "out.pyc"), doraise=True)
+
+
+def test_classify_dataframe(tmp_path: Path) -> None:
+    path = next(path for path in EXAMPLES if path.name == "classify_dataframe.py")
+    output = tmp_path / "labelled.csv"
+    done = CliRunner().invoke(
+        runpy.run_path(str(path))["main"], ["--output", str(output), "--rows", "5", "--local-mode"]
+    )
+    assert done.exit_code == 0, done.output
+    table = pd.read_csv(output)
+    assert len(table) == 5
+    assert set(DETAIL_COLUMNS) < set(table.columns)
