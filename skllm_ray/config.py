@@ -430,7 +430,7 @@ def _url(name: str, value: object) -> str:
             f"{name} must be an http:// or https:// URL; got {text!r}.", "For example http://localhost:11434/v1."
         )
     if "@" in parts.netloc:
-        raise ConfigurationError(f"{name} must not hold a user name or password.", "Pass the key with set_openai_key(…).")
+        raise ConfigurationError(f"{name} must not hold a user name or password.", "Use set_openai_key(…).")
     return text.rstrip("/")
 
 

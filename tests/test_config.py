@@ -266,7 +266,7 @@ def test_a_pickled_secret_keeps_its_fingerprint_alone():
 def test_a_key_is_found_in_order(monkeypatch):
     ref = SecretRef("openai_key", ("FIRST_KEY", "SECOND_KEY"), "abc")
     monkeypatch.delenv("FIRST_KEY", raising=False)
-    with pytest.raises(MissingKeyError, match="openai_key.*set_openai_key.*FIRST_KEY"):
+    with pytest.raises(MissingKeyError, match=r"openai_key.*set_openai_key.*FIRST_KEY"):
         resolve_secret(ref, {"another": "held-for-another"})
     monkeypatch.setenv("SECOND_KEY", "second")
     assert resolve_secret(ref) == "second"

@@ -25,11 +25,12 @@ LAYERS = {
     "llm": {"llm", "tasks.base", "config", "errors"},
     "execution": {"execution", "tasks", "llm", "config", "errors"},
     "models": {
-        "models", "tasks", "prompts", "memory", "execution", "llm.registry", "llm.base", "llm.models", "config", "errors",
+        "models", "tasks", "prompts", "memory", "execution", "config", "errors",
+        "llm.registry", "llm.base", "llm.models",
     },
     "classification": {"models"},
     "testing": {"llm.base", "tasks.base", "config", "errors"},
-    "demo": {"", "classification", "config", "datasets", "errors", "execution.status"},
+    "demo": {"", "classification", "config", "datasets", "errors", "execution.status", "llm.registry"},
     "cli": {"", "demo", "errors"},
 }  # fmt: skip
 """Each layer, and what of skllm_ray it may import besides."""
