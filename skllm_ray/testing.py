@@ -325,6 +325,8 @@ class FakeSpec:
     answer: Callable[[ChatRequest], str | RowError]
     batch_size: int = 256
     latency_s: float = 0
+    limit: RateLimit | None = field(default=None, kw_only=True)
+    """The declared limit; nothing enforces it."""
     key: str = field(default_factory=lambda: f"fake-{uuid.uuid4().hex}", kw_only=True)
     """Identifies the backend."""
 
@@ -334,14 +336,14 @@ class FakeSpec:
         return "fake"
 
     @property
+    def gives_probabilities(self) -> bool:
+        """It answers with texts alone."""
+        return False
+
+    @property
     def placement(self) -> Placement:
         """Stateless, in blocks of `batch_size` rows."""
         return Placement(batch_size=self.batch_size)
-
-    @property
-    def limit(self) -> RateLimit | None:
-        """None: nothing is limited."""
-        return None
 
     def check(self) -> None:
         """Accept everything."""

@@ -74,6 +74,11 @@ class BackendSpec(Protocol):
         ...
 
     @property
+    def gives_probabilities(self) -> bool:
+        """Whether replies to classifications have ``log_probs``."""
+        ...
+
+    @property
     def key(self) -> str:
         """Identifies the backend and its settings: specs with equal keys may share one open backend."""
         ...

@@ -129,11 +129,12 @@ class LLMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         NotSupportedError
             If the backend gives no probabilities.
         """
-        _, rows, mode = self._run(X, on_error)
-        if any(row.error is None and row.reply.log_probs is None for row in rows):
+        check_is_fitted(self)
+        if not self._spec().gives_probabilities:  # asked before any row is paid for
             raise NotSupportedError(
                 f"model={self.model!r} gives no probabilities.", "GGUF models do: model='gguf::…'. Use predict instead."
             )
+        _, rows, mode = self._run(X, on_error)
         failed = self.class_probabilities_ if mode == "default" else np.full(len(self.classes_), np.nan)
         return np.stack([failed if row.reply.log_probs is None else np.exp(row.reply.log_probs) for row in rows])
 
@@ -167,7 +168,8 @@ class LLMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters, as in scikit-learn; a key is wrapped so that it shows itself nowhere."""
-        return super().set_params(**{k: wrap_secret(v) if k == "key" else v for k, v in params.items()})
+        super().set_params(**{k: wrap_secret(v) if k == "key" else v for k, v in params.items()})
+        return self
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

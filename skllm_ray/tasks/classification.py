@@ -97,6 +97,8 @@ def _normalise(label: str) -> str:
 
 
 def _lookup(answer: object, by_name: Mapping[object, str]) -> str | None:
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        answer = str(answer)  # integer labels are asked for by their digits
     if not isinstance(answer, str):
         return None
     return by_name.get(answer) or by_name.get((_normalise(answer),))

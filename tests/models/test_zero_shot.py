@@ -298,7 +298,6 @@ def test_num_workers_is_accepted_and_checked(fake, cls):
             fitted(cls).predict(["good"], num_workers=wrong)
 
 
-@pytest.mark.xfail(raises=TypeError, strict=True, reason="FakeSpec has no field `limit`, which num_workers replaces")
 def test_num_workers_works_with_the_fake_that_users_have(fake):
     fake.spec = FakeSpec(fake.answer)
     assert fitted().predict(["good"], num_workers=2).tolist() == ["good"]

@@ -54,6 +54,11 @@ class VertexSpec:
         object.__setattr__(self, "request_options", freeze_options(self.request_options))
 
     @property
+    def gives_probabilities(self) -> bool:
+        """Not in this release."""
+        return False
+
+    @property
     def placement(self) -> Placement:
         """Stateless: it takes no CPU of the cluster."""
         return Placement()

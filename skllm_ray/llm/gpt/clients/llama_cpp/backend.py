@@ -41,6 +41,11 @@ class GGUFSpec:
         return f"gguf::{self.name}"
 
     @property
+    def gives_probabilities(self) -> bool:
+        """Labels are scored."""
+        return True
+
+    @property
     def placement(self) -> Placement:
         """One actor per replica; a GPU each where layers go to a GPU."""
         given = self.resources

@@ -295,6 +295,8 @@ class Engine:
                     group, cells, sequences, outputs = [], 0, 0, 0
                 if need[0] > room:  # a long row needs the room that the prefix of other rows takes
                     self._forget()
+                    n_prefix, room = 0, self.n_ctx
+                    need = part.n_tokens(0), need[1], need[2]
                 group.append((row, chosen))
                 cells, sequences, outputs = cells + need[0], sequences + need[1], outputs + need[2]
         if group:

@@ -162,7 +162,6 @@ def test_the_shared_prefix_is_decoded_once(brute, backend):
     assert_matches(brute, third, backend.complete(third))
 
 
-@pytest.mark.xfail(raises=RuntimeError, strict=True, reason="Engine._groups counts with a prefix that it has dropped")
 def test_a_long_row_and_short_ones_under_a_prefix_kept_from_another_call():
     engine = Engine(EngineOptions(str(DEMO_FILE), n_ctx=512))
     start, tails = [10 + i % 50 for i in range(150)], [[6, 7, 8], [9, 7]]
