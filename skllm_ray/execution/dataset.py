@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ _API_TASKS = 8  # Dataset tasks of a stateless backend at once; each keeps many 
 
 def on_cluster(
     texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]
-) -> Iterator[tuple[Sequence[int], list[Row[Any]]]]:
+) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
     """Yield finished blocks, as they finish, of a call that uses Ray."""
     compare_workers(spec)
     if spec.placement.stateful and session.in_ray_worker() and is_nested_without_room(spec):
@@ -41,7 +41,9 @@ def on_cluster(
     yield from _through_dataset(texts, task, spec, backend, in_flight)
 
 
-def _one_by_one(texts: Sequence[str], task: Task[Any], backend: Backend) -> Iterator[tuple[range, list[Row[Any]]]]:
+def _one_by_one(
+    texts: Sequence[str], task: Task[Any], backend: Backend
+) -> Generator[tuple[range, list[Row[Any]]], None, None]:
     for start in range(0, len(texts), BLOCK_ROWS):
         part = texts[start : start + BLOCK_ROWS]
         yield range(start, start + len(part)), process(part, task, backend)
@@ -49,7 +51,7 @@ def _one_by_one(texts: Sequence[str], task: Task[Any], backend: Backend) -> Iter
 
 def _through_dataset(
     texts: Sequence[str], task: Task[Any], spec: BackendSpec, backend: PooledBackend | None, in_flight: int
-) -> Iterator[tuple[Sequence[int], list[Row[Any]]]]:
+) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
     size = _block_size(len(texts), in_flight)
     tables = [
         pa.table({"row": pa.array(range(start, min(start + size, len(texts)))), "text": texts[start : start + size]})

@@ -9,17 +9,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from skllm_ray.execution import session
 from skllm_ray.execution.block import BLOCK_ROWS, open_here, process
 from skllm_ray.execution.progress import progress_bar
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.tasks.base import Row, Task
+from skllm_ray.tasks.base import Reply, Row, RowError, Task
 
-Blocks = Iterable[tuple[Sequence[int], list[Row[Any]]]]
+Blocks = Generator[tuple[Sequence[int], list[Row[Any]]], None, None]
 """Finished blocks in any order: the rows' positions, and the rows."""
+
+_CANCELLED: Row[Any] = Row(
+    None,
+    False,
+    Reply(error=RowError("cancelled", "Not sent: another row failed for a reason that all share."), attempts=0),
+)
 
 
 def run(
@@ -61,15 +68,19 @@ def run(
 
         blocks = on_cluster(texts, task, spec, secrets)
     rows: list[Row[Any] | None] = [None] * len(texts)
-    with progress_bar(len(texts), spec.model, show=show_progress) as bar:
+    fatal = False
+    with progress_bar(len(texts), spec.model, show=show_progress) as bar, closing(blocks):
         for positions, finished in blocks:
             for position, row in zip(positions, finished, strict=True):
                 rows[position] = row
             bar.update(len(finished))
+            fatal = any(row.error is not None and row.error.fatal for row in finished)
+            if fatal:  # every further row would fail for the same reason, and might cost
+                break
     missing = sum(row is None for row in rows)
-    if missing:
+    if missing and not fatal:
         raise RuntimeError(f"{missing} of {len(rows)} rows came back from no block; please report this.")
-    return rows  # type: ignore[return-value]
+    return [_CANCELLED if row is None else row for row in rows]
 
 
 def runs_here(spec: BackendSpec, n_texts: int) -> bool:
@@ -81,7 +92,7 @@ def runs_here(spec: BackendSpec, n_texts: int) -> bool:
 
 def _in_process(
     texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]
-) -> Iterator[tuple[range, list[Row[Any]]]]:
+) -> Generator[tuple[range, list[Row[Any]]], None, None]:
     backend = open_here(spec, secrets)
     for start in range(0, len(texts), BLOCK_ROWS):
         part = texts[start : start + BLOCK_ROWS]

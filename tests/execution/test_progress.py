@@ -66,9 +66,7 @@ def test_it_appears_on_a_terminal_after_two_seconds() -> None:
     assert "rows/s" in shown
 
 
-@pytest.mark.parametrize(
-    ("show", "latency_s", "terminal"), [(False, 1.1, True), (True, 0.0, True), (True, 1.1, False)]
-)
+@pytest.mark.parametrize(("show", "latency_s", "terminal"), [(False, 1.1, True), (True, 0.0, True), (True, 1.1, False)])
 def test_it_does_not_appear(show: bool, latency_s: float, terminal: bool) -> None:
     """Switched off, on a call that is over before two seconds are, or where no terminal is."""
     assert terminal_output(show, latency_s, terminal=terminal) == ""
