@@ -6,8 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST_VENV ?= .venv-lowest
 
-# llama.cpp's parts that this project does not use are left out, which shortens its build. PyTorch's CPU wheels, where an
-# index offers them, are far smaller than the default ones; only `make demo-model` needs PyTorch.
+# llama.cpp's parts that this project does not use are left out, which shortens its build.
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -185,10 +185,14 @@ _pools: dict[str, Any] = {}
 
 def _pool() -> Any:
     """Return this job's pool actor, created by the first process that asks."""
-    job = ray.get_runtime_context().get_job_id()
+    job = session.job_key()
     if job not in _pools:
         actor = ray.remote(_Pool).options(
-            name=f"pool-{job}", namespace=NAMESPACE, get_if_exists=True, num_cpus=0, max_concurrency=32
+            name=f"pool-{ray.get_runtime_context().get_job_id()}",
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            num_cpus=0,
+            max_concurrency=32,
         )
         _pools[job] = actor.remote()  # kept: the actor lives as long as its handle
     return _pools[job]
@@ -205,7 +209,7 @@ def connect(spec: BackendSpec) -> PooledBackend:
         If the model cannot be loaded.
     """
     held = ModelCache.get(spec.key)
-    job = ray.get_runtime_context().get_job_id()
+    job = session.job_key()
     if not isinstance(held, PooledBackend) or held.job != job:
         share = plan(spec)
         _refuse_impossible(spec, share)
@@ -280,7 +284,7 @@ class PooledBackend:
 
     def close(self) -> None:
         """Unload the model from all nodes."""
-        if session.is_initialised() and ray.get_runtime_context().get_job_id() == self.job:
+        if session.is_initialised() and session.job_key() == self.job:
             ray.get(_pool().close.remote(self.spec.key))
 
     def replicas(self) -> list[ReplicaInfo]:

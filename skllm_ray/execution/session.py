@@ -110,6 +110,14 @@ def in_ray_worker() -> bool:
     return int(ray.get_runtime_context().worker.mode) == int(ray.WORKER_MODE)
 
 
+def job_key() -> str:
+    """Return what tells this job from all others, of this cluster and of any that the process used before."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return f"{context.gcs_address}/{context.get_job_id()}"
+
+
 def ensure() -> None:
     """Start or join Ray if this process has not; refuse where it cannot work.
 
@@ -122,7 +130,7 @@ def ensure() -> None:
         if _state["forked"]:
             raise ClusterError(
                 "This process was forked from one that uses Ray, and Ray does not survive a fork.",
-                'Start child processes with the "spawn" method, or predict before forking only in the parent.',
+                'Start child processes with the "spawn" method, or call predict in the parent.',
             )
         if not _initialised():
             _refuse_client(os.environ.get("RAY_ADDRESS"))

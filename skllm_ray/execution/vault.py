@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from skllm_ray.execution.session import NAMESPACE
+from skllm_ray.execution.session import NAMESPACE, job_key
 
 _kept: dict[str, Any] = {}
 
@@ -31,11 +31,11 @@ def hand_over(secrets: Mapping[str, str]) -> None:
     """Give this job's workers `secrets`, by fingerprint. Does nothing if there are none."""
     if not secrets:
         return
-    name = _name()
-    if name not in _kept:  # kept: the actor lives as long as the handle that created it
-        options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "get_if_exists": True, "num_cpus": 0}
-        _kept[name] = ray.remote(_Vault).options(**options).remote()
-    ray.get(_kept[name].put.remote(dict(secrets)))
+    job = job_key()
+    if job not in _kept:  # kept: the actor lives as long as the handle that created it
+        options: dict[str, Any] = {"name": _name(), "namespace": NAMESPACE, "get_if_exists": True, "num_cpus": 0}
+        _kept[job] = ray.remote(_Vault).options(**options).remote()
+    ray.get(_kept[job].put.remote(dict(secrets)))
 
 
 def fetch_secrets() -> dict[str, str]:

@@ -18,7 +18,7 @@ from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.datasets import get_reviews_dataset
 from skllm_ray.errors import ConfigurationError, InputError, ModelLoadError, PlacementError
-from skllm_ray.execution import model_pool
+from skllm_ray.execution import model_pool, session
 from skllm_ray.execution.status import loaded_replicas
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 
@@ -137,7 +137,7 @@ def test_a_row_that_kills_its_model_costs_itself_alone(monkeypatch: pytest.Monke
     # The pool actor runs in a process of its own, so it is given the class that dies.
     monkeypatch.setattr(model_pool, "_pools", {})
     pool = ray.remote(PoolWithPoison).options(num_cpus=0, max_concurrency=8).remote()
-    model_pool._pools[ray.get_runtime_context().get_job_id()] = pool
+    model_pool._pools[session.job_key()] = pool
     table = classifier().predict_details(texts)
     assert table["error_kind"].tolist() == [None, "model_crashed", None, None]
     assert table["valid"].tolist() == [True, False, True, True]

@@ -89,6 +89,9 @@ def test_an_initialised_ray_is_used_as_it_is() -> None:
         import skllm_ray
         skllm_ray.shutdown()
         assert ray.is_initialized()
+        ray.shutdown()
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        assert len(clf.predict(["a"])) == 1
         """
     )
     assert done.returncode == 0, done.stderr
