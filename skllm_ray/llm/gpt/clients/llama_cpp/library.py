@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import logging
+import sys
 from types import ModuleType
 from typing import Any
 
 from skllm_ray.errors import MissingExtraError, ModelLoadError
 
-_logger = logging.getLogger("skllm_ray.llama_cpp")
-_LEVELS = {3: logging.DEBUG, 4: logging.ERROR}  # ggml_log_level; warnings concern developers of models
-_ERROR = 4
-_CONTINUATION = 5
+_ERROR = 4  # ggml_log_level
 _last_errors: list[str] = []
 _keep_alive: list[Any] = []
 _verbose = False
 
 
 def import_llama_cpp() -> ModuleType:
-    """Return the ``llama_cpp`` module; its C log goes to our logger instead of standard error.
+    """Return the ``llama_cpp`` module; its C log comes to us instead of standard error.
 
     Raises
     ------
@@ -75,7 +72,7 @@ def load_model(lib: ModuleType, path: str, params: Any) -> Any:
 
 
 def set_verbose(verbose: bool) -> None:
-    """Show llama.cpp's own log at level INFO, or hide all but what our errors quote."""
+    """Let llama.cpp's own log through to standard error, or hide all of it but what our errors quote."""
     global _verbose
     _verbose = verbose
 
@@ -92,5 +89,5 @@ def _log(level: int, text: bytes, _user_data: object) -> None:
     if level == _ERROR:
         _last_errors.append(line)
         del _last_errors[:-20]
-    if line and level != _CONTINUATION:
-        _logger.log(logging.INFO if _verbose else _LEVELS.get(level, logging.DEBUG), "%s", line)
+    if _verbose:
+        sys.stderr.write(text.decode("utf-8", "replace"))
