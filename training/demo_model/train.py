@@ -260,7 +260,7 @@ def work(rank: int, plan: Plan, tokenizer_json: str, meeting: str) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The GGUF file to write.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Also write the PyTorch weights, to this file.")
 @click.option("--start", type=click.Path(path_type=Path, exists=True), help="Go on from weights written by --keep.")
-@click.option("--steps", default=2000, show_default=True)
+@click.option("--steps", default=1200, show_default=True)
 @click.option("--minutes", default=60.0, show_default=True, help="The longest it may take; the rate decays in time.")
 @click.option("--batch", default=12, show_default=True, help="Texts per prefix and process.")
 @click.option("--seed", default=1, show_default=True)

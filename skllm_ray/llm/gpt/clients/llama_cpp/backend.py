@@ -166,10 +166,11 @@ class GGUFBackend:
                 if isinstance(scores, ContextOverflowError):
                     replies[i] = self._too_long(scores)
                     continue
-                best = int(np.argmax(scores))
-                if best < len(left):
-                    chosen[i].append(left[best])
-                if best < len(left) and len(chosen[i]) < choices.max_labels:
+                # To go on is as likely as all labels together; only then do they compete with one another.
+                goes_on = bool(left) and float(np.logaddexp.reduce(scores[:-1])) > float(scores[-1])
+                if goes_on:
+                    chosen[i].append(left[int(np.argmax(scores[:-1]))])
+                if goes_on and len(chosen[i]) < choices.max_labels:
                     still_open.append(i)
                     continue
                 usage = Usage(prompt_tokens=lengths[i])
