@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from skllm_ray.config import resolve_secret
@@ -19,6 +19,16 @@ BLOCK_ROWS = 256
 def process(texts: Sequence[str], task: Task[Any], backend: Backend) -> list[Row[Any]]:
     """Return one row per text."""
     return task.parse(texts, backend.complete(task.render(texts)))
+
+
+def process_here(
+    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]
+) -> Generator[tuple[range, list[Row[Any]]], None, None]:
+    """Yield the blocks of a call that runs in this process."""
+    backend = open_here(spec, secrets)
+    for start in range(0, len(texts), BLOCK_ROWS):
+        part = texts[start : start + BLOCK_ROWS]
+        yield range(start, start + len(part)), process(part, task, backend)
 
 
 class OpenBackend:

@@ -13,7 +13,7 @@ import ray
 import ray.data
 
 from skllm_ray.execution import session
-from skllm_ray.execution.block import BLOCK_ROWS, open_here, process
+from skllm_ray.execution.block import BLOCK_ROWS, open_here, process, process_here
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
 from skllm_ray.execution.vault import fetch_secrets, hand_over
 from skllm_ray.execution.workers import compare_workers
@@ -29,7 +29,7 @@ def on_cluster(
     """Yield finished blocks, as they finish, of a call that uses Ray."""
     compare_workers(spec)
     if spec.placement.stateful and session.in_ray_worker() and is_nested_without_room(spec):
-        yield from _one_by_one(texts, task, open_here(spec, secrets))
+        yield from process_here(texts, task, spec, secrets)
         return
     backend: PooledBackend | None = connect(spec) if spec.placement.stateful else None
     if backend is not None and len(texts) <= BLOCK_ROWS:
@@ -39,14 +39,6 @@ def on_cluster(
         hand_over(secrets)
     in_flight = 2 * backend.n_replicas if backend is not None else _API_TASKS
     yield from _through_dataset(texts, task, spec, backend, in_flight)
-
-
-def _one_by_one(
-    texts: Sequence[str], task: Task[Any], backend: Backend
-) -> Generator[tuple[range, list[Row[Any]]], None, None]:
-    for start in range(0, len(texts), BLOCK_ROWS):
-        part = texts[start : start + BLOCK_ROWS]
-        yield range(start, start + len(part)), process(part, task, backend)
 
 
 def _through_dataset(

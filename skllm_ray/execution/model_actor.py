@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.tasks.base import ChatRequest, Reply
@@ -42,8 +43,9 @@ class ModelActor:
     def load(self, spec: BackendSpec, threads: int) -> ReplicaInfo:
         """Load the model; raises ``ModelLoadError`` as ``spec.open`` does."""
         started = time.perf_counter()
-        self._threads = threads
-        self._backend = spec.open(_no_secrets)
+        own: Any = replace(spec, n_threads=threads)  # type: ignore[type-var]
+        self._backend = own.open(_no_secrets)
+        self._threads = own.n_threads
         self._load_s = time.perf_counter() - started
         return self.info()
 

@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import Any
 
 from skllm_ray.execution import session
-from skllm_ray.execution.block import BLOCK_ROWS, open_here, process
+from skllm_ray.execution.block import BLOCK_ROWS, process_here
 from skllm_ray.execution.progress import progress_bar
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.tasks.base import Reply, Row, RowError, Task
@@ -61,7 +61,7 @@ def run(
         return []
     secrets = dict(secrets or {})
     if runs_here(spec, len(texts)):
-        blocks: Blocks = _in_process(texts, task, spec, secrets)
+        blocks: Blocks = process_here(texts, task, spec, secrets)
     else:
         session.ensure()
         from skllm_ray.execution.dataset import on_cluster
@@ -88,12 +88,3 @@ def runs_here(spec: BackendSpec, n_texts: int) -> bool:
     if session.is_local_mode():
         return True
     return not spec.placement.stateful and n_texts <= BLOCK_ROWS and not session.is_initialised()
-
-
-def _in_process(
-    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]
-) -> Generator[tuple[range, list[Row[Any]]], None, None]:
-    backend = open_here(spec, secrets)
-    for start in range(0, len(texts), BLOCK_ROWS):
-        part = texts[start : start + BLOCK_ROWS]
-        yield range(start, start + len(part)), process(part, task, backend)

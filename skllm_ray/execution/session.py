@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ClusterError, ConfigurationError
 
 NAMESPACE = "skllm_ray"
@@ -172,7 +173,7 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
             "namespace": NAMESPACE,
             "include_dashboard": False,
             "logging_level": logging.WARNING,
-            "log_to_driver": False,
+            "log_to_driver": SKLLMConfig.get_gguf_verbose(),
         }
         try:
             ray.init(address=address, **{**quiet, **options})

@@ -114,6 +114,15 @@ def test_a_changed_setting_warns_and_does_not_reload() -> None:
     ModelCache.clear()
 
 
+def test_an_actor_uses_the_threads_that_it_was_given() -> None:
+    ModelCache.clear()
+    SKLLMConfig.set_gguf_resources("demo", num_cpus=2)
+    classifier().predict(["a"])
+    (replica,) = loaded_replicas("gguf::demo")
+    assert replica.threads == 2
+    ModelCache.clear()
+
+
 def test_killing_a_model_actor_loses_no_row() -> None:
     ModelCache.clear()
     SKLLMConfig.set_gguf_resources("demo", min_replicas=2, max_replicas=2, num_cpus=1)

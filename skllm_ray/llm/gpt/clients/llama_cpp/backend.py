@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class GGUFSpec:
     verbose: bool = False
     resources: GGUFResources = field(default_factory=GGUFResources)
     n_threads: int | None = None
-    """llama.cpp threads; None takes what the placement reserves."""
+    """llama.cpp threads; a model actor sets its own share, None takes this machine's cores, eight at most."""
 
     @property
     def model(self) -> str:
@@ -76,7 +77,7 @@ class GGUFSpec:
     def open(self, resolve_secret: SecretResolver) -> GGUFBackend:  # noqa: ARG002 - a local model has no secret
         """Load the model into this process, downloading the file first if needed."""
         path = local_file(self.name, self.download_path)
-        return GGUFBackend(path, self.model, self.n_gpu_layers, self.n_threads or 1, verbose=self.verbose)
+        return GGUFBackend(path, self.model, self.n_gpu_layers, self.n_threads or _own_threads(), verbose=self.verbose)
 
 
 class GGUFBackend:
@@ -210,6 +211,10 @@ def _prompt_length(head: Sequence[int], ends: Sequence[Sequence[int]]) -> int:
 def _normalise(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = scores - scores.max()
     return np.asarray(shifted - np.log(np.exp(shifted).sum()), np.float64)
+
+
+def _own_threads() -> int:
+    return min(8, os.cpu_count() or 1)
 
 
 def _choices(request: ChatRequest) -> Choices:
