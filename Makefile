@@ -55,8 +55,7 @@ docs: setup ## Build the documentation into docs/_build/html
 
 demo-model: $(BIN)/python ## Train the demo model again (about half an hour)
 	$(BIN)/pip install --quiet -e '.[gguf,train]'
-	$(BIN)/python -m training.demo_model.train --minutes 28 --steps 100000 \
-		--out skllm_ray/llm/gpt/clients/llama_cpp/demo/demo.gguf
+	$(BIN)/python -m training.demo_model.train --out skllm_ray/llm/gpt/clients/llama_cpp/demo/demo.gguf
 
 clean: ## Remove what the other commands made
 	rm -rf $(VENV) $(LOWEST_VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 import uuid
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.config import RateLimit
-from skllm_ray.errors import NotSupportedError
 from skllm_ray.llm.base import Placement, SecretResolver
-from skllm_ray.tasks.base import ChatRequest, Reply, RowError, Usage
+from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 
 __all__ = ["ChatServer", "FakeBackend", "FakeSpec", "Received", "StatusFault", "WireFault", "prompt_of"]
 
@@ -293,9 +293,10 @@ class FakeBackend:
         time.sleep(self.latency_s)
         return [self._reply(request) for request in requests]
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:  # noqa: ARG002  the protocol's signature
-        """Raise `NotSupportedError`."""
-        raise NotSupportedError("FakeBackend does not embed texts.")
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        """Return a unit vector of 64 dimensions per text: its words, hashed. Like texts lie close together."""
+        self.n_requests += len(texts)
+        return [Embedding(_hashed_words(text), model="fake") for text in texts]
 
     def close(self) -> None:
         """Note that it was closed."""
@@ -307,6 +308,12 @@ class FakeBackend:
         if isinstance(answer, RowError):
             return Reply(error=answer, model="fake")
         return Reply(answer, usage=Usage(n_prompt, len(answer) // 4), model="fake")
+
+
+def _hashed_words(text: str) -> NDArray[np.float32]:
+    buckets = [zlib.crc32(word.encode("utf-8", "replace")) % 64 for word in text.lower().split()] or [0]
+    vector = np.bincount(buckets, minlength=64).astype(np.float32)
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)
 
 
 @dataclass(frozen=True)

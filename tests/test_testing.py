@@ -9,7 +9,6 @@ from urllib.request import Request, urlopen
 import pytest
 
 from skllm_ray import testing
-from skllm_ray.errors import NotSupportedError
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.tasks.base import ChatRequest, Choices, RowError
 from skllm_ray.testing import ChatServer, FakeBackend, FakeSpec, Received, StatusFault, WireFault, prompt_of
@@ -138,8 +137,8 @@ def test_a_fake_backend_answers_as_its_function_says():
     assert (good.text, good.error, good.model) == ("YES", None, "fake")
     assert (bad.text, bad.error.kind) == (None, "bad_request")
     assert backend.n_requests == 2
-    with pytest.raises(NotSupportedError):
-        backend.embed(["x"])
+    one, same, other = (item.vector for item in backend.embed(["a b", "b a", "c d"]))
+    assert one @ same == pytest.approx(1) and one @ other < 0.9
     backend.close()
     assert backend.closed
 

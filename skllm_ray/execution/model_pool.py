@@ -16,9 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from skllm_ray.errors import ClusterError, NotSupportedError, PlacementError, SkllmRayError, SkllmRayWarning
@@ -27,7 +25,7 @@ from skllm_ray.execution.model_actor import ModelActor, ReplicaInfo
 from skllm_ray.execution.session import NAMESPACE
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
-from skllm_ray.tasks.base import ChatRequest, Reply, RowError
+from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
 
 PLACEMENT_TIMEOUT_S = 60.0
 """How long model actors may wait for room before the call fails."""
@@ -278,7 +276,7 @@ class PooledBackend:
         n_slices = 1 if len(requests) <= _SMALLEST_SLICE else self.n_replicas
         return self._complete([list(part) for part in _slices(requests, n_slices)], deaths=0)
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Not offered yet for GGUF models."""
         raise NotSupportedError(f"{self.spec.model} offers no embeddings in this release.", f"{len(texts)} asked for.")
 

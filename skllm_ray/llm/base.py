@@ -10,11 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skllm_ray.config import RateLimit, SecretRef
-from skllm_ray.tasks.base import ChatRequest, Reply
+from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
 
 SecretResolver: TypeAlias = Callable[[SecretRef], str]
 """Turns a reference into the secret, on the worker; raises ``MissingKeyError``."""
@@ -46,8 +43,8 @@ class Backend(Protocol):
         """Return one reply per request, in order. Failures are replies with an ``error``, never exceptions."""
         ...
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return the texts' vectors, of shape (n_texts, n_dims)."""
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        """Return one embedding per text, in order. Failures are embeddings with an ``error``, never exceptions."""
         ...
 
     def close(self) -> None:

@@ -131,6 +131,20 @@ class Reply:
     """The model as the backend reported it."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """A backend's vector for one text: a vector or an error, never both, never an exception."""
+
+    vector: NDArray[np.float32] | None = None
+    """The embedding, of shape (n_dims,)."""
+    usage: Usage = field(default_factory=Usage)
+    error: RowError | None = None
+    attempts: int = 1
+    """How often the backend was asked."""
+    model: str = ""
+    """The model as the backend reported it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row(Generic[T]):
     """What one text became."""

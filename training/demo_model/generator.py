@@ -54,8 +54,8 @@ def draw_task(rng: random.Random, kind: str, *, plain: bool = False) -> Task:
             shown = {TOPIC_ALIASES.get(name, label): name for label, name in shown.items()}
         return Task(kind, tuple(shown), None, shown)
     pool = aspects.COMMON if rng.random() < 0.6 else aspects.ASPECTS
-    names = rng.sample(pool, rng.randint(3, min(len(pool), 10)))
-    other = not plain and rng.random() < 0.3
+    names = rng.sample(pool, rng.randint(3, min(len(pool), 9)))
+    other = not plain and rng.random() < 0.15
     labels = {(rng.choice(aspects.PHRASES[name]["labels"]) if other else name): name for name in names}
     cased = _shown(rng, list(labels), plain)
     shown = {label: labels[plain] for label, plain in cased.items()}
@@ -68,10 +68,10 @@ def draw_example(rng: random.Random, task: Task) -> Example:
         label = rng.choice(task.labels)
         made = sentiment_text if task.kind == "sentiment" else topic_text
         return Example(made(rng, task.meaning[label]), label, (task.meaning[label],))
-    count = rng.choices((0, 1, 2, 3, 4, 5), (12, 28, 28, 19, 9, 4))[0]
+    count = rng.choices((0, 1, 2, 3, 4), (10, 32, 32, 18, 8))[0]
     present = rng.sample(task.labels, min(count, len(task.labels), task.max_cats))
     names = [task.meaning[label] for label in present]
-    if rng.random() < 0.25:  # an aspect that the list does not offer
+    if rng.random() < 0.12:  # an aspect that the list does not offer
         hidden = [name for name in aspects.COMMON if name not in task.meaning.values()]
         names += rng.sample(hidden, min(1, len(hidden)))
     rng.shuffle(names)

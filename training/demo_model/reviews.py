@@ -10,6 +10,8 @@ import random
 import re
 from collections.abc import Callable
 
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
 from training.demo_model.surface import (
     DOMAINS,
     GENERAL,
@@ -26,6 +28,19 @@ from training.demo_model.surface import (
 SENTIMENTS = ("positive", "negative", "neutral")
 POLES = {"positive": "pos", "negative": "neg", "neutral": "mid"}
 OPPOSITE = {"pos": "neg", "neg": "pos"}
+
+
+def _valence() -> dict[str, list[str]]:
+    """Read the words that VADER's lexicon rates at least 1.2 from neutral, on its scale from -4 to 4."""
+    rated = sorted(SentimentIntensityAnalyzer().lexicon.items())
+    words = [(word, value) for word, value in rated if word.isalpha() and word.islower()]
+    return {
+        "pos": [word for word, value in words if value >= 1.2],
+        "neg": [word for word, value in words if value <= -1.2],
+    }
+
+
+VALENCE = _valence()
 
 
 class Review:
@@ -391,7 +406,11 @@ class Review:
             (0.5, lambda: self.noun(pole)),
         ]
         if pole != "mid":
-            options += [(1.8, lambda: self.mild(pole)), (0.3, lambda: self.flipped(pole))]
+            options += [
+                (1.8, lambda: self.mild(pole)),
+                (0.3, lambda: self.flipped(pole)),
+                (1.0, lambda: self.charged(pole)),
+            ]
         clause = weighted(self.rng, options)
         if self.rng.random() < 0.1:
             openers = {
@@ -429,6 +448,33 @@ class Review:
             )
             clause = f"{self.rng.choice(openers + general)}, {clause}"
         return clause
+
+    def charged(self, pole: str) -> str:
+        """Return a fact coloured by words of VADER's lexicon, whose parts of speech are unknown: syntax is loose."""
+        rng = self.rng
+        word, other = rng.choice(VALENCE[pole]), rng.choice(VALENCE[pole])
+        subject, be = self.subject()
+        part = self.pick("parts", "all")
+        return rng.choice(
+            (
+                f"{subject} {be} {word}",
+                f"so {word}",
+                f"{word}, {other}",
+                f"{word} {part}",
+                f"{word} {self.thing}",
+                f"{self.fact()}, {word}",
+                f"{word} and {other}",
+                f"the {part} {word}",
+                f"it {word} me",
+                f"full of {word}",
+                f"I {word} {self.target()}",
+                f"I was {word}",
+                f"{self.fact()} and {be} {word}",
+                f"a {word} {self.thing} with a {other} {part}",
+                f"it {word} and {other}",
+                f"you will be {word}",
+            )
+        )
 
     def shrug(self, _: str = "mid") -> str:
         if self.rng.random() < 0.3:

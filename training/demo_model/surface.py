@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 from training.demo_model import lexicon
 
-GENERAL = lexicon.merge("general", "stories")
+GENERAL = lexicon.merge("general", "stories", "events")
 DOMAINS = list(lexicon.read("domains").values())
-SLOTS = lexicon.read("surface")["slots"]
+SLOTS = {**lexicon.read("surface")["slots"], **lexicon.read("events")["slots"]}
 
 
 def _pairs(section: str) -> list[tuple[str, str]]:
@@ -40,7 +40,9 @@ def fill(rng: random.Random, phrase: str, thing: str) -> str:
             return rng.choice(GENERAL["parts"]["all"])
         return rng.choice(SLOTS[name])
 
-    return re.sub(r"\{(\w+)\}", value, phrase) if "{" in phrase else phrase
+    while "{" in phrase:  # a slot's words may have slots of their own
+        phrase = re.sub(r"\{(\w+)\}", value, phrase)
+    return phrase
 
 
 def upper_first(text: str) -> str:

@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skllm_ray.errors import MissingExtraError, NotSupportedError
 from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher
 from skllm_ray.llm.gpt.clients.openai.errors import redact, row_error
 from skllm_ray.llm.gpt.clients.openai.options import thaw_options
 from skllm_ray.llm.vertex.errors import classify
 from skllm_ray.llm.vertex.spec import VertexSpec
-from skllm_ray.tasks.base import ChatRequest, Reply, RowError, Usage
+from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 
 if TYPE_CHECKING:
     from google import genai
@@ -46,7 +43,7 @@ class VertexBackend:
         """Return one reply per request, in order. Failures are replies with an ``error``."""
         return self._dispatcher.run(requests, self._ask)
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:  # noqa: ARG002  the protocol's signature
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:  # noqa: ARG002  the protocol's signature
         """Raise `NotSupportedError`: a chat model has no vectors."""
         raise NotSupportedError(f"{self._spec.model} was opened as a chat model, which does not embed texts.")
 

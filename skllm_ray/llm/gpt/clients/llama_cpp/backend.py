@@ -20,7 +20,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
 from skllm_ray.llm.gpt.clients.llama_cpp.download import local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import ContextOverflowError, Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.library import require_installed
-from skllm_ray.tasks.base import ChatRequest, Choices, Reply, RowError, Usage
+from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, Reply, RowError, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class GGUFBackend:
                         replies[i] = reply
             return [reply or self._unsupported() for reply in replies]
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Not offered in this release."""
         raise NotSupportedError(f"{self._model} offers no embeddings in this release.", f"{len(texts)} asked for.")
 

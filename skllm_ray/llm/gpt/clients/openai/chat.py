@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skllm_ray.errors import NotSupportedError, SkllmRayWarning
 from skllm_ray.llm.gpt.clients.openai.dialect import Dialect
 from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher
 from skllm_ray.llm.gpt.clients.openai.errors import classify, redact, row_error
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
-from skllm_ray.tasks.base import ChatRequest, Reply, RowError, Usage
+from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 
 if TYPE_CHECKING:
     import openai
@@ -55,7 +52,7 @@ class OpenAIBackend:
             warnings.warn(self._dialect.notices.pop(0), SkllmRayWarning, stacklevel=2)
         return replies
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:  # noqa: ARG002  the protocol's signature
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:  # noqa: ARG002  the protocol's signature
         """Raise `NotSupportedError`: a chat model has no vectors."""
         raise NotSupportedError(f"{self._spec.model} was opened as a chat model, which does not embed texts.")
 
