@@ -8,7 +8,7 @@ from typing import Any
 
 from skllm_ray.config import resolve_secret
 from skllm_ray.errors import ClusterError
-from skllm_ray.llm.base import Backend, BackendSpec
+from skllm_ray.llm.base import Backend, BackendSpec, adapt
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 from skllm_ray.tasks.base import Row, Task
 
@@ -16,9 +16,9 @@ BLOCK_ROWS = 256
 """Rows in a block: one request to a model actor, one Dataset task."""
 
 
-def process(texts: Sequence[str], task: Task[Any], backend: Backend) -> list[Row[Any]]:
+def process(texts: Sequence[str], task: Task[Any], backend: Backend, spec: BackendSpec) -> list[Row[Any]]:
     """Return one row per text."""
-    return task.parse(texts, backend.complete(task.render(texts)))
+    return task.parse(texts, backend.complete(adapt(spec, task.render(texts), texts)))
 
 
 def process_here(
@@ -28,7 +28,7 @@ def process_here(
     backend = open_here(spec, secrets)
     for start in range(0, len(texts), BLOCK_ROWS):
         part = texts[start : start + BLOCK_ROWS]
-        yield range(start, start + len(part)), process(part, task, backend)
+        yield range(start, start + len(part)), process(part, task, backend, spec)
 
 
 class OpenBackend:

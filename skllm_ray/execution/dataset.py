@@ -33,7 +33,7 @@ def on_cluster(
         return
     backend: PooledBackend | None = connect(spec) if spec.placement.stateful else None
     if backend is not None and len(texts) <= BLOCK_ROWS:
-        yield range(len(texts)), process(texts, task, backend)
+        yield range(len(texts)), process(texts, task, backend, spec)
         return
     if backend is None:
         hand_over(secrets)
@@ -75,7 +75,7 @@ def _map_block(batch: pa.Table, task: Task[Any], spec: BackendSpec, backend: Poo
     """Process one block on a worker. The rows travel back as one value: they are Python objects, not columns."""
     texts = batch["text"].to_pylist()
     used: Backend = backend if backend is not None else open_here(spec, fetch_secrets())
-    rows = process(texts, task, used)
+    rows = process(texts, task, used, spec)
     return pa.table(
         {
             "positions": pa.array([batch["row"].to_pylist()], pa.list_(pa.int64())),

@@ -87,3 +87,9 @@ class BackendSpec(Protocol):
     def open(self, resolve_secret: SecretResolver) -> Backend:
         """Open the backend in this process."""
         ...
+
+
+def adapt(spec: BackendSpec, requests: Sequence[ChatRequest], texts: Sequence[str]) -> list[ChatRequest]:
+    """Return `requests` as the options in `spec` want them; most specs have nothing to change."""
+    change = getattr(spec, "adapt", None)
+    return list(requests) if change is None else list(change(requests, texts))

@@ -102,7 +102,7 @@ class LLMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         PartialResultError
             If rows failed and ``on_error="raise"``; its ``details`` hold all rows.
         """
-        texts, rows, mode = self._run(X, on_error, num_workers)
+        texts, rows, mode = self._run(X, on_error, num_workers, best_only=True)
         results.warn_invalid(rows, self.default_label)
         predictions = self._predictions(texts, rows, mode)
         if all(any(value == known for known in self.classes_) for value in set(predictions)):
@@ -174,7 +174,7 @@ class LLMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _run(
-        self, X: Any, on_error: OnError | None, num_workers: int | None = None
+        self, X: Any, on_error: OnError | None, num_workers: int | None = None, *, best_only: bool = False
     ) -> tuple[Texts, list[Row[Any]], OnError]:
         check_is_fitted(self)
         mode = self._mode(on_error)
@@ -183,6 +183,8 @@ class LLMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             refuse_missing(texts)
         spec = _capped(self._spec(), num_workers)
         spec.check()
+        if best_only and hasattr(spec, "best_only"):  # a local model may then spare itself the other labels
+            spec = replace(spec, best_only=True)  # type: ignore[type-var]
         from skllm_ray.execution.runner import run
 
         found = run([str(texts.values[i]) for i in texts.present], self._task(), spec, secrets_of(self.key))
