@@ -92,6 +92,7 @@ class GGUFResources:
     max_replicas: int | None = None
     num_gpus: float | None = None
     num_cpus: float | None = None
+    keep_alive_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +299,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         max_replicas: int | None = None,
         num_gpus: float | None = None,
         num_cpus: float | None = None,
+        keep_alive_s: float | None = None,
     ) -> None:
         """Set how many actors hold a GGUF model and what each takes of the cluster.
 
@@ -315,6 +317,9 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         num_cpus : float or None, default=None
             CPUs, and llama.cpp threads, per actor. None means the node's CPUs, eight at most, one of them left
             unreserved for readers.
+        keep_alive_s : float or None, default=None
+            How long, in seconds, an idle model stays loaded when the driver has ended, so that the cluster's next job
+            finds it. All jobs share such a model. None unloads it with the driver.
 
         Raises
         ------
@@ -326,6 +331,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
             max_replicas=None if max_replicas is None else _at_least("max_replicas", max_replicas, min_replicas),
             num_gpus=None if num_gpus is None else _number("num_gpus", num_gpus),
             num_cpus=None if num_cpus is None else _number("num_cpus", num_cpus),
+            keep_alive_s=None if keep_alive_s is None else _number("keep_alive_s", keep_alive_s),
         )
         if resources.num_gpus is not None and resources.num_gpus > 1 and resources.num_gpus % 1:
             raise ConfigurationError(f"num_gpus={num_gpus}: above 1, Ray takes whole GPUs only.", "Pass 2, not 1.5.")

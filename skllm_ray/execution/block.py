@@ -9,7 +9,7 @@ from typing import Any
 from skllm_ray.config import resolve_secret
 from skllm_ray.errors import ClusterError
 from skllm_ray.llm.base import Backend, BackendSpec, adapt
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
 from skllm_ray.tasks.base import Row, Task
 
 BLOCK_ROWS = 256
@@ -39,10 +39,19 @@ class OpenBackend:
         self.backend = backend
         self.pid = os.getpid()
 
-    def close(self) -> None:
+    def close(self) -> list[Freed]:
         """Close the backend, unless it belongs to a parent process."""
-        if self.pid == os.getpid():
+        if self.pid != os.getpid():
+            return []
+        if not self.spec.placement.stateful:
             self.backend.close()
+            return []
+        import psutil
+
+        before = psutil.Process().memory_info().rss
+        self.backend.close()
+        freed = max(0, before - psutil.Process().memory_info().rss)
+        return [Freed(self.spec.model, "this process", self.pid, freed / 1e6)]
 
 
 def open_here(spec: BackendSpec, secrets: Mapping[str, str]) -> Backend:

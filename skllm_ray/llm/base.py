@@ -33,6 +33,8 @@ class Placement:
     """Stateful backends: how many actors may be started; None means one for each node that has room."""
     batch_size: int = 256
     """Rows in a block."""
+    keep_alive_s: float | None = None
+    """Stateful backends: how long idle actors outlive their driver, in seconds; None ends them with it."""
 
 
 @runtime_checkable
@@ -47,7 +49,7 @@ class Backend(Protocol):
         """Return one embedding per text, in order. Failures are embeddings with an ``error``, never exceptions."""
         ...
 
-    def close(self) -> None:
+    def close(self) -> object:
         """Free what the backend holds."""
         ...
 

@@ -91,6 +91,7 @@ class GGUFSpec:
             num_gpus=default_gpus if given.num_gpus is None else given.num_gpus,
             min_replicas=given.min_replicas,
             max_replicas=given.max_replicas,
+            keep_alive_s=given.keep_alive_s,
         )
 
     @property
