@@ -58,6 +58,12 @@ class ModelActor:
         self._load_s = time.perf_counter() - started
         return self.info()
 
+    def transfer(self) -> Any:
+        """Return the download that `load` is at, if it is at one; answers while `load` works."""
+        from skllm_ray.llm.gpt.clients.llama_cpp.download import current_transfer
+
+        return current_transfer()
+
     def call(self, verb: str, items: Sequence[Any]) -> list[Any]:
         """Return the backend's answers: `verb` is ``"complete"`` or ``"embed"``."""
         if self._backend is None:

@@ -23,6 +23,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from skllm_ray.errors import ClusterError, PlacementError, SkllmRayError, SkllmRayWarning
 from skllm_ray.execution import session
 from skllm_ray.execution.model_actor import IdleExit, ModelActor, ReplicaInfo
+from skllm_ray.execution.progress import download_bar
 from skllm_ray.execution.session import NAMESPACE
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
@@ -69,6 +70,7 @@ class _Pool:
         self._state = threading.Lock()
         self._loading: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._numbers = itertools.count()
+        self._arriving: dict[str, list[Any]] = {}
 
     def open(self, spec: BackendSpec, share: Share) -> tuple[BackendSpec, int]:
         """Start and load the replicas of `spec` if they are not; return their spec and how many."""
@@ -82,6 +84,13 @@ class _Pool:
                 with self._state:
                     self._models[spec.key] = model
             return model.spec, len(model.replicas)
+
+    def transfers(self, key: str) -> list[Any]:
+        """Return the downloads of the replicas that are being loaded."""
+        answers = [actor.transfer.remote() for actor in self._arriving.get(key, [])]
+        with contextlib.suppress(RayActorError, GetTimeoutError):
+            return [found for found in ray.get(answers, timeout=5) if found is not None]
+        return []
 
     def take(self, key: str, n: int) -> list[tuple[int, Any]]:
         """Return `n` replicas, the least loaded first, each counted as one call in flight."""
@@ -164,18 +173,22 @@ class _Pool:
                 ray.kill(pings[ping])
             if len(started) < at_least:
                 raise _no_room(model.spec, model.share)
+            self._arriving[model.spec.key] = started
             infos = ray.get([actor.load.remote(model.spec, model.share.threads) for actor in started])
         except BaseException:
             for actor in started:
                 ray.kill(actor)
             raise
+        finally:
+            self._arriving.pop(model.spec.key, None)
         with self._state:
             for actor, info in zip(started, infos, strict=True):
                 model.replicas[next(self._numbers)] = _Replica(actor, info)
 
 
 def _start_actor(share: Share, keep_alive_s: float | None) -> Any:
-    options: dict[str, Any] = {"num_cpus": share.num_cpus, "num_gpus": share.num_gpus}
+    # One thread works, the other answers how far a download is.
+    options: dict[str, Any] = {"num_cpus": share.num_cpus, "num_gpus": share.num_gpus, "max_concurrency": 2}
     if keep_alive_s is not None:  # outlives the job that asked first; ends itself when idle
         options |= {"lifetime": "detached", "name": f"model-{uuid.uuid4().hex}", "namespace": NAMESPACE}
     return ray.remote(ModelActor).options(**options).remote(share.num_gpus == 0, keep_alive_s)
@@ -257,7 +270,10 @@ def connect(spec: BackendSpec) -> PooledBackend:
         share = plan(spec)
         _refuse_impossible(spec, share)
         shared = spec.placement.keep_alive_s is not None
-        loaded, n_replicas = _call(_pool(shared=shared).open.remote(spec, share))
+        pool = _pool(shared=shared)
+        opening = pool.open.remote(spec, share)
+        _watch_download(pool, opening, spec)
+        loaded, n_replicas = _call(opening)
         held = PooledBackend(loaded, n_replicas, job, shared=shared)
         ModelCache.store(spec.key, held)
     if held.spec != spec:
@@ -268,6 +284,16 @@ def connect(spec: BackendSpec) -> PooledBackend:
             stacklevel=2,
         )
     return held
+
+
+def _watch_download(pool: Any, opening: Any, spec: BackendSpec) -> None:
+    """Show how far the model's file is, where it has to come from elsewhere first."""
+    with download_bar(spec.model) as show:
+        while not ray.wait([opening], timeout=0.5)[0]:
+            found = ray.get(pool.transfers.remote(spec.key))
+            if found:  # one for each node: the slowest decides
+                slowest = min(found, key=lambda transfer: transfer.done)
+                show(slowest.done, slowest.total)
 
 
 def plan(spec: BackendSpec) -> Share:
