@@ -144,11 +144,14 @@ class ChatServer:
         return _broken(answer, form(body, "", "content_filter"), form(body, None, "stop"))
 
 
+_JSON = ("content-type", "application/json")
+
+
 @dataclass(frozen=True, slots=True)
 class _Response:
     status: int
     body: bytes
-    headers: tuple[tuple[str, str], ...] = (("content-type", "application/json"),)
+    headers: tuple[tuple[str, str], ...] = (_JSON,)
     sent: int | None = None
     """How many bytes of it to send before closing; None sends it all."""
 
@@ -196,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _error(fault: StatusFault) -> _Response:
     error = {"message": fault.message, "code": fault.code, "param": fault.param, "type": None, "status": fault.code}
-    return _Response(fault.status, json.dumps({"error": error}).encode(), fault.headers)
+    return _Response(fault.status, json.dumps({"error": error}).encode(), (_JSON, *fault.headers))
 
 
 def _broken(fault: WireFault, filtered: dict[str, Any], empty: dict[str, Any]) -> _Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -95,7 +96,7 @@ class Hub:
         self.n_bytes += len(part)
         if cut:
             handler.wfile.flush()
-            handler.connection.close()
+            handler.connection.shutdown(socket.SHUT_WR)  # what was written still arrives
             handler.close_connection = True
 
     @staticmethod

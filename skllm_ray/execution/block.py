@@ -9,6 +9,7 @@ from typing import Any
 from skllm_ray.config import resolve_secret
 from skllm_ray.errors import ClusterError
 from skllm_ray.llm.base import Backend, BackendSpec, adapt
+from skllm_ray.llm.gate import install_limiter
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
 from skllm_ray.tasks.base import Row, Task
 
@@ -26,6 +27,7 @@ def process_here(
 ) -> Generator[tuple[range, list[Row[Any]]], None, None]:
     """Yield the blocks of a call that runs in this process."""
     backend = open_here(spec, secrets)
+    install_limiter(None)  # no Ray: this process keeps the limit by itself
     for start in range(0, len(texts), BLOCK_ROWS):
         part = texts[start : start + BLOCK_ROWS]
         yield range(start, start + len(part)), process(part, task, backend, spec)

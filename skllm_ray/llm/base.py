@@ -6,12 +6,15 @@ To add a backend, write a spec (which model, where it runs, which limit it share
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from skllm_ray.config import RateLimit, SecretRef
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
+
+if TYPE_CHECKING:
+    from skllm_ray.llm.quota import Grant, Report
 
 SecretResolver: TypeAlias = Callable[[SecretRef], str]
 """Turns a reference into the secret, on the worker; raises ``MissingKeyError``."""
@@ -88,6 +91,26 @@ class BackendSpec(Protocol):
 
     def open(self, resolve_secret: SecretResolver) -> Backend:
         """Open the backend in this process."""
+        ...
+
+
+class Limiter(Protocol):
+    """Shares a quota among all who ask: within a process, or, implemented by the execution layer, in a cluster."""
+
+    async def exchange(self, report: Report) -> Grant:
+        """Take a holder's report and return what it may do. It waits rather than fail."""
+        ...
+
+
+class ReplyCache(Protocol):
+    """Keeps replies, so that the same request to the same model is paid for once."""
+
+    def get(self, keys: Sequence[str]) -> dict[str, Reply]:
+        """Return the replies that are there, by key."""
+        ...
+
+    def put(self, replies: Mapping[str, Reply]) -> None:
+        """Keep replies."""
         ...
 
 

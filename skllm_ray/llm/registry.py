@@ -105,6 +105,8 @@ def _openai_spec(
         key_ref=reference,
         request_options=options,
         limit=SKLLMConfig.get_rate_limit(prefix + name),
+        price=SKLLMConfig.get_price(prefix + name),
+        reply_cache=SKLLMConfig.get_reply_cache(),
         **endpoint,
     )
 
@@ -133,6 +135,8 @@ def _vertex(name: str, key: str | None, org: str | None, options: dict[str, Any]
         location=SKLLMConfig.get_google_location(),
         request_options=options,
         limit=SKLLMConfig.get_rate_limit(name),
+        price=SKLLMConfig.get_price(name),
+        reply_cache=SKLLMConfig.get_reply_cache(),
     )
 
 

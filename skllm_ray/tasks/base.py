@@ -104,6 +104,8 @@ class Usage:
     completion_tokens: int = 0
     cached_tokens: int = 0
     """The share of `prompt_tokens` that was served from a cache."""
+    cost_usd: float | None = None
+    """What it cost, in US dollars; None where the price is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,9 @@ def local_file(name: str, download_path: str) -> Path:
     known = supported_models.get(name)
     repo, file = (known.repo, known.file) if known else hub_file(name) or ("", "")
     folder = Path(download_path) / repo
+    checked = _checked(folder / file)
+    if checked and (known is None or checked == known.sha256):  # this very file: the hub need not be asked
+        return folder / file
     path = _download(repo, file, Path(download_path))
     expected = known.sha256 if known else _hub_hash(path, folder, file)
     if expected:
@@ -125,15 +128,30 @@ def _hub_hash(path: Path, folder: Path, file: str) -> str:
     return tag if re.fullmatch(r"[0-9a-f]{64}", tag) else ""
 
 
+def _checked(path: Path) -> str:
+    """Return the hash that this very file was once found to have, or an empty string."""
+    note = _note(path)
+    if not path.is_file() or not note.is_file():
+        return ""
+    expected, _, mark = note.read_text().partition(" ")
+    return expected if mark == _mark(path) else ""
+
+
 def _verify(path: Path, expected: str) -> None:
-    """Check the file's hash once; a note beside it remembers that this very file was checked."""
-    note = path.with_name(f"{path.name}.sha256-checked")
-    mark = f"{expected} {path.stat().st_size} {path.stat().st_mtime_ns}"
-    if note.is_file() and note.read_text() == mark:
+    """Check the file's hash; a note beside it remembers that this very file was checked."""
+    if _checked(path) == expected:
         return
     found = sha256(path)
     if found != expected:
         raise ModelLoadError(
             f"{path} is damaged: its SHA-256 is {found}, not {expected}.", f"Delete it and try again: {os.fspath(path)}"
         )
-    note.write_text(mark)
+    _note(path).write_text(f"{expected} {_mark(path)}")
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256-checked")
+
+
+def _mark(path: Path) -> str:
+    return f"{path.stat().st_size} {path.stat().st_mtime_ns}"
