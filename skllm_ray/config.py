@@ -133,7 +133,6 @@ class _Settings:
     gguf_verbose: bool | None = None
     show_progress: bool | None = None
     reply_cache: str | None = None
-    reply_cache_bytes: int | None = None
     rate_limits: tuple[tuple[str, RateLimit], ...] = ()
     prices: tuple[tuple[str, Price], ...] = ()
     gguf_resources: tuple[tuple[str | None, GGUFResources], ...] = ()
@@ -443,7 +442,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         return dict(SKLLMConfig._settings.prices).get(_bare(model))
 
     @staticmethod
-    def set_reply_cache(path: str | os.PathLike[str] | None, *, max_bytes: int = 1_000_000_000) -> None:
+    def set_reply_cache(path: str | os.PathLike[str] | None) -> None:
         """Set the file in which the replies of API models are kept, so that none is paid for twice.
 
         Parameters
@@ -451,12 +450,9 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         path : str or path-like or None
             A file that every worker can write: on one machine any, on a cluster one of a shared file system, or each
             node keeps its own. None, the default, keeps nothing. The file holds replies and hashes, never prompts or
-            keys.
-        max_bytes : int, default=1_000_000_000
-            When the file is larger, the replies that were used least recently are removed.
+            keys; above a gigabyte, the replies that were used least recently are removed.
         """
         _set("reply_cache", None if path is None else _text("path", os.path.abspath(os.fspath(path))))  # noqa: PTH100
-        _set("reply_cache_bytes", _at_least("max_bytes", max_bytes, 100_000))
 
     @staticmethod
     def get_reply_cache() -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from skllm_ray.config import resolve_secret
 from skllm_ray.errors import ClusterError
+from skllm_ray.execution.reply_cache import with_cache
 from skllm_ray.llm.base import Backend, BackendSpec, adapt
 from skllm_ray.llm.gate import install_limiter
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
@@ -73,6 +74,6 @@ def open_here(spec: BackendSpec, secrets: Mapping[str, str]) -> Backend:
                 'Start child processes with the "spawn" method.',
             )
         return held.backend
-    backend = spec.open(lambda reference: resolve_secret(reference, secrets))
+    backend = with_cache(spec.open(lambda reference: resolve_secret(reference, secrets)), spec)
     ModelCache.store(key, OpenBackend(spec, backend))
     return backend

@@ -77,8 +77,7 @@ def show_limits() -> list[BucketInfo]:
         actor: Any = ray.get_actor(_NAME, namespace=NAMESPACE)
     except ValueError:
         return []
-    found: list[BucketInfo] = ray.get(actor.show.remote(), timeout=_ANSWER_S)
-    return found
+    return list(ray.get(actor.show.remote(), timeout=_ANSWER_S))
 
 
 def _find() -> Any:

@@ -89,6 +89,8 @@ class Dialect:
             return False
         if name not in self._refused:
             self._refused.add(name)
+            if name in _LOG_PROBS:
+                return True  # the row's own error says so
             self.notices.append(f"{self._model} does not accept {name!r}: asking on without it.")
         return True
 
