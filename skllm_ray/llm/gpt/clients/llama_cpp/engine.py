@@ -109,6 +109,11 @@ class Engine:
         params.n_outputs_max_per_seq = self.n_outputs
         params.n_threads = params.n_threads_batch = max(1, options.n_threads)
         params.kv_unified = True
+        if options.n_gpu_layers == 0:
+            # On a CPU, flash attention computes decodes of fewer than 64 tokens in 16-bit floats and longer ones in
+            # 32: a row's probabilities would depend on its neighbours. Without it they do not, for 4% of the speed of
+            # a model of 250 M parameters, and 10% of one of 20 M.
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
         take_errors()
         context = lib.llama_init_from_model(self.model, params)
