@@ -10,7 +10,7 @@ LOWEST_VENV ?= .venv-lowest
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow test-lowest check format docs bench-gguf bench-api demo-model clean
+.PHONY: help setup demo test conformance test-slow test-lowest check format docs bench-gguf bench-api demo-model clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,10 @@ demo: setup ## Classify a few hundred reviews with model actors and show the res
 
 test: setup ## Run the tests
 	$(BIN)/pytest -q
+
+conformance: setup ## Test against servers that others wrote: aimock (npm) and llama-cpp-python's own
+	-npm install --silent --no-fund --no-audit --prefix .conformance @copilotkit/aimock@1.43.0
+	$(BIN)/pytest -q -rs tests/conformance
 
 test-slow: setup ## Run the tests that take minutes, too
 	$(BIN)/pytest -q -m slow

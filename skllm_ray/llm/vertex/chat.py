@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -140,8 +141,12 @@ def _open_client(spec: VertexSpec, token: str | None) -> genai.Client:
         from google.oauth2.credentials import Credentials
     except ImportError:
         raise MissingExtraError.for_extra("google-genai", "vertex") from None
+    base_url, version = spec.base_url, None
+    if base_url and re.search(r"/v\d\w*$", base_url):  # a gateway may speak another version than the SDK's own
+        base_url, _, version = base_url.rpartition("/")
     http_options = types.HttpOptions(
-        base_url=spec.base_url,
+        base_url=base_url,
+        api_version=version,
         timeout=round(spec.patience.timeout_s * 1000),
         retry_options=types.HttpRetryOptions(attempts=1),  # None would retry a lost connection unasked
     )

@@ -42,7 +42,7 @@ class VertexSpec:
     request_options: RequestOptions = ()
     """Extra fields of ``GenerateContentConfig``, such as ``temperature``; kept in a form that hashes."""
     base_url: str | None = None
-    """Another address than Google's: a gateway, or a test's server."""
+    """Another address than Google's: a gateway, or a test's server; it may end in the API's version, ``/v1``."""
     token_ref: SecretRef | None = None
     """Where the worker finds an access token; None uses the application default credentials."""
     patience: Patience = field(default_factory=Patience)

@@ -6,6 +6,8 @@ import io
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import MissingExtraError, ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import (
     DEMO_FILE,
+    CatalogModel,
     check_file,
     check_name,
     hub_file,
@@ -40,15 +43,41 @@ def local_file(name: str, download_path: str) -> Path:
     known = supported_models.get(name)
     repo, file = (known.repo, known.file) if known else hub_file(name) or ("", "")
     folder = Path(download_path) / repo
-    checked = _checked(folder / file)
-    if checked and (known is None or checked == known.sha256):  # this very file: the hub need not be asked
+    if _is_ready(folder / file, known):  # this very file: the hub need not be asked
         return folder / file
-    path = _download(repo, file, Path(download_path))
-    expected = known.sha256 if known else _hub_hash(path, folder, file)
-    if expected:
-        _verify(path, expected)
-    check_file(path)
-    return path
+    with _alone(folder, file):
+        if _is_ready(folder / file, known):
+            return folder / file
+        path = _download(repo, file, Path(download_path))
+        expected = known.sha256 if known else _hub_hash(path, folder, file)
+        if expected:
+            _verify(path, expected)
+        check_file(path)
+        return path
+
+
+def _is_ready(path: Path, known: CatalogModel | None) -> bool:
+    checked = _checked(path)
+    return bool(checked) and (known is None or checked == known.sha256)
+
+
+@contextmanager
+def _alone(folder: Path, file: str) -> Iterator[None]:
+    """Keep the node's other processes out: huggingface-hub's own lock lets one that waited download again."""
+    try:
+        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+    except ImportError:
+        raise MissingExtraError.for_extra("huggingface-hub", "gguf") from None
+    lock = folder / ".cache" / "skllm-ray" / f"{file}.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelLoadError(
+            f"{folder} cannot be written: {type(error).__name__}.",
+            "Set another folder with SKLLMConfig.set_gguf_download_path.",
+        ) from None
+    with WeakFileLock(lock):
+        yield
 
 
 @dataclass(slots=True)

@@ -121,7 +121,7 @@ class OpenAIBackend:
     def _learn(self, error: Exception, body: dict[str, Any]) -> bool:
         import openai
 
-        if not isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError)):
+        if not isinstance(error, openai.APIStatusError):
             return False
         return self._dialect.learn(body, error.param, _said(error))
 

@@ -67,7 +67,11 @@ def read(answer: object, n_texts: int) -> Embedding:
 def _vector(value: Any) -> NDArray[np.float32]:
     if isinstance(value, str):
         return np.frombuffer(base64.b64decode(value), dtype="<f4").astype(np.float32)
-    return np.asarray(value, dtype=np.float32)
+    vector = np.asarray(value, dtype=np.float32)
+    if vector.ndim == 2 and len(vector):  # a vector for each token, from a model without pooling of its own
+        mean = vector.mean(axis=0)
+        vector = mean / max(float(np.linalg.norm(mean)), 1e-12)
+    return vector
 
 
 def _cut(texts: Sequence[str]) -> list[range]:

@@ -22,6 +22,7 @@ _LONGEST_MESSAGE = 400
 _ECHO = 12
 _CREDENTIAL = re.compile(r"\b(?:sk-[\w*.-]{4,}|ya29\.[\w.-]+|Bearer\s+\S+)")
 _QUOTED = re.compile(r"""'([^']{3,})'|"([^"]{3,})"|`([^`]{3,})`""")
+_INVALID = re.compile(r"^\W*\d+ validation errors?\b")
 _TOO_LONG = re.compile(
     r"context.?(length|window|size)|too many tokens|(prompt|input) is too long|token count .*exceeds", re.IGNORECASE
 )
@@ -91,6 +92,8 @@ def kind_of(status: int, codes: Sequence[str | None], message: str) -> ErrorKind
             return _BY_CODE[code]
     if status in {400, 422} and _TOO_LONG.search(message):
         return "context_length"
+    if status == 500 and _INVALID.search(message):
+        return "bad_request"  # llama-cpp-python's server answers so to a parameter that it does not know
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     return "server_error" if status >= 500 else "bad_request"
