@@ -158,7 +158,7 @@ def scoring(path: Path, rows: int, rounds: int, threads: int, gpu_layers: int) -
 
 def free_text(path: Path, widths: Sequence[int], rounds: int, threads: int, gpu_layers: int) -> list[dict[str, Any]]:
     """Measure tokens/s of generation at several widths."""
-    n_tokens, lines = 48, []
+    n_written, lines = 48, []
     task_messages = [request.messages for request in make_requests(max(widths))]
     backend = GGUFBackend(path, "gguf::bench", gpu_layers, threads)
     schema = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "minItems": 200}
@@ -167,14 +167,14 @@ def free_text(path: Path, widths: Sequence[int], rounds: int, threads: int, gpu_
     )
     limit = Engine(EngineOptions(str(path), None, gpu_layers, threads))
     chat = ChatFormat(limit)
-    free = [ChatRequest(messages, max_output_tokens=n_tokens) for messages in task_messages]
-    json_requests = [ChatRequest(m, json_schema=schema, max_output_tokens=n_tokens) for m in task_messages]
+    free = [ChatRequest(messages, max_output_tokens=n_written) for messages in task_messages]
+    json_requests = [ChatRequest(m, json_schema=schema, max_output_tokens=n_written) for m in task_messages]
     prompts = [chat.tokens(chat.render(messages)) for messages in task_messages]
 
     def sequential() -> int:
         written = 0
         for messages in task_messages[:2]:
-            answer: Any = peer.create_chat_completion(list(messages), temperature=0.0, max_tokens=n_tokens)
+            answer: Any = peer.create_chat_completion(list(messages), temperature=0.0, max_tokens=n_written)
             written += answer["usage"]["completion_tokens"]
         return written
 
@@ -182,6 +182,7 @@ def free_text(path: Path, widths: Sequence[int], rounds: int, threads: int, gpu_
         """Decode the prompts, then one token of each sequence at a time."""
         batch = Batch()
         limit.forget()
+        n_tokens = min(48, limit.n_ctx // width - 16)  # what fits into the context
         for sequence, prompt in enumerate(prompts[:width]):
             batch.clear()
             batch.add(prompt[:16], 0, sequence, last_wanted=True)
