@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skllm_ray.errors import ConfigurationError, NotSupportedError
-from skllm_ray.models import results
-from skllm_ray.models.classifier import LLMClassifier, OnError
-from skllm_ray.models.texts import Texts, as_label_lists, as_texts
-from skllm_ray.tasks.base import Row
+from skllm_ray.errors import NotSupportedError
+from skllm_ray.models.base import OnError, at_least_one, refuse_sample_weight
+from skllm_ray.models.classifier import LLMClassifier
+from skllm_ray.models.texts import as_label_lists, as_texts
 
 
 class MultiLabelClassifier(LLMClassifier):
@@ -23,7 +22,7 @@ class MultiLabelClassifier(LLMClassifier):
 
     max_labels: int
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: None = None) -> Self:
         """Learn the candidate labels. Nothing is sent and nothing is started.
 
         Parameters
@@ -32,6 +31,8 @@ class MultiLabelClassifier(LLMClassifier):
             Ignored but for its length.
         y : list of lists of str
             The labels of each text, or, with ``X=None``, ``[candidate_labels]``.
+        sample_weight : None
+            Refused.
 
         Returns
         -------
@@ -44,6 +45,7 @@ class MultiLabelClassifier(LLMClassifier):
         ConfigurationError
             If a constructor parameter cannot work.
         """
+        refuse_sample_weight(sample_weight)
         self._check_parameters()
         lists = as_label_lists(y, None if X is None else len(as_texts(X).values))
         counts = Counter(label for labels in lists for label in labels)
@@ -70,25 +72,22 @@ class MultiLabelClassifier(LLMClassifier):
         ndarray of str of shape (n_samples, max_labels)
             Each row's labels, padded with ``""``.
         """
-        texts, rows, mode = self._run(X, on_error, num_workers)
-        results.warn_invalid(rows, self.default_label)
-        padded = [self._pad(labels) for labels in self._predictions(texts, rows, mode)]
-        return np.asarray(padded, dtype=object)
+        found: NDArray[Any] = self._results(X, on_error, num_workers)
+        return found
 
     def predict_proba(self, X: Any, *, on_error: OnError | None = None) -> NDArray[np.float64]:
         """Not offered in this release: an answer with several labels has no probability per label."""
         del X, on_error
         raise NotSupportedError(f"{type(self).__name__} gives no probabilities in this release.", "Use predict.")
 
-    def _predictions(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> list[Any]:
-        return [
-            list(row.value) if row.value is not None else self._fallback(text, row, mode)
-            for text, row in zip(texts.values, rows, strict=True)
-        ]
+    def _reader(self) -> Callable[[Any], Any]:
+        return list
 
-    def _fallback(self, text: str | None, row: Row[Any], mode: OnError) -> Any:
-        label = super()._fallback(text, row, mode)
-        return None if label is None else [label]
+    def _default(self, text: str | None) -> list[str]:
+        return [super()._default(text)]
+
+    def _array(self, values: Sequence[Any]) -> NDArray[Any]:
+        return np.asarray([self._pad(labels) for labels in values], dtype=object)
 
     def _pad(self, labels: list[str] | None) -> list[str | None]:
         if labels is None:
@@ -97,5 +96,4 @@ class MultiLabelClassifier(LLMClassifier):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        if isinstance(self.max_labels, bool) or not isinstance(self.max_labels, int) or self.max_labels < 1:
-            raise ConfigurationError(f"max_labels must be an int of at least 1; got {self.max_labels!r}.")
+        at_least_one("max_labels", self.max_labels)

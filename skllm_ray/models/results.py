@@ -71,15 +71,15 @@ def describe_failures(rows: Sequence[Row[Any]]) -> str:
     return ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
 
 
-def warn_invalid(rows: Sequence[Row[Any]], default: str) -> None:
-    """Warn once, with a count, of answers that named no label."""
+def warn_invalid(rows: Sequence[Row[Any]], what: str, default: str) -> None:
+    """Warn once, with a count, of answers that the task does not allow."""
     invalid = sum(not row.valid and row.error is None for row in rows)
     if invalid:
         warnings.warn(
-            f"{invalid} of {len(rows)} answers named none of the labels and took the default ({default}); "
+            f"{invalid} of {len(rows)} answers {what} and took the default ({default}); "
             "predict_details(X) marks them valid=False.",
             SkllmRayWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
 
 
