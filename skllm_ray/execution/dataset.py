@@ -20,7 +20,7 @@ from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_wit
 from skllm_ray.execution.rate_limiter import use_cluster_limiter
 from skllm_ray.execution.vault import fetch_secrets, hand_over
 from skllm_ray.execution.workers import compare_workers
-from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.tasks.base import Row, Task
 
 _API_TASKS = 8  # Dataset tasks of a stateless backend at once; each keeps many requests in flight
@@ -68,13 +68,17 @@ class _Work:
 
     def process(self, texts: Sequence[str], secrets: Mapping[str, str] | None = None) -> list[Row[Any]]:
         """Process one block, here."""
-        backend, embedder = [
-            pool
-            if pool is not None or spec is None
-            else open_here(spec, _worker_secrets() if secrets is None else secrets)
-            for pool, spec in ((self.backend, self.spec), (self.embedder, embedding_of(self.task)))
-        ]
+        embedding = embedding_of(self.task)
+        backend = self.backend if self.backend is not None else _open(self.spec, secrets)
+        embedder: Backend | None = self.embedder
+        if embedder is None and embedding is not None:
+            embedder = _open(embedding, secrets)
         return process(texts, self.task, backend, self.spec, embedder)
+
+
+def _open(spec: BackendSpec, secrets: Mapping[str, str] | None) -> Backend:
+    """Open a stateless backend: with the driver's own secrets, or, on a worker, with those that were handed over."""
+    return open_here(spec, _worker_secrets() if secrets is None else secrets)
 
 
 def _through_dataset(texts: Sequence[str], work: _Work) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
@@ -120,8 +124,8 @@ def map_dataset(
     compare_workers(spec)
     work = _Work.connect(task, spec, dict(secrets))
     return dataset.map_batches(
-        _map_columns,
-        fn_kwargs={"work": ray.put(work), "to_columns": ray.put(to_columns), "text_column": text_column},
+        _map_columns,  # type: ignore[arg-type]
+        fn_kwargs={"job": ray.put((work, to_columns)), "text_column": text_column},
         batch_size=BLOCK_ROWS,
         batch_format="pyarrow",
         num_cpus=0,
@@ -138,13 +142,12 @@ def column_names(dataset: ray.data.Dataset) -> list[str] | None:
     return None if schema is None else list(schema.names)
 
 
-def _map_columns(batch: pa.Table, work: Any, to_columns: Any, text_column: str) -> pa.Table:
+def _map_columns(batch: pa.Table, job: Any, text_column: str) -> pa.Table:
     """Process one block of a user's Dataset on a worker."""
-    held: _Work = ray.get(work)
-    columns = ray.get(to_columns)
+    work, to_columns = ray.get(job)
     if text_column not in batch.column_names:
         raise InputError(f"The Dataset has no column {text_column!r}.", f"Columns: {', '.join(batch.column_names)}.")
-    for name, values in columns(batch[text_column].to_pylist(), held.process).items():
+    for name, values in to_columns(batch[text_column].to_pylist(), work.process).items():
         if name in batch.column_names:
             raise InputError(f"The Dataset has a column {name!r} already.", "Pass output_prefix='…' to rename ours.")
         batch = batch.append_column(name, values)

@@ -74,7 +74,7 @@ class AnnoyMemoryIndex:
     def _new(self) -> Any:
         from annoy import AnnoyIndex
 
-        return AnnoyIndex(self.dim, self.metric)
+        return AnnoyIndex(self.dim, self.metric)  # type: ignore[arg-type,unused-ignore]
 
     def __getstate__(self) -> dict[str, Any]:
         if not self.built:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
@@ -24,9 +27,14 @@ from skllm_ray.models import results
 from skllm_ray.models.texts import Texts, as_texts, refuse_missing
 from skllm_ray.prompts import check_template
 from skllm_ray.tasks.base import ChatRequest, Row, Task
+from skllm_ray.tasks.embedding import EmbeddingTask
 
 OnError = Literal["raise", "default", "coerce"]
 """What becomes of rows that fail: an exception after all rows were tried, the default, or None."""
+
+
+Process = Callable[[Sequence[str]], Sequence[Row[Any]]]
+"""Processes texts, wherever that is done."""
 
 
 class LLMEstimator(BaseEstimator):  # type: ignore[misc]
@@ -58,9 +66,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _array(self, values: Sequence[Any]) -> Any:
         """Return a call's results as what ``predict`` or ``transform`` returns."""
-        array = np.empty(len(values), dtype=object)
-        array[:] = values
-        return array
+        return results.as_objects(values)
 
     def _warn_invalid(self, rows: Sequence[Row[Any]]) -> None:
         results.warn_invalid(rows, "were not of the form asked for", "None")
@@ -133,12 +139,52 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             spec = replace(spec, best_only=True)  # type: ignore[type-var]
         from skllm_ray.execution.runner import run
 
-        found = run([str(texts.values[i]) for i in texts.present], self._task(), spec, self._secrets())
+        secrets = self._secrets()
+        return texts, self._rows(texts, mode, lambda present: run(present, self._task(), spec, secrets)), mode
+
+    def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
+        """Return one row per text; only those that are there are processed."""
+        found = process([str(texts.values[i]) for i in texts.present]) if texts.present else []
         rows: list[Row[Any]] = [results.missing_row()] * len(texts.values)
         for position, row in zip(texts.present, found, strict=True):
             rows[position] = row
         self._raise_failures(texts, rows, mode)
-        return texts, rows, mode
+        return rows
+
+    def _map_dataset(
+        self, ds: Any, text_column: str, output_prefix: str, details: bool, on_error: OnError | None
+    ) -> Any:
+        check_is_fitted(self)
+        mode = self._mode(on_error)
+        from skllm_ray.execution.dataset import column_names, map_dataset
+
+        types = {output_prefix + name: kind for name, kind in self._column_types().items()}
+        if details:
+            types |= {output_prefix + name: kind for name, kind in results.DETAIL_TYPES.items()}
+        known = column_names(ds)
+        if known is not None and text_column not in known:
+            raise InputError(
+                f"ds has no column {text_column!r}; text_column names it.", f"Columns: {', '.join(known)}."
+            )
+        both = sorted(set(known or ()) & set(types))
+        if both:
+            raise InputError(f"ds has a column {both[0]!r} already.", "Pass output_prefix='…' to rename the new ones.")
+        spec = self._spec()
+        spec.check()
+        if hasattr(spec, "best_only") and not details:
+            spec = replace(spec, best_only=True)  # type: ignore[type-var]
+        return map_dataset(
+            ds, text_column, partial(_to_columns, self, types, mode, details), self._task(), spec, self._secrets()
+        )
+
+    def _column_types(self) -> dict[str, pa.DataType | None]:
+        """Return the output columns in a Dataset and their types; None lets the values decide."""
+        return {"prediction": pa.string()}
+
+    def _columns(self, values: Sequence[Any], texts: Texts) -> list[Sequence[Any]]:
+        """Return the values of the output columns."""
+        del texts
+        return [values]
 
     def _results(self, X: Any, on_error: OnError | None, num_workers: int | None = None, **wanted: bool) -> Any:
         texts, rows, mode = self._run(X, on_error, num_workers, **wanted)
@@ -173,8 +219,20 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         return None if row.error is not None and mode == "coerce" else self._default(text)
 
     def _requests(self, texts: Texts) -> list[ChatRequest | None]:
-        rendered = iter(self._task().render([text for text in texts.values if text is not None]))
+        task, present = self._task(), [text for text in texts.values if text is not None]
+        embedding: BackendSpec | None = getattr(task, "embedding", None)
+        vectors = None if embedding is None or not present else self._vectors(present, embedding)
+        rendered = iter(task.render(present, vectors) if present else [])
         return [None if text is None else next(rendered) for text in texts.values]
+
+    def _vectors(self, texts: Sequence[str], embedding: BackendSpec) -> NDArray[np.float32]:
+        from skllm_ray.execution.runner import run
+
+        rows = run(texts, EmbeddingTask(), embedding, self._secrets())
+        failed = next((row.error for row in rows if row.error is not None), None)
+        if failed is not None:
+            raise JobFailedError(f"{embedding.model} embedded not every text ({failed.kind}): {failed.message}")
+        return np.stack([row.value for row in rows if row.value is not None])
 
     def _spec(self) -> BackendSpec:
         return resolve(self.model, self.key, self.org, self.request_options, self._family)
@@ -199,6 +257,25 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
                 check_template(template, self._placeholders)
             except ValueError as error:
                 raise ConfigurationError(str(error)) from None
+
+
+def _to_columns(
+    estimator: LLMEstimator,
+    types: Mapping[str, pa.DataType | None],
+    mode: OnError,
+    details: bool,
+    values: list[Any],
+    process: Process,
+) -> dict[str, pa.Array]:
+    """Turn a block of a text column into output columns, on a worker."""
+    texts = as_texts(values, "the text column")
+    if mode == "raise":
+        refuse_missing(texts, "the text column")
+    rows = estimator._rows(texts, mode, process)
+    columns = estimator._columns(estimator._predictions(texts, rows, mode), texts)
+    if details:
+        columns += results.detail_values(rows)
+    return {name: pa.array(column, kind) for (name, kind), column in zip(types.items(), columns, strict=True)}
 
 
 def wrap_secret(key: str | None) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
@@ -14,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError
 from skllm_ray.models import results
 from skllm_ray.models.base import LLMEstimator, OnError, refuse_sample_weight, wrap_secret
-from skllm_ray.models.texts import as_labels, as_texts
+from skllm_ray.models.texts import Texts, as_labels, as_texts
 from skllm_ray.tasks.base import Row, Task
 
 __all__ = ["LLMClassifier", "OnError", "wrap_secret"]
@@ -125,6 +126,48 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         failed = self.class_probabilities_ if mode == "default" else np.full(len(self.classes_), np.nan)
         return np.stack([failed if row.reply.log_probs is None else np.exp(row.reply.log_probs) for row in rows])
 
+    def predict_dataset(
+        self,
+        ds: Any,
+        text_column: str = "text",
+        *,
+        output_prefix: str = "",
+        details: bool = False,
+        on_error: OnError | None = None,
+    ) -> Any:
+        """Return a lazy Ray Dataset with the columns of `ds` and the predictions, for data of any size.
+
+        Rows are asked for while the result is consumed, each time it is consumed: use ``.materialize()``, write it
+        out, or turn the reply cache on.
+
+        Parameters
+        ----------
+        ds : ray.data.Dataset
+            Its rows may be of any number; none are held in this process.
+        text_column : str, default="text"
+            The column with the texts.
+        output_prefix : str, default=""
+            Put before the names of the new columns.
+        details : bool, default=False
+            Whether to add the columns of ``predict_details`` too.
+        on_error : {"raise", "default", "coerce"} or None, default=None
+            Overrides the constructor's. "raise" ends the whole execution at the first block with a failed row, so that
+            for long runs "coerce" with ``details=True`` is the better choice.
+
+        Returns
+        -------
+        ray.data.Dataset
+            The columns of `ds` and ``prediction``.
+
+        Raises
+        ------
+        TypeError
+            If `ds` is not a Ray Dataset.
+        InputError
+            If it has no such column, or has a column of a new one's name.
+        """
+        return self._map_dataset(ds, text_column, output_prefix, details, on_error)
+
     # --- inside ---------------------------------------------------------------------------------------------------
 
     _can_score: ClassVar[bool] = True
@@ -142,6 +185,16 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         if all(any(value == known for known in self.classes_) for value in set(values)):
             return np.asarray(values, dtype=self.classes_.dtype)
         return np.asarray(values, dtype=object)
+
+    def _column_types(self) -> dict[str, pa.DataType | None]:
+        of_text = self.classes_.dtype.kind in "UO" or self.default_label != "Random"
+        return {"prediction": pa.string() if of_text else pa.from_numpy_dtype(self.classes_.dtype)}
+
+    def _columns(self, values: Sequence[Any], texts: Texts) -> list[Sequence[Any]]:
+        del texts
+        if pa.types.is_string(self._column_types()["prediction"]):
+            return [[None if value is None else str(value) for value in values]]
+        return [values]
 
     def _warn_invalid(self, rows: Sequence[Row[Any]]) -> None:
         results.warn_invalid(rows, "named none of the labels", self.default_label)

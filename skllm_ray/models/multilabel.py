@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from skllm_ray.errors import NotSupportedError
 from skllm_ray.models.base import OnError, at_least_one, refuse_sample_weight
 from skllm_ray.models.classifier import LLMClassifier
-from skllm_ray.models.texts import as_label_lists, as_texts
+from skllm_ray.models.texts import Texts, as_label_lists, as_texts
 
 
 class MultiLabelClassifier(LLMClassifier):
@@ -88,6 +89,13 @@ class MultiLabelClassifier(LLMClassifier):
 
     def _array(self, values: Sequence[Any]) -> NDArray[Any]:
         return np.asarray([self._pad(labels) for labels in values], dtype=object)
+
+    def _column_types(self) -> dict[str, pa.DataType | None]:
+        return {"prediction": pa.list_(pa.string())}
+
+    def _columns(self, values: Sequence[Any], texts: Texts) -> list[Sequence[Any]]:
+        del texts
+        return [values]
 
     def _pad(self, labels: list[str] | None) -> list[str | None]:
         if labels is None:
