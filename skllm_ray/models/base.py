@@ -181,9 +181,9 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         """Return the output columns in a Dataset and their types; None lets the values decide."""
         return {"prediction": pa.string()}
 
-    def _columns(self, values: Sequence[Any], texts: Texts) -> list[Sequence[Any]]:
+    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
         """Return the values of the output columns."""
-        del texts
+        del rows
         return [values]
 
     def _results(self, X: Any, on_error: OnError | None, num_workers: int | None = None, **wanted: bool) -> Any:
@@ -272,7 +272,7 @@ def _to_columns(
     if mode == "raise":
         refuse_missing(texts, "the text column")
     rows = estimator._rows(texts, mode, process)
-    columns = estimator._columns(estimator._predictions(texts, rows, mode), texts)
+    columns = estimator._columns(estimator._predictions(texts, rows, mode), rows)
     if details:
         columns += results.detail_values(rows)
     return {name: pa.array(column, kind) for (name, kind), column in zip(types.items(), columns, strict=True)}

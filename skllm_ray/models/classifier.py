@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError
 from skllm_ray.models import results
 from skllm_ray.models.base import LLMEstimator, OnError, refuse_sample_weight, wrap_secret
-from skllm_ray.models.texts import Texts, as_labels, as_texts
+from skllm_ray.models.texts import as_labels, as_texts
 from skllm_ray.tasks.base import Row, Task
 
 __all__ = ["LLMClassifier", "OnError", "wrap_secret"]
@@ -190,8 +190,8 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         of_text = self.classes_.dtype.kind in "UO" or self.default_label != "Random"
         return {"prediction": pa.string() if of_text else pa.from_numpy_dtype(self.classes_.dtype)}
 
-    def _columns(self, values: Sequence[Any], texts: Texts) -> list[Sequence[Any]]:
-        del texts
+    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
+        del rows
         if pa.types.is_string(self._column_types()["prediction"]):
             return [[None if value is None else str(value) for value in values]]
         return [values]

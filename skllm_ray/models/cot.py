@@ -13,8 +13,8 @@ from sklearn.metrics import accuracy_score
 from skllm_ray.models.base import OnError
 from skllm_ray.models.classifier import LLMClassifier
 from skllm_ray.models.multilabel import MultiLabelClassifier
-from skllm_ray.models.texts import Texts
 from skllm_ray.prompts.templates import COT_CLF_PROMPT_TEMPLATE, COT_MLCLF_PROMPT_TEMPLATE
+from skllm_ray.tasks.base import Row
 from skllm_ray.tasks.cot import CoTTask, MultiLabelCoTTask
 
 
@@ -73,9 +73,9 @@ class CoTClassifier(LLMClassifier):
     def _column_types(self) -> dict[str, pa.DataType | None]:
         return {**super()._column_types(), "explanation": pa.string()}
 
-    def _columns(self, values: Sequence[Any], texts: Texts) -> list[Sequence[Any]]:
+    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
         pairs = [value or [None, None] for value in values]
-        return [*super()._columns([label for label, _ in pairs], texts), [why for _, why in pairs]]
+        return [*super()._columns([label for label, _ in pairs], rows), [why for _, why in pairs]]
 
 
 class MultiLabelCoTClassifier(MultiLabelClassifier):
@@ -117,9 +117,9 @@ class MultiLabelCoTClassifier(MultiLabelClassifier):
     def _column_types(self) -> dict[str, pa.DataType | None]:
         return {**super()._column_types(), "explanation": pa.string()}
 
-    def _columns(self, values: Sequence[Any], texts: Texts) -> list[Sequence[Any]]:
+    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
         pairs = [value or [None, None] for value in values]
-        return [*super()._columns([labels for labels, _ in pairs], texts), [why for _, why in pairs]]
+        return [*super()._columns([labels for labels, _ in pairs], rows), [why for _, why in pairs]]
 
 
 def _rectangle(rows: Sequence[Sequence[Any]]) -> NDArray[Any]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from skllm_ray.errors import NotSupportedError
 from skllm_ray.models.base import OnError, at_least_one, refuse_sample_weight
 from skllm_ray.models.classifier import LLMClassifier
-from skllm_ray.models.texts import Texts, as_label_lists, as_texts
+from skllm_ray.models.texts import as_label_lists, as_texts
+from skllm_ray.tasks.base import Row
 
 
 class MultiLabelClassifier(LLMClassifier):
@@ -93,8 +94,8 @@ class MultiLabelClassifier(LLMClassifier):
     def _column_types(self) -> dict[str, pa.DataType | None]:
         return {"prediction": pa.list_(pa.string())}
 
-    def _columns(self, values: Sequence[Any], texts: Texts) -> list[Sequence[Any]]:
-        del texts
+    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
+        del rows
         return [values]
 
     def _pad(self, labels: list[str] | None) -> list[str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
@@ -107,6 +108,16 @@ class TextTransformer(TransformerMixin, LLMEstimator):  # type: ignore[misc]
         return self._map_dataset(ds, text_column, output_prefix, details, on_error)
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:  # noqa: ARG002
+        """Return the columns' names.
+
+        Parameters
+        ----------
+        input_features : None
+            Ignored.
+        """
+        return np.asarray(list(self._column_types()), dtype=object)
 
     _n_workers: int | None = None
     """The most requests that a call may have in flight, where the estimator has such a parameter."""

@@ -12,8 +12,8 @@ from sklearn.exceptions import NotFittedError
 
 from skllm_ray.errors import InputError
 from skllm_ray.models.base import OnError, at_least_one
-from skllm_ray.models.texts import Texts
 from skllm_ray.models.transformer import TextTransformer
+from skllm_ray.tasks.base import Row
 from skllm_ray.tasks.embedding import EmbeddingTask
 
 
@@ -48,7 +48,7 @@ class LLMVectorizer(TextTransformer):
         found: NDArray[np.float64] = self._results(X, on_error)
         return found
 
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:  # noqa: ARG002
         """Return the columns' names, such as ``gptvectorizer0``; the model tells their number when it is first used.
 
         Parameters
@@ -80,8 +80,8 @@ class LLMVectorizer(TextTransformer):
     def _column_types(self) -> dict[str, pa.DataType | None]:
         return {"embedding": pa.list_(pa.float32())}
 
-    def _columns(self, values: Sequence[Any], texts: Texts) -> list[Sequence[Any]]:
-        del texts
+    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
+        del rows
         return [values]
 
     def _check_parameters(self) -> None:
