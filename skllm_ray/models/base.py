@@ -113,7 +113,6 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         tags.input_tags.string = True
         tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
-        tags.no_validation = True
         tags.non_deterministic = True
         return tags
 
@@ -248,6 +247,9 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _check_parameters(self) -> None:
         self._mode(None)
+        for name, value in (("key", self.key), ("org", self.org)):
+            if value is not None and not isinstance(value, str):
+                raise ConfigurationError(f"{name} must be a str or None; got {type(value).__name__}.")
         self._spec()
         template = getattr(self, "prompt_template", None)
         if template is not None:
@@ -279,8 +281,8 @@ def _to_columns(
 
 
 def wrap_secret(key: str | None) -> str | None:
-    """Return `key` so that it shows itself nowhere; the same object if it is wrapped already."""
-    return None if key is None else Secret(key)
+    """Return `key` so that it shows itself nowhere; the same object if it is wrapped already, or is no text."""
+    return Secret(key) if isinstance(key, str) else key
 
 
 def at_least_one(name: str, value: object) -> None:

@@ -174,7 +174,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
     """Whether the task asks for a label alone, so that its probability can be told."""
 
     def _reader(self) -> Callable[[Any], Any]:
-        return dict(zip(self._names(), self.classes_, strict=True)).__getitem__
+        return dict(zip(self._names(), self.classes_.tolist(), strict=True)).__getitem__
 
     def _default(self, text: str | None) -> Any:
         if self.default_label == "Random":

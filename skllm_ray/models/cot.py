@@ -98,7 +98,8 @@ class MultiLabelCoTClassifier(MultiLabelClassifier):
         ndarray of object of shape (n_samples, max_labels + 1)
             Each row's labels, padded with ``""``, and in the last column the explanation.
         """
-        return super().predict(X, num_workers, on_error=on_error)
+        found: NDArray[Any] = self._results(X, on_error, num_workers)
+        return found
 
     def _task(self) -> MultiLabelCoTTask:
         template = self.prompt_template or COT_MLCLF_PROMPT_TEMPLATE

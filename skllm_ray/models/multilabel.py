@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.errors import NotSupportedError
 from skllm_ray.models.base import OnError, at_least_one, refuse_sample_weight
@@ -23,6 +25,8 @@ class MultiLabelClassifier(LLMClassifier):
     _placeholders: ClassVar[tuple[str, ...]] = ("x", "labels", "max_cats")
 
     max_labels: int
+    indicators_: list[str] | None
+    """The columns of `y`, where it was a DataFrame."""
 
     def fit(self, X: Any, y: Any, sample_weight: None = None) -> Self:
         """Learn the candidate labels. Nothing is sent and nothing is started.
@@ -31,8 +35,9 @@ class MultiLabelClassifier(LLMClassifier):
         ----------
         X : array-like of str of shape (n_samples,) or None
             Ignored but for its length.
-        y : list of lists of str
-            The labels of each text, or, with ``X=None``, ``[candidate_labels]``.
+        y : list of lists of str, or DataFrame of shape (n_samples, n_classes)
+            The labels of each text, or, with ``X=None``, ``[candidate_labels]``. A DataFrame has a column for each
+            label and holds 0 and 1; it is the form that scikit-learn's tools take, and `predict` then returns it too.
         sample_weight : None
             Refused.
 
@@ -51,13 +56,15 @@ class MultiLabelClassifier(LLMClassifier):
         self._check_parameters()
         lists = as_label_lists(y, None if X is None else len(as_texts(X).values))
         counts = Counter(label for labels in lists for label in labels)
+        counts.update(dict.fromkeys(map(str, y.columns), 0) if isinstance(y, pd.DataFrame) else {})
         self.classes_ = np.asarray(sorted(counts))
         frequencies = np.asarray([counts[label] for label in self.classes_], np.float64)
         self.class_probabilities_ = frequencies / frequencies.sum()
+        self.indicators_ = list(map(str, y.columns)) if isinstance(y, pd.DataFrame) else None
         self._check_descriptions()
         return self
 
-    def predict(self, X: Any, num_workers: int | None = None, *, on_error: OnError | None = None) -> NDArray[Any]:
+    def predict(self, X: Any, num_workers: int | None = None, *, on_error: OnError | None = None) -> Any:
         """Return the labels of every text.
 
         Parameters
@@ -72,14 +79,19 @@ class MultiLabelClassifier(LLMClassifier):
         Returns
         -------
         ndarray of str of shape (n_samples, max_labels)
-            Each row's labels, padded with ``""``.
+            Each row's labels, padded with ``""``; or, after a `fit` with a DataFrame, a DataFrame of 0 and 1 with the
+            same columns and the index of `X`, where a failed row is all NaN with "coerce".
         """
-        found: NDArray[Any] = self._results(X, on_error, num_workers)
-        return found
+        found = self._results(X, on_error, num_workers)
+        if self.indicators_ is None:
+            return found
+        rows = [[np.nan if row[0] is None else int(label in row) for label in self.indicators_] for row in found]
+        return pd.DataFrame(rows, index=as_texts(X).index, columns=self.indicators_)
 
     def predict_proba(self, X: Any, *, on_error: OnError | None = None) -> NDArray[np.float64]:
         """Not offered in this release: an answer with several labels has no probability per label."""
         del X, on_error
+        check_is_fitted(self)
         raise NotSupportedError(f"{type(self).__name__} gives no probabilities in this release.", "Use predict.")
 
     def _reader(self) -> Callable[[Any], Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -91,6 +92,16 @@ class ExplainableNER(TextTransformer):
         """
         texts, spans = self._spans(X, on_error)
         return EntityPage(texts.values, spans, list(self.entities))
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:  # noqa: ARG002
+        """Return the name of the one column that ``transform`` returns.
+
+        Parameters
+        ----------
+        input_features : None
+            Ignored.
+        """
+        return np.asarray(["tagged"], dtype=object)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
