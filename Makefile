@@ -10,7 +10,7 @@ LOWEST_VENV ?= .venv-lowest
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-slow test-lowest check format docs demo-model clean
+.PHONY: help setup demo test test-slow test-lowest check format docs bench-gguf bench-api demo-model clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,14 @@ format: setup ## Format the code
 
 docs: setup ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+bench-gguf: setup ## GGUF models: ours against one request at a time and against llama.cpp's own rate
+	$(BIN)/python -m benchmarks.gguf_models
+
+bench-api: setup ## API models: ours against scikit-llm, Ray Data and bare clients, and under quotas (15 minutes)
+	$(PYTHON) -m venv .venv-scikit-llm
+	.venv-scikit-llm/bin/pip install --quiet scikit-llm==1.4.3
+	$(BIN)/python -m benchmarks.api --scikit-llm .venv-scikit-llm/bin/python --quotas --json .benchmarks/api.json
 
 demo-model: $(BIN)/python ## Train the demo model again (about half an hour)
 	$(BIN)/pip install --quiet -e '.[gguf,train]'

@@ -6,6 +6,7 @@ built for it, ``--gpu-layers -1 --sizes 1B --widths 1,2,4,8,16,32,64`` measures 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import statistics
@@ -17,6 +18,7 @@ from typing import Any
 import click
 import llama_cpp
 import numpy as np
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +28,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.batch import Batch
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
+from skllm_ray.llm.gpt.clients.llama_cpp.library import memory_needed
 from skllm_ray.tasks import ChatRequest, ZeroShotTask
 
 LABELS = ("positive", "negative", "neutral")
@@ -58,22 +61,45 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def prompt_rate(engine: Engine, n_tokens: int) -> Callable[[], Any]:
-    """Return what decodes `n_tokens` as llama.cpp reads a prompt: one sequence, no logits but the last."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(300, engine.n_vocab, engine.n_batch).astype(np.int32)
+class Bare:
+    """llama.cpp as it comes: its own defaults, one sequence, as its own benchmark of prompt processing does it."""
 
-    def work() -> None:
+    def __init__(self, path: Path, threads: int, gpu_layers: int, n_ctx: int) -> None:
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        context = llama_cpp.llama_context_default_params()
+        context.n_ctx, context.n_batch = n_ctx, min(512, n_ctx)
+        context.n_threads = context.n_threads_batch = threads
+        self.context = llama_cpp.llama_init_from_model(self.model, context)
+        self.memory = llama_cpp.llama_get_memory(self.context)
+        self.n_batch = min(512, n_ctx)
+        n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        self.tokens = np.random.default_rng(0).integers(300, n_vocab, n_ctx).astype(np.int32)
+
+    def decode(self, n_tokens: int) -> None:
+        """Decode `n_tokens` at the next positions; only the last one's logits are computed."""
+        pointer = self.tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        for start in range(0, n_tokens, self.n_batch):
+            batch = llama_cpp.llama_batch_get_one(pointer, min(self.n_batch, n_tokens - start))
+            if llama_cpp.llama_decode(self.context, batch) != 0:
+                raise RuntimeError("llama_decode failed")
+
+    def read(self, n_tokens: int, n_prefix: int) -> None:
+        """Read `n_tokens` in parts as large as a batch, each behind the same `n_prefix` tokens."""
+        llama_cpp.llama_memory_clear(self.memory, False)
+        if n_prefix:
+            self.decode(n_prefix)
         done = 0
         while done < n_tokens:
-            part = tokens[: min(engine.n_batch, n_tokens - done)]
-            engine.forget()
-            batch = engine.new_batch()
-            batch.add(part, 0, 0, last_wanted=True)
-            engine.decode(batch)
-            done += len(part)
+            part = min(self.n_batch, n_tokens - done)
+            llama_cpp.llama_memory_seq_rm(self.memory, 0, n_prefix, -1)
+            self.decode(part)
+            done += part
 
-    return work
+    def close(self) -> None:
+        llama_cpp.llama_free(self.context)
+        llama_cpp.llama_model_free(self.model)
 
 
 def scoring(path: Path, rows: int, rounds: int, threads: int, gpu_layers: int) -> dict[str, Any]:
@@ -100,16 +126,21 @@ def scoring(path: Path, rows: int, rounds: int, threads: int, gpu_layers: int) -
     backend.complete(requests[:few])
     before = engine.n_decoded
     backend.complete(requests)
-    n_tokens = engine.n_decoded - before
-    limit = Engine(EngineOptions(str(path), None, gpu_layers, threads))
-    found: dict[str, list[float]] = {"sequential": [], "ours": [], "limit": []}
+    n_tokens, n_prefix = engine.n_decoded - before, engine.n_prefix
+    bare = Bare(path, threads, gpu_layers, engine.n_ctx)
+    bare.read(engine.n_batch, 0)
+    works: dict[str, Callable[[], Any]] = {
+        "sequential": sequential,
+        "ours": lambda: backend.complete(requests),
+        "limit": lambda: bare.read(n_tokens, n_prefix),
+        "limit, empty context": lambda: bare.read(n_tokens, 0),
+    }
+    found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
-        found["sequential"].append(few / timed(sequential))
-        found["ours"].append(rows / timed(lambda: backend.complete(requests)))
-        found["limit"].append(rows / timed(prompt_rate(limit, n_tokens)))
-    for part in (backend, limit):
+        for name, work in works.items():
+            found[name].append((few if name == "sequential" else rows) / timed(work))
+    for part in (backend, bare, peer):
         part.close()
-    peer.close()
 
     def ratio(other: str) -> float:
         return statistics.median(a / b for a, b in zip(found["ours"], found[other], strict=True))
@@ -117,8 +148,11 @@ def scoring(path: Path, rows: int, rounds: int, threads: int, gpu_layers: int) -
     return {
         "rows_per_s": {name: statistics.median(values) for name, values in found.items()},
         "tokens_per_row": n_tokens / rows,
+        "n_prefix": n_prefix,
         "times_sequential": ratio("sequential"),
         "share_of_limit": ratio("limit"),
+        "share_of_limit_empty_context": ratio("limit, empty context"),
+        "memory": str(memory_needed(str(path))),
     }
 
 
@@ -206,15 +240,34 @@ def through_ray(path: Path, rows: int, rounds: int, threads: int, gpu_layers: in
         rates["predict"].append(rows / timed(lambda: classifier.predict(texts)))
     pool = ModelCache.get(f"gguf::{path}")
     assert isinstance(pool, PooledBackend)
-    memory = [replica.memory_mb for replica in pool.replicas()]
+    before = private_and_shared(pool.replicas())
     backend.close()
+    ModelCache.clear()
+    SKLLMConfig.set_gguf_resources(num_cpus=0, min_replicas=2, max_replicas=2)
+    classifier.predict(texts[:600])
+    pool = ModelCache.get(f"gguf::{path}")
+    assert isinstance(pool, PooledBackend)
+    two = private_and_shared(pool.replicas())
+    ModelCache.clear()
     skllm_ray.shutdown()
     share = [a / b for a, b in zip(rates["predict"], rates["bare engine"], strict=True)]
     return {
         "rows_per_s": {name: statistics.median(values) for name, values in rates.items()},
         "share": statistics.median(share),
-        "actor_resident_mb": memory,
+        "actor_private_mb": [private for private, _ in before],
+        "actor_shared_mb": [shared for _, shared in before],
+        "two_replicas_private_mb": [private for private, _ in two],
+        "two_replicas_shared_mb": [shared for _, shared in two],
     }
+
+
+def private_and_shared(replicas: Sequence[Any]) -> list[tuple[float, float]]:
+    """Return MB that each process holds alone, and MB of files' pages that are mapped by others as well."""
+    found = []
+    for replica in replicas:
+        maps = psutil.Process(replica.pid).memory_full_info()
+        found.append((maps.uss / 1e6, (maps.rss - maps.uss) / 1e6))
+    return found
 
 
 @click.command()
@@ -264,11 +317,18 @@ def show(console: Console, size: str, one: dict[str, Any]) -> None:
     rates = found["rows_per_s"]
     table.add_row("chat completions, one by one", f"{rates['sequential']:.1f}", f"{found['times_sequential']:.2f} ×")
     table.add_row("ours", f"{rates['ours']:.1f}", "")
-    table.add_row("llama.cpp's prompt rate, same tokens", f"{rates['limit']:.1f}", f"{found['share_of_limit']:.0%}")
+    behind = f"llama.cpp's prompt rate, same tokens behind the same {found['n_prefix']}"
+    table.add_row(behind, f"{rates['limit']:.1f}", f"{found['share_of_limit']:.0%}")
+    share = f"{found['share_of_limit_empty_context']:.0%}"
+    table.add_row("llama.cpp's prompt rate, on an empty context", f"{rates['limit, empty context']:.1f}", share)
     if "ray" in one:
         rates = one["ray"]["rows_per_s"]
         table.add_row("engine in one process, shorter prompt", f"{rates['bare engine']:.1f}", "")
         table.add_row("predict through Ray, the same", f"{rates['predict']:.1f}", f"{one['ray']['share']:.0%}")
+    table.caption = found["memory"]
+    if "ray" in one:
+        told = " and ".join(f"{memory:.0f}" for memory in one["ray"]["actor_private_mb"])
+        table.caption += f"; {told} MB of an actor's own"
     console.print(table)
     table = Table(title=f"{size}: free text, tokens/s")
     columns = list(one["free_text"][0]["tokens_per_s"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +75,8 @@ class SecretRef:
     """The environment variables in which a worker looks for it."""
     fingerprint: str = ""
     """Which credential the driver had; empty if it had none."""
+    resolver: str = ""
+    """A function that the worker asks for it, as ``package.module:function``; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,7 @@ class _Settings:
     gguf_verbose: bool | None = None
     show_progress: bool | None = None
     reply_cache: str | None = None
+    secret_resolver: str | None = None
     rate_limits: tuple[tuple[str, RateLimit], ...] = ()
     prices: tuple[tuple[str, Price], ...] = ()
     gguf_resources: tuple[tuple[str | None, GGUFResources], ...] = ()
@@ -151,6 +156,7 @@ _ENV = {
     "gguf_verbose": "SKLLM_CONFIG_GGUF_VERBOSE",
     "show_progress": "SKLLM_CONFIG_SHOW_PROGRESS",
     "reply_cache": "SKLLM_CONFIG_REPLY_CACHE",
+    "secret_resolver": "SKLLM_CONFIG_SECRET_RESOLVER",
 }
 _DEFAULTS: dict[str, Any] = {
     "azure_api_version": "2024-10-21",
@@ -214,8 +220,32 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         include_standard_env : bool, default=True
             Whether ``OPENAI_API_KEY`` counts where neither the setting nor ``SKLLM_CONFIG_OPENAI_KEY`` is there.
         """
-        value = _get("openai_key") or (os.environ.get("OPENAI_API_KEY") if include_standard_env else None)
+        names = OPENAI_KEY_ENV if include_standard_env else OPENAI_KEY_ENV[:1]
+        value = SKLLMConfig._settings.openai_key or next(filter(None, map(_from_environment, names)), None)
         return Secret(value) if value else None
+
+    @staticmethod
+    def set_secret_resolver(function: str | None) -> None:
+        """Set the function that workers ask for a credential, so that it never passes through the driver.
+
+        Parameters
+        ----------
+        function : str or None
+            ``package.module:function``, importable on every worker. It is called with the credential's name, such as
+            ``"openai_key"``, and returns it as a str, or None where it has none. It is asked after this process's
+            settings and before the environment.
+        """
+        if function is not None and not re.fullmatch(r"[\w.]+:\w+", _text("secret_resolver", function)):
+            raise ConfigurationError(
+                f"secret_resolver must be written package.module:function; got {function!r}.",
+                "For example my_company.vault:get_secret.",
+            )
+        _set("secret_resolver", function)
+
+    @staticmethod
+    def get_secret_resolver() -> str | None:
+        """Return the function that workers ask for a credential, or None."""
+        return _optional("secret_resolver")
 
     @staticmethod
     def set_openai_org(key: str) -> None:
@@ -578,8 +608,43 @@ def resolve_secret(ref: SecretRef, held: Mapping[str, str] | None = None) -> str
     own = SKLLMConfig._settings.openai_key if ref.name == "openai_key" else None
     if own is not None and own.reveal():
         return own.reveal()
+    resolver = ref.resolver or SKLLMConfig.get_secret_resolver()
+    told = _ask_resolver(resolver, ref.name) if resolver else None
+    if told:
+        return told
     for name in ref.env:
-        if os.environ.get(name):
-            return os.environ[name]
+        found = _from_environment(name)
+        if found:
+            return found
     setter = f"SKLLMConfig.set_{ref.name}(…)"
-    raise MissingKeyError(f"No {ref.name} was found.", f"Call {setter}, or set {ref.env[0]} in the environment.")
+    raise MissingKeyError(
+        f"No {ref.name} was found.",
+        f"Call {setter}, or set {ref.env[0]}, or {ref.env[0]}_FILE with a file's path, in the environment.",
+    )
+
+
+def _from_environment(name: str) -> str | None:
+    """Return a credential from the variable `name`, or from the file that ``<name>_FILE`` names."""
+    if os.environ.get(name):
+        return os.environ[name]
+    path = os.environ.get(f"{name}_FILE")
+    if not path:
+        return None
+    try:
+        return Path(path).read_text().strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingKeyError(f"{name}_FILE={path} cannot be read: {type(error).__name__}.") from None
+
+
+def _ask_resolver(function: str, name: str) -> str | None:
+    module, _, attribute = function.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)(name)
+    except Exception as error:  # noqa: BLE001  the user's code; what it says may hold the secret
+        raise MissingKeyError(
+            f"The secret_resolver {function} failed for {name}: {type(error).__name__}.",
+            "It must be importable on every worker.",
+        ) from None
+    if found is not None and not isinstance(found, str):
+        raise MissingKeyError(f"The secret_resolver {function} gave a {type(found).__name__} for {name}, not a str.")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import py_compile
+import re
 import runpy
 from pathlib import Path
 
@@ -30,3 +31,16 @@ def test_classify_dataframe(tmp_path: Path) -> None:
     table = pd.read_csv(output)
     assert len(table) == 5
     assert set(DETAIL_COLUMNS) < set(table.columns)
+
+
+def test_calibration() -> None:
+    path = next(path for path in EXAMPLES if path.name == "calibration.py")
+    done = CliRunner().invoke(runpy.run_path(str(path))["main"], ["--local-mode"])
+    assert done.exit_code == 0, done.output
+    before, after = (
+        [float(figure) for figure in re.findall(r"│ +(\d+\.\d+)", line)]
+        for line in done.output.splitlines()
+        if "as it is" in line or "calibrated on" in line
+    )
+    assert after[1] < before[1]  # log loss
+    assert abs(after[2] - after[0]) < abs(before[2] - before[0])  # as sure as it is right

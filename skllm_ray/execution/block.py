@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 
 from skllm_ray.config import resolve_secret
 from skllm_ray.errors import ClusterError
+from skllm_ray.execution import session
 from skllm_ray.execution.reply_cache import with_cache
 from skllm_ray.llm.base import Backend, BackendSpec, adapt
 from skllm_ray.llm.gate import install_limiter
@@ -122,4 +124,6 @@ def open_here(spec: BackendSpec, secrets: Mapping[str, str]) -> Backend:
         return held.backend
     backend = with_cache(spec.open(lambda reference: resolve_secret(reference, secrets)), spec)
     ModelCache.store(key, OpenBackend(spec, backend))
+    if not spec.placement.stateful and not session.is_initialised():
+        atexit.register(backend.close)  # connections are closed in order, not by whoever comes last
     return backend

@@ -44,6 +44,12 @@ class ModelActor:
         """Return this process's ID: the actor has been placed."""
         return os.getpid()
 
+    def node_id(self) -> str:
+        """Return the ID of the node that this process is on."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
     def touch(self) -> None:
         """Count as used."""
         self._idle.touch()

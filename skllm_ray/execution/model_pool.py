@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import threading
 import uuid
 import warnings
@@ -18,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from skllm_ray.errors import ClusterError, PlacementError, SkllmRayError, SkllmRayWarning
+from skllm_ray.errors import ClusterError, ModelLoadError, PlacementError, SkllmRayError, SkllmRayWarning
 from skllm_ray.execution import session
 from skllm_ray.execution.model_actor import IdleExit, ModelActor, ReplicaInfo
 from skllm_ray.execution.progress import download_bar
@@ -31,6 +32,7 @@ from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
 
 PLACEMENT_TIMEOUT_S = 60.0
 """How long model actors may wait for room before the call fails."""
+_logger = logging.getLogger(__name__)
 _SHARED_POOL_IDLE_S = 24 * 3600.0
 _MOST_THREADS = 8  # per replica, where the user does not say: llama.cpp gains little beyond on most machines
 
@@ -162,9 +164,27 @@ class _Pool:
         return key in self._models
 
     def _add(self, model: _Model, wanted: int, at_least: int) -> None:
-        """Start, place and load up to `wanted` replicas; raise unless `at_least` of them find room."""
+        """Start and load up to `wanted` replicas; raise unless `at_least` of them find room and load.
+
+        What cannot load is tried once more on other nodes: a file may be damaged, or memory short, on one of them.
+        """
+        before = len(model.replicas)
+        failed = self._add_once(model, wanted, at_least, frozenset())
+        if not failed:
+            return
+        avoided = _nodes_to_avoid(model.share, {node for node, _ in failed})
+        if avoided or any(isinstance(error, RayActorError) for _, error in failed):
+            self._add_once(model, len(failed), 0, avoided)
+        if len(model.replicas) - before < at_least:
+            raise _why_not_loaded(model.spec, failed[0][1])
+        _logger.warning("%d replica(s) of %s could not load: %s", len(failed), model.spec.model, failed[0][1])
+
+    def _add_once(
+        self, model: _Model, wanted: int, at_least: int, avoided: frozenset[str]
+    ) -> list[tuple[str, Exception]]:
+        """Return the failures of those that were placed but could not load, each with its node's ID."""
         keep_alive_s = model.spec.placement.keep_alive_s if self._shared else None
-        actors = [_start_actor(model.share, keep_alive_s) for _ in range(wanted)]
+        actors = [_start_actor(model.share, keep_alive_s, avoided) for _ in range(wanted)]
         pings = {actor.ping.remote(): actor for actor in actors}
         placed, waiting = ray.wait(list(pings), num_returns=wanted, timeout=PLACEMENT_TIMEOUT_S)
         started = [pings[ping] for ping in placed]
@@ -174,30 +194,73 @@ class _Pool:
             if len(started) < at_least:
                 raise _no_room(model.spec, model.share)
             self._arriving[model.spec.key] = started
-            infos = ray.get([actor.load.remote(model.spec, model.share.threads) for actor in started])
+            nodes = {actor: _node_of(actor) for actor in started}
+            answers = [actor.load.remote(model.spec, model.share.threads) for actor in started]
+            infos = [_result(answer) for answer in answers]
         except BaseException:
             for actor in started:
                 ray.kill(actor)
             raise
         finally:
             self._arriving.pop(model.spec.key, None)
-        with self._state:
-            for actor, info in zip(started, infos, strict=True):
-                model.replicas[next(self._numbers)] = _Replica(actor, info)
+        failed = []
+        for actor, info in zip(started, infos, strict=True):
+            if isinstance(info, ReplicaInfo):
+                with self._state:
+                    model.replicas[next(self._numbers)] = _Replica(actor, info)
+            else:
+                ray.kill(actor)
+                failed.append((nodes[actor], info))
+        return failed
 
 
-def _start_actor(share: Share, keep_alive_s: float | None) -> Any:
+def _start_actor(share: Share, keep_alive_s: float | None, avoided: frozenset[str]) -> Any:
     # One thread works, the other answers how far a download is.
     options: dict[str, Any] = {"num_cpus": share.num_cpus, "num_gpus": share.num_gpus, "max_concurrency": 2}
     if keep_alive_s is not None:  # outlives the job that asked first; ends itself when idle
         options |= {"lifetime": "detached", "name": f"model-{uuid.uuid4().hex}", "namespace": NAMESPACE}
+    if avoided:
+        options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
     return ray.remote(ModelActor).options(**options).remote(share.num_gpus == 0, keep_alive_s)
+
+
+def _node_of(actor: Any) -> str:
+    """Return the ID of the node that a placed actor is on; empty if it has died."""
+    try:
+        return str(ray.get(actor.node_id.remote()))
+    except RayActorError:
+        return ""
+
+
+def _result(answer: Any) -> ReplicaInfo | Exception:
+    try:
+        found: ReplicaInfo = ray.get(answer)
+    except (RayActorError, RayTaskError) as error:
+        return error
+    return found
+
+
+def _nodes_to_avoid(share: Share, failed: set[str]) -> frozenset[str]:
+    """Return the nodes where loading failed, if there are others that could hold a replica; else none."""
+    others = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in failed]
+    fit = any(node.get("CPU", 0) >= share.num_cpus and node.get("GPU", 0) >= share.num_gpus for node in others)
+    return frozenset(failed - {""}) if fit else frozenset()
+
+
+def _why_not_loaded(spec: BackendSpec, error: Exception) -> BaseException:
+    if isinstance(error, RayTaskError):
+        return _cause(error)
+    return ModelLoadError(
+        f"The process that was to load {spec.model} died.",
+        "The node may be short of memory: ask for fewer replicas with SKLLMConfig.set_gguf_resources, or for a smaller "
+        "model.",
+    )
 
 
 def _unload(replica: _Replica) -> ReplicaInfo:
     try:
         found: ReplicaInfo = ray.get(replica.handle.unload.remote(), timeout=5)
-    except (RayActorError, GetTimeoutError):  # dead, or busy with a block that nobody waits for
+    except (RayError, GetTimeoutError):  # dead, or busy with a block that nobody waits for
         return replica.info
     return found
 

@@ -96,7 +96,8 @@ def _openai_spec(
     # OPENAI_API_KEY is meant for OpenAI: a custom URL gets only a key that was set for this library.
     env = OPENAI_KEY_ENV[:1] if api == "custom_url" else OPENAI_KEY_ENV
     own = Secret(key) if key else SKLLMConfig.get_openai_key(include_standard_env=api != "custom_url")
-    reference = SecretRef("openai_key", env, own.fingerprint if isinstance(own, Secret) else "")
+    resolver = SKLLMConfig.get_secret_resolver() or ""
+    reference = SecretRef("openai_key", env, own.fingerprint if isinstance(own, Secret) else "", resolver)
     prefix = "" if api == "openai" else f"{api}::"
     return OpenAISpec(
         api=api,

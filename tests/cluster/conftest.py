@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -10,8 +13,22 @@ import skllm_ray
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_folder() -> Iterator[None]:
+    """Give each module's Rays a folder of their own, so that none joins what another left behind."""
+    before = os.environ.get("RAY_TMPDIR")
+    folder = tempfile.mkdtemp(prefix="r")  # a short name: Ray's sockets lie in it
+    os.environ["RAY_TMPDIR"] = folder
+    yield
+    if before is None:
+        del os.environ["RAY_TMPDIR"]
+    else:
+        os.environ["RAY_TMPDIR"] = before
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
+def ray_here(_own_folder: None) -> Iterator[None]:
     """A Ray that the library started by itself, one for each module."""
     skllm_ray.shutdown()
     skllm_ray.init()

@@ -125,3 +125,57 @@ print(json.dumps(dict(pids, alive=alive, gone=gone, expired=expired, again=len(a
     assert found["first"] == found["second"] == found["third"] and len(found["first"]) == 1
     assert all(found["alive"] + found["gone"] + found["expired"])
     assert found["again"] == 60
+
+
+def test_what_cannot_load_on_one_node_is_loaded_on_another() -> None:
+    found = run(
+        """
+import dataclasses, os, pathlib, tempfile
+from skllm_ray.errors import ModelLoadError
+from skllm_ray.llm.base import Placement
+from skllm_ray.tasks.base import Reply
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    key: str
+    bad_node: str = ""
+    dies_once: str = ""
+    n_threads: int = 1
+    model: str = "gguf::test"
+    placement: Placement = Placement(stateful=True, num_cpus=1, min_replicas=1, max_replicas=1)
+    def open(self, resolve_secret):
+        if self.dies_once and not pathlib.Path(self.dies_once).exists():
+            pathlib.Path(self.dies_once).touch()
+            os._exit(1)
+        if ray.get_runtime_context().get_node_id() == self.bad_node or self.bad_node == "all":
+            raise ModelLoadError("the file is damaged")
+        return self
+    def complete(self, requests):
+        return [Reply("done")] * len(requests)
+    def close(self):
+        pass
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+skllm_ray.init(cluster.address)
+found = {}
+for n, node in enumerate(ray.nodes()):
+    pool = model_pool.connect(Spec(f"damaged {n}", bad_node=node["NodeID"]))
+    found[f"damaged {n}"] = pool.complete([None])[0].text
+    ModelCache.clear()
+pool = model_pool.connect(Spec("dies", dies_once=tempfile.mkdtemp() + "/died"))
+found["dies"] = pool.complete([None])[0].text
+ModelCache.clear()
+try:
+    model_pool.connect(Spec("everywhere", bad_node="all"))
+except ModelLoadError as error:
+    found["everywhere"] = str(error)
+print(json.dumps(found))
+"""
+    )
+    assert found == {
+        "damaged 0": "done",
+        "damaged 1": "done",
+        "dies": "done",
+        "everywhere": "the file is damaged",
+    }

@@ -82,7 +82,7 @@ def test_an_initialised_ray_is_used_as_it_is() -> None:
     done = run_script(
         """
         import ray
-        ray.init(num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        ray.init("local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         before = ray.get_runtime_context().gcs_address
         """
         + _indented(CLASSIFY)
@@ -93,7 +93,7 @@ def test_an_initialised_ray_is_used_as_it_is() -> None:
         skllm_ray.shutdown()
         assert ray.is_initialized()
         ray.shutdown()
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         assert len(clf.predict(["a"])) == 1
         """
     )

@@ -174,3 +174,42 @@ def test_with_its_settings_azure_is_ready():
     spec = resolve("azure::d")
     spec.check()
     assert (spec.base_url, spec.api_version) == ("https://name.openai.azure.com", "2024-10-21")
+
+
+def test_a_key_may_lie_in_a_file(monkeypatch, tmp_path):
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    monkeypatch.setenv("SKLLM_CONFIG_OPENAI_KEY_FILE", str(tmp_path / "key"))
+    spec = resolve("m")
+    spec.check()
+    assert key_sent(spec) == KEY
+    assert SKLLMConfig.get_openai_key().reveal() == KEY
+    monkeypatch.setenv("SKLLM_CONFIG_OPENAI_KEY_FILE", str(tmp_path / "none"))
+    with pytest.raises(MissingKeyError, match=r"SKLLM_CONFIG_OPENAI_KEY_FILE=.*none cannot be read: FileNotFoundError"):
+        resolve("m")
+
+
+def test_a_function_on_the_worker_may_give_the_key(monkeypatch, tmp_path):
+    (tmp_path / "company_vault.py").write_text(
+        f"def get(name): return {{'openai_key': {KEY!r}}}[name]\n"
+        f"def number(name): return 7\n"
+        f"def fails(name): raise ValueError({KEY!r})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    SKLLMConfig.set_secret_resolver("company_vault:get")
+    spec = resolve("m")
+    spec.check()  # the driver need not know it
+    SKLLMConfig.reset()
+    assert key_sent(pickle.loads(pickle.dumps(spec))) == KEY
+    assert KEY not in repr(spec)
+    for function, message in {
+        "company_vault:number": "gave a int for openai_key",
+        "company_vault:fails": "failed for openai_key: ValueError",
+        "company_vault:missing": "failed for openai_key: AttributeError",
+        "no_such_module:get": "failed for openai_key: ModuleNotFoundError",
+    }.items():
+        SKLLMConfig.set_secret_resolver(function)
+        with pytest.raises(MissingKeyError, match=message) as caught:
+            resolve_secret(resolve("m").key_ref)
+        assert KEY not in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"package\.module:function"):
+        SKLLMConfig.set_secret_resolver("not a function")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,11 @@ from skllm_ray.llm.gpt.clients.llama_cpp.download import local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.embedding import Embedder, Vector
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generator
-from skllm_ray.llm.gpt.clients.llama_cpp.library import require_installed
+from skllm_ray.llm.gpt.clients.llama_cpp.library import memory_needed, require_installed
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Scores, Trie, best, score
 from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, Reply, RowError, Usage
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class GGUFSpec:
     def open(self, resolve_secret: SecretResolver) -> GGUFBackend:  # noqa: ARG002 - a local model has no secret
         """Load the model into this process, downloading the file first if needed."""
         path = local_file(self.name, self.download_path)
+        _logger.info("loading %s: %s", self.model, memory_needed(str(path)))
         return GGUFBackend(path, self.model, self.n_gpu_layers, self.n_threads or _own_threads(), verbose=self.verbose)
 
 

@@ -117,7 +117,7 @@ class OpenAISpec:
         """
         self._check_address()
         refuse_options(self.request_options, _RESERVED)
-        if self.api != "custom_url" and not self.key_ref.fingerprint:
+        if self.api != "custom_url" and not self.key_ref.fingerprint and not self.key_ref.resolver:
             resolve_secret(self.key_ref)
 
     def open(self, resolve_secret: SecretResolver) -> OpenAIBackend:

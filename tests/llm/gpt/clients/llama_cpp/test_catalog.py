@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 
+import gguf
 import pytest
 
 from skllm_ray.errors import ModelLoadError, UnknownModelError
@@ -19,6 +20,8 @@ from skllm_ray.llm.gpt.clients.llama_cpp.catalog import (
     supported_models,
 )
 from skllm_ray.llm.gpt.clients.llama_cpp.download import local_file
+from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
+from skllm_ray.llm.gpt.clients.llama_cpp.library import memory_needed, set_verbose
 
 SIZE = DEMO_FILE.stat().st_size
 
@@ -114,3 +117,39 @@ def test_a_whole_file_passes_by_relative_path_too(tmp_path, monkeypatch):
         assert local_file(name, "unused") == copy.resolve()
     assert local_file("demo", "unused") == DEMO_FILE
     assert sha256(copy) == sha256(DEMO_FILE)
+
+
+@pytest.mark.parametrize("n_ctx", [None, 256])
+def test_memory_is_told_before_loading_as_llama_cpp_then_takes_it(n_ctx, capsys):
+    told = memory_needed(str(DEMO_FILE), n_ctx)
+    engine = Engine(EngineOptions(str(DEMO_FILE), n_ctx=n_ctx, verbose=True))
+    engine.close()
+    set_verbose(False)
+    found = re.findall(r"KV buffer size = +([\d.]+) MiB", capsys.readouterr().err)
+    assert told.kv_mb == pytest.approx(sum(map(float, found)) * 1.048576, rel=0.01)
+    assert told.file_mb == SIZE / 1e6
+    assert told.n_ctx == engine.n_ctx
+    assert str(told) == f"{told.file_mb:,.0f} MB of weights, {told.kv_mb:,.1f} MB of KV cache for {told.n_ctx:,} tokens"
+
+
+def test_grouped_heads_and_their_own_sizes_are_counted(tmp_path):
+    path = tmp_path / "model.gguf"
+    source = gguf.GGUFReader(DEMO_FILE)
+    writer = gguf.GGUFWriter(str(path), "gemma2")
+    writer.add_block_count(3)
+    writer.add_context_length(100_000)
+    writer.add_embedding_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(32)
+    writer.add_value_length(16)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    for key, add in (("tokens", writer.add_token_list), ("merges", writer.add_token_merges)):
+        add(source.fields[f"tokenizer.ggml.{key}"].contents())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    told = memory_needed(str(path))
+    assert told.n_ctx == 8192
+    assert told.kv_mb == 2 * 8192 * 3 * 2 * (32 + 16) / 1e6

@@ -455,6 +455,15 @@ def test_closing_ends_what_is_in_flight():
             call.result(10)
 
 
+@pytest.fixture
+def _interruptible():
+    """Ctrl-C interrupts, even where the tests run in a shell's background, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_stops_asking_and_leaves_the_backend_usable():
     def answer(body):
         if last_text(body) == "long":
