@@ -15,6 +15,7 @@ from typing import Any
 
 from skllm_ray.execution import session
 from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process_here
+from skllm_ray.execution.children import inherited
 from skllm_ray.execution.progress import progress_bar
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.tasks.base import Reply, Row, RowError, Task
@@ -59,7 +60,7 @@ def run(
     """
     if not texts:
         return []
-    secrets = dict(secrets or {})
+    secrets = inherited(secrets or {})
     if runs_here(spec, len(texts), embedding_of(task)):
         blocks: Blocks = process_here(texts, task, spec, secrets)
     else:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from skllm_ray.config import RateLimit, Secret
+from skllm_ray.config import RateLimit, Secret, SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, PartialResultError
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import resolve, secrets_of
@@ -233,7 +233,19 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             raise JobFailedError(f"{embedding.model} embedded not every text ({failed.kind}): {failed.message}")
         return np.stack([row.value for row in rows if row.value is not None])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what travels: with the settings of this process, without any credential."""
+        from skllm_ray.execution.children import share
+
+        share(self._secrets())
+        return {**super().__getstate__(), "_settings": SKLLMConfig._settings}
+
     def _spec(self) -> BackendSpec:
+        """Return the backend's spec, under the settings of this process, or of the one that the estimator came from."""
+        with SKLLMConfig._borrowed(vars(self).get("_settings")):
+            return self._resolve()
+
+    def _resolve(self) -> BackendSpec:
         return resolve(self.model, self.key, self.org, self.request_options, self._family)
 
     def _secrets(self) -> dict[str, str]:

@@ -201,7 +201,8 @@ class DynamicFewShotClassifier(FewShotClassifier):
         return spec
 
     def _secrets(self) -> dict[str, str]:
-        theirs = self.vectorizer_._secrets() if isinstance(self.vectorizer_, LLMVectorizer) else {}
+        vectorizer = getattr(self, "vectorizer_", None)
+        theirs = vectorizer._secrets() if isinstance(vectorizer, LLMVectorizer) else {}
         return {**super()._secrets(), **theirs}
 
     def _new_index(self, vectors: NDArray[np.float32]) -> MemoryIndex:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
 import ray
 from joblib import Parallel, delayed
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.model_selection import cross_val_predict
 
 from skllm_ray.classification import (
     CoTGPTClassifier,
@@ -24,6 +26,7 @@ from skllm_ray.text2text import GPTSummarizer
 from skllm_ray.vectorization import GPTVectorizer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(600)]
+KEY = "sk-planted-0123456789abcdef"
 LABELS = ["negative", "positive", "neutral"]
 
 
@@ -135,15 +138,21 @@ def test_local_chat_and_local_vectors_share_one_model(server):
     assert server.n_requests == 0
 
 
-def test_child_processes_join_this_ray(server):
-    clf = ZeroShotGPTClassifier(model="custom_url::m").fit(None, LABELS)
-    texts = [f"row {i}" for i in range(300)]  # more than a block, so that each child needs Ray
-    expected = clf.predict(texts).tolist()
-    addresses = Parallel(n_jobs=2)(delayed(_predict)(clf, texts) for _ in range(2))
-    assert [labels for labels, _ in addresses] == [expected] * 2
-    assert {address for _, address in addresses} == {ray.get_runtime_context().gcs_address}
+def test_child_processes_join_this_ray_and_find_its_credentials():
+    with ChatServer(answer, key=KEY) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        SKLLMConfig.set_openai_key(KEY)
+        clf = ZeroShotGPTClassifier(model="custom_url::m").fit(None, LABELS)
+        texts = [f"row {i}" for i in range(300)]
+        expected = clf.predict(texts).tolist()
+        found = Parallel(n_jobs=2)(delayed(_predict)(clf, texts) for _ in range(2))
+        assert [labels for labels, _, _ in found] == [expected] * 2
+        assert {address for _, address, _ in found} == {ray.get_runtime_context().gcs_address}
+        assert os.getpid() not in {pid for _, _, pid in found}
+        y = ["positive" if i % 2 else "negative" for i in range(8)]
+        assert cross_val_predict(clf, texts[:8], y, cv=2, n_jobs=2).tolist() == y
 
 
 def _predict(clf, texts):
     labels = clf.predict(texts).tolist()
-    return labels, ray.get_runtime_context().gcs_address
+    return labels, ray.get_runtime_context().gcs_address, os.getpid()
