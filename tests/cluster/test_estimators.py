@@ -111,6 +111,7 @@ def test_vectors_of_many_texts_are_the_same_on_the_cluster(server):
         np.testing.assert_allclose(many[::100], vectorizer.transform(texts[::100]), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_examples_are_looked_up_on_the_workers(server):
     X = [f"even {i}" if i % 2 == 0 else f"odd {i}" for i in range(40)]
     y = ["negative" if i % 2 == 0 else "positive" for i in range(40)]
@@ -138,6 +139,7 @@ def test_local_chat_and_local_vectors_share_one_model(server):
     assert server.n_requests == 0
 
 
+@pytest.mark.slow
 def test_child_processes_join_this_ray_and_find_its_credentials():
     with ChatServer(answer, key=KEY) as server:
         SKLLMConfig.set_gpt_url(server.url)
