@@ -69,7 +69,7 @@ def strict(schema: Any) -> Any:
         return [strict(part) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
-    found = {name: part for name, part in schema.items() if name not in {"default", "title"} or "type" not in schema}
+    found = {name: part for name, part in schema.items() if name not in {"default", "title"}}
     found = {
         name: {key: strict(value) for key, value in part.items()} if name in {"properties", "$defs"} else strict(part)
         for name, part in found.items()
