@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_FENCE = re.compile(r"^(`{3,})[^\n`]*\n(.*?)\n?\1$", re.DOTALL)
+_FENCE = re.compile(r"^(`{3,})(?:[^\n`]*\n)?(.*?)\n?\1$", re.DOTALL)
 
 
 def read_json(text: str | None, opening: str = "{") -> Any:
@@ -38,7 +38,7 @@ def unfenced(text: str) -> str:
     """
     text = text.strip()
     found = _FENCE.match(text)
-    return found[2].strip() if found else text
+    return found[2].strip() if found and found[1] not in found[2] else text
 
 
 def labels_by_name(labels: Sequence[str]) -> dict[object, str]:

@@ -107,7 +107,15 @@ def test_several_labels_are_explained():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [(" ok ", "ok"), ("```\nok\n```", "ok"), ("```text\nok\n```", "ok"), ("a ```b``` c", "a ```b``` c"), ("  ", None)],
+    [
+        (" ok ", "ok"),
+        ("```\nok\n```", "ok"),
+        ("```text\nok\n```", "ok"),
+        ("a ```b``` c", "a ```b``` c"),
+        ("```ok```", "ok"),
+        ("```a``` and ```b```", "```a``` and ```b```"),
+        ("  ", None),
+    ],
 )
 def test_texts_lose_the_fence_around_them_alone(text, value):
     row = TextTask("{x}").parse(["t"], [Reply(text)])[0]
