@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
 
-from skllm_ray.errors import InputError
+from skllm_ray.errors import InputError, SkllmRayError
 from skllm_ray.execution import session
 from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, open_here, process, process_here
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
@@ -36,8 +37,8 @@ def on_cluster(
         yield from process_here(texts, task, spec, secrets)
         return
     work = _Work.connect(task, spec, secrets)
-    if work.backend is not None and len(texts) <= BLOCK_ROWS:
-        yield range(len(texts)), work.process(texts, secrets)
+    if len(texts) <= BLOCK_ROWS:
+        yield range(len(texts)), work.process(texts, secrets) if work.backend is not None else _one_block(texts, work)
         return
     yield from _through_dataset(texts, work)
 
@@ -74,6 +75,24 @@ class _Work:
         if embedder is None and embedding is not None:
             embedder = _open(embedding, secrets)
         return process(texts, self.task, backend, self.spec, embedder)
+
+
+def _one_block(texts: Sequence[str], work: _Work) -> list[Row[Any]]:
+    """Process one block on a worker without a Dataset, which would take a hundred milliseconds to start and end."""
+    answer = _process_remotely.remote(work, list(texts))
+    try:
+        rows: list[Row[Any]] = ray.get(answer)
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, SkllmRayError) else error) from None
+    except BaseException:
+        ray.cancel(answer)
+        raise
+    return rows
+
+
+@ray.remote(num_cpus=0)
+def _process_remotely(work: _Work, texts: Sequence[str]) -> list[Row[Any]]:
+    return work.process(texts)
 
 
 def _open(spec: BackendSpec, secrets: Mapping[str, str] | None) -> Backend:
