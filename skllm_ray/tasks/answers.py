@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_DECODER = json.JSONDecoder(strict=False)  # line breaks inside strings are common
 _FENCE = re.compile(r"^(`{3,})(?:[^\n`]*\n)?(.*?)\n?\1$", re.DOTALL)
 
 
@@ -23,7 +24,7 @@ def read_json(text: str | None, opening: str = "{") -> Any:
     if start < 0 or end < start:
         return None
     try:
-        return json.loads(text[start : end + 1], strict=False)
+        return _DECODER.decode(text[start : end + 1])
     except (ValueError, RecursionError):
         return None
 
