@@ -6,7 +6,9 @@ import hashlib
 import importlib
 import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -170,6 +172,9 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 OPENAI_KEY_ENV = (_ENV["openai_key"], "OPENAI_API_KEY")
 
 
+_borrowing = threading.RLock()
+
+
 class _ReadableSettings(type):
     """Gives the class itself a table as its repr."""
 
@@ -198,6 +203,19 @@ class SKLLMConfig(metaclass=_ReadableSettings):
     """
 
     _settings: ClassVar[_Settings] = _Settings()
+
+    @staticmethod
+    @contextmanager
+    def _borrowed(settings: _Settings | None) -> Iterator[None]:
+        """Use the settings of another process, where this one has made none of its own."""
+        with _borrowing:
+            own = SKLLMConfig._settings
+            if settings is not None and own == _Settings():
+                SKLLMConfig._settings = settings
+            try:
+                yield
+            finally:
+                SKLLMConfig._settings = own
 
     @staticmethod
     def reset() -> None:

@@ -475,7 +475,8 @@ class FakeBackend:
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request, in order."""
         self.n_requests += len(requests)
-        time.sleep(self.latency_s)
+        if self.latency_s:
+            time.sleep(self.latency_s)
         return [self._reply(request) for request in requests]
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:

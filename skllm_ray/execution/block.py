@@ -5,7 +5,10 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from skllm_ray.config import resolve_secret
 from skllm_ray.errors import ClusterError
@@ -14,15 +17,56 @@ from skllm_ray.execution.reply_cache import with_cache
 from skllm_ray.llm.base import Backend, BackendSpec, adapt
 from skllm_ray.llm.gate import install_limiter
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
-from skllm_ray.tasks.base import Row, Task
+from skllm_ray.tasks.base import Embedding, Reply, Row, Task, Usage
+from skllm_ray.tasks.embedding import EmbeddingTask
 
 BLOCK_ROWS = 256
 """Rows in a block: one request to a model actor, one Dataset task."""
 
 
-def process(texts: Sequence[str], task: Task[Any], backend: Backend, spec: BackendSpec) -> list[Row[Any]]:
-    """Return one row per text."""
+def process(
+    texts: Sequence[str], task: Task[Any], backend: Backend, spec: BackendSpec, embedder: Backend | None = None
+) -> list[Row[Any]]:
+    """Return one row per text; `embedder` makes the vectors that some tasks render with."""
+    if isinstance(task, EmbeddingTask):
+        return list(task.rows(backend.embed(texts)))
+    if embedder is not None:
+        return _with_vectors(texts, task, backend, spec, embedder.embed(texts))
     return task.parse(texts, backend.complete(adapt(spec, task.render(texts), texts)))
+
+
+def embedding_of(task: Task[Any]) -> BackendSpec | None:
+    """Return the backend whose vectors `task` renders with, if it needs any."""
+    return getattr(task, "embedding", None)
+
+
+def _with_vectors(
+    texts: Sequence[str], task: Task[Any], backend: Backend, spec: BackendSpec, embeddings: Sequence[Embedding]
+) -> list[Row[Any]]:
+    """Ask for the texts that have a vector. Requests that begin alike are sent one after the other."""
+    rows: list[Row[Any]] = [
+        Row(None, False, Reply(usage=e.usage, error=e.error, attempts=e.attempts, model=e.model)) for e in embeddings
+    ]
+    vectors = {i: e.vector for i, e in enumerate(embeddings) if e.vector is not None}
+    if not vectors:
+        return rows
+    rendered = task.render([texts[i] for i in vectors], np.stack(list(vectors.values())))
+    requests = sorted(zip(vectors, rendered, strict=True), key=lambda pair: pair[1].messages[-1]["content"])
+    asked = [texts[i] for i, _ in requests]
+    replies = backend.complete(adapt(spec, [request for _, request in requests], asked))
+    for (i, _), row in zip(requests, task.parse(asked, replies), strict=True):
+        rows[i] = replace(row, reply=replace(row.reply, usage=_sum(row.reply.usage, embeddings[i].usage)))
+    return rows
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    known = [usage.cost_usd for usage in (one, other) if usage.cost_usd is not None]
+    return Usage(
+        one.prompt_tokens + other.prompt_tokens,
+        one.completion_tokens + other.completion_tokens,
+        one.cached_tokens + other.cached_tokens,
+        sum(known) if len(known) == 2 else one.cost_usd,
+    )
 
 
 def process_here(
@@ -30,10 +74,12 @@ def process_here(
 ) -> Generator[tuple[range, list[Row[Any]]], None, None]:
     """Yield the blocks of a call that runs in this process."""
     backend = open_here(spec, secrets)
+    embedding = embedding_of(task)
+    embedder = None if embedding is None else open_here(embedding, secrets)
     install_limiter(None)  # no Ray: this process keeps the limit by itself
     for start in range(0, len(texts), BLOCK_ROWS):
         part = texts[start : start + BLOCK_ROWS]
-        yield range(start, start + len(part)), process(part, task, backend, spec)
+        yield range(start, start + len(part)), process(part, task, backend, spec, embedder)
 
 
 class OpenBackend:

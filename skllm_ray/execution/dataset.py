@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
 
+from skllm_ray.errors import InputError, SkllmRayError
 from skllm_ray.execution import session
-from skllm_ray.execution.block import BLOCK_ROWS, open_here, process, process_here
+from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, open_here, process, process_here
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
 from skllm_ray.execution.rate_limiter import use_cluster_limiter
 from skllm_ray.execution.vault import fetch_secrets, hand_over
@@ -29,23 +32,76 @@ def on_cluster(
 ) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
     """Yield finished blocks, as they finish, of a call that uses Ray."""
     compare_workers(spec)
-    if spec.placement.stateful and session.in_ray_worker() and is_nested_without_room(spec):
+    stateful = [one for one in (spec, embedding_of(task)) if one is not None and one.placement.stateful]
+    if stateful and session.in_ray_worker() and any(map(is_nested_without_room, stateful)):
         yield from process_here(texts, task, spec, secrets)
         return
-    backend: PooledBackend | None = connect(spec) if spec.placement.stateful else None
-    if backend is not None and len(texts) <= BLOCK_ROWS:
-        yield range(len(texts)), process(texts, task, backend, spec)
+    work = _Work.connect(task, spec, secrets)
+    if len(texts) <= BLOCK_ROWS:
+        yield range(len(texts)), work.process(texts, secrets) if work.backend is not None else _one_block(texts, work)
         return
-    if backend is None:
-        hand_over(secrets)
-    in_flight = 2 * backend.n_replicas if backend is not None else _API_TASKS
-    yield from _through_dataset(texts, task, spec, backend, in_flight)
+    yield from _through_dataset(texts, work)
 
 
-def _through_dataset(
-    texts: Sequence[str], task: Task[Any], spec: BackendSpec, backend: PooledBackend | None, in_flight: int
-) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
-    size = _block_size(len(texts), in_flight)
+@dataclass(frozen=True)
+class _Work:
+    """What every block of a call needs. It travels through the object store, once to each node."""
+
+    task: Task[Any]
+    spec: BackendSpec
+    backend: PooledBackend | None
+    """The model's actors; None for a backend that each worker opens for itself."""
+    embedder: PooledBackend | None
+
+    @classmethod
+    def connect(cls, task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]) -> _Work:
+        """Return the work with its models started, and the secrets where workers find them."""
+        specs = [spec, embedding_of(task)]
+        pools = [connect(one) if one is not None and one.placement.stateful else None for one in specs]
+        if any(one is not None and not one.placement.stateful for one in specs):
+            hand_over(secrets)
+        return cls(task, spec, *pools)
+
+    @property
+    def in_flight(self) -> int:
+        """Blocks at once."""
+        return 2 * self.backend.n_replicas if self.backend is not None else _API_TASKS
+
+    def process(self, texts: Sequence[str], secrets: Mapping[str, str] | None = None) -> list[Row[Any]]:
+        """Process one block, here."""
+        embedding = embedding_of(self.task)
+        backend = self.backend if self.backend is not None else _open(self.spec, secrets)
+        embedder: Backend | None = self.embedder
+        if embedder is None and embedding is not None:
+            embedder = _open(embedding, secrets)
+        return process(texts, self.task, backend, self.spec, embedder)
+
+
+def _one_block(texts: Sequence[str], work: _Work) -> list[Row[Any]]:
+    """Process one block on a worker without a Dataset, which would take a hundred milliseconds to start and end."""
+    answer = _process_remotely.remote(work, list(texts))
+    try:
+        rows: list[Row[Any]] = ray.get(answer)
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, SkllmRayError) else error) from None
+    except BaseException:
+        ray.cancel(answer)
+        raise
+    return rows
+
+
+@ray.remote(num_cpus=0)
+def _process_remotely(work: _Work, texts: Sequence[str]) -> list[Row[Any]]:
+    return work.process(texts)
+
+
+def _open(spec: BackendSpec, secrets: Mapping[str, str] | None) -> Backend:
+    """Open a stateless backend: with the driver's own secrets, or, on a worker, with those that were handed over."""
+    return open_here(spec, _worker_secrets() if secrets is None else secrets)
+
+
+def _through_dataset(texts: Sequence[str], work: _Work) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
+    size = _block_size(len(texts), work.in_flight)
     tables = [
         pa.table({"row": pa.array(range(start, min(start + size, len(texts)))), "text": texts[start : start + size]})
         for start in range(0, len(texts), size)
@@ -55,11 +111,11 @@ def _through_dataset(
         dataset.context.enable_progress_bars = False
         mapped = dataset.map_batches(
             _map_block,
-            fn_kwargs={"task": task, "spec": spec, "backend": backend},
+            fn_kwargs={"work": ray.put(work)},
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,
-            compute=ray.data.TaskPoolStrategy(size=min(in_flight, len(tables))),
+            compute=ray.data.TaskPoolStrategy(size=min(work.in_flight, len(tables))),
             zero_copy_batch=True,
         )
         for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -67,16 +123,65 @@ def _through_dataset(
                 yield positions.as_py(), pickle.loads(rows.as_py())  # noqa: S301 - written by our own task below
 
 
+ToColumns = Callable[[list[Any], Callable[[Sequence[str]], list[Row[Any]]]], Mapping[str, pa.Array]]
+"""Turns the values of a text column into output columns; it gets a function that processes texts."""
+
+
+def map_dataset(
+    dataset: ray.data.Dataset,
+    text_column: str,
+    to_columns: ToColumns,
+    task: Task[Any],
+    spec: BackendSpec,
+    secrets: Mapping[str, str],
+) -> ray.data.Dataset:
+    """Return a lazy Dataset with the columns of `dataset` and those that `to_columns` makes.
+
+    The model is started at once, so that what cannot work is told here; rows are asked for as the result is consumed.
+    """
+    session.ensure()
+    compare_workers(spec)
+    work = _Work.connect(task, spec, dict(secrets))
+    return dataset.map_batches(
+        _map_columns,  # type: ignore[arg-type]
+        fn_kwargs={"job": ray.put((work, to_columns)), "text_column": text_column},
+        batch_size=BLOCK_ROWS,
+        batch_format="pyarrow",
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(size=work.in_flight),
+        zero_copy_batch=True,
+    )
+
+
+def column_names(dataset: ray.data.Dataset) -> list[str] | None:
+    """Return the names of the columns where they are known without reading the data."""
+    if not isinstance(dataset, ray.data.Dataset):
+        raise TypeError(f"ds must be a Ray Dataset; got {type(dataset).__name__}. For other inputs there is predict.")
+    schema = dataset.schema(fetch_if_missing=False)
+    return None if schema is None else list(schema.names)
+
+
+def _map_columns(batch: pa.Table, job: Any, text_column: str) -> pa.Table:
+    """Process one block of a user's Dataset on a worker."""
+    work, to_columns = ray.get(job)
+    if text_column not in batch.column_names:
+        raise InputError(f"The Dataset has no column {text_column!r}.", f"Columns: {', '.join(batch.column_names)}.")
+    for name, values in to_columns(batch[text_column].to_pylist(), work.process).items():
+        if name in batch.column_names:
+            raise InputError(f"The Dataset has a column {name!r} already.", "Pass output_prefix='…' to rename ours.")
+        batch = batch.append_column(name, values)
+    return batch
+
+
 def _block_size(n_texts: int, in_flight: int) -> int:
     """Return rows per block: enough blocks to keep all workers busy to the end, none needlessly small."""
     return max(32, min(BLOCK_ROWS, -(-n_texts // (4 * in_flight))))
 
 
-def _map_block(batch: pa.Table, task: Task[Any], spec: BackendSpec, backend: PooledBackend | None) -> pa.Table:
+def _map_block(batch: pa.Table, work: Any) -> pa.Table:
     """Process one block on a worker. The rows travel back as one value: they are Python objects, not columns."""
-    texts = batch["text"].to_pylist()
-    used: Backend = backend if backend is not None else open_here(spec, _worker_secrets())
-    rows = process(texts, task, used, spec)
+    held: _Work = ray.get(work)
+    rows = held.process(batch["text"].to_pylist())
     return pa.table(
         {
             "positions": pa.array([batch["row"].to_pylist()], pa.list_(pa.int64())),

@@ -14,7 +14,8 @@ from contextlib import closing
 from typing import Any
 
 from skllm_ray.execution import session
-from skllm_ray.execution.block import BLOCK_ROWS, process_here
+from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process_here
+from skllm_ray.execution.children import inherited
 from skllm_ray.execution.progress import progress_bar
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.tasks.base import Reply, Row, RowError, Task
@@ -59,8 +60,8 @@ def run(
     """
     if not texts:
         return []
-    secrets = dict(secrets or {})
-    if runs_here(spec, len(texts)):
+    secrets = inherited(secrets or {})
+    if runs_here(spec, len(texts), embedding_of(task)):
         blocks: Blocks = process_here(texts, task, spec, secrets)
     else:
         session.ensure()
@@ -83,8 +84,9 @@ def run(
     return [_CANCELLED if row is None else row for row in rows]
 
 
-def runs_here(spec: BackendSpec, n_texts: int) -> bool:
+def runs_here(spec: BackendSpec, n_texts: int, embedding: BackendSpec | None = None) -> bool:
     """Return whether a call of `n_texts` rows needs no Ray."""
     if session.is_local_mode():
         return True
-    return not spec.placement.stateful and n_texts <= BLOCK_ROWS and not session.is_initialised()
+    stateful = spec.placement.stateful or (embedding is not None and embedding.placement.stateful)
+    return not stateful and n_texts <= BLOCK_ROWS and not session.is_initialised()

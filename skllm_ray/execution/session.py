@@ -13,6 +13,7 @@ from typing import Any
 
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ClusterError, ConfigurationError
+from skllm_ray.execution import children
 
 NAMESPACE = "skllm_ray"
 _CONNECT_TIMEOUT_S = 5.0
@@ -84,6 +85,7 @@ def shutdown() -> None:
             import ray
 
             ray.shutdown()
+        children.withdraw()
         _state["started_here"] = False
 
 
@@ -137,6 +139,7 @@ def ensure() -> None:
             _refuse_client(os.environ.get("RAY_ADDRESS"))
             _start(None, {})
             return
+        _announce()
     from ray.util.client import ray as client
 
     if client.is_connected():
@@ -159,6 +162,9 @@ def _initialised() -> bool:
 
 def _start(address: str | None, options: dict[str, Any]) -> None:
     """Call ``ray.init`` with our quiet defaults under the caller's options."""
+    inherited = children.parent()
+    if address is None and "RAY_ADDRESS" not in os.environ and inherited and not _is_stale(inherited[0]):
+        address = inherited[0]
     joined = address or os.environ.get("RAY_ADDRESS") or ""
     by_port = joined.rpartition(":")[2].isdigit()  # neither "auto" nor "local"
     if by_port:
@@ -186,6 +192,17 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
             ) from error
     _state["started_here"] = True
     _state["fixed_size"] = not joined
+    _announce()
+
+
+def _announce() -> None:
+    """Let the children of this process join its Ray."""
+    if in_ray_worker() or children.parent() is not None:
+        return
+    import ray
+
+    context = ray.get_runtime_context()
+    children.announce(str(context.gcs_address), str(context.get_job_id()))
 
 
 def _refuse_unreachable(address: str) -> None:

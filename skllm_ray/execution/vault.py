@@ -23,8 +23,8 @@ class _Vault:
         return dict(self._secrets)
 
 
-def _name() -> str:
-    return f"vault-{ray.get_runtime_context().get_job_id()}"
+def _name(job: str | None = None) -> str:
+    return f"vault-{job or ray.get_runtime_context().get_job_id()}"
 
 
 def hand_over(secrets: Mapping[str, str]) -> None:
@@ -38,10 +38,10 @@ def hand_over(secrets: Mapping[str, str]) -> None:
     ray.get(_kept[job].put.remote(dict(secrets)))
 
 
-def fetch_secrets() -> dict[str, str]:
-    """Return what this job's driver handed over, by fingerprint; empty if it handed over nothing."""
+def fetch_secrets(job: str | None = None) -> dict[str, str]:
+    """Return what the driver of this job, or of `job`, handed over, by fingerprint; empty if it handed over nothing."""
     try:
-        vault = ray.get_actor(_name(), namespace=NAMESPACE)
+        vault = ray.get_actor(_name(job), namespace=NAMESPACE)
     except ValueError:
         return {}
     return dict(ray.get(vault.get.remote()))

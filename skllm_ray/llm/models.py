@@ -22,6 +22,8 @@ class DefaultModel:
 DEFAULTS: Final = {
     "gpt": DefaultModel("gpt-5.4-mini", None),
     "vertex": DefaultModel("gemini-3.5-flash-lite", None),
+    "gpt embedding": DefaultModel("text-embedding-3-small", None),
+    "vertex embedding": DefaultModel("gemini-embedding-001", None),
 }
 """The default model of each family. Changing one is a minor release, listed in CHANGELOG.md."""
 

@@ -96,6 +96,8 @@ def _openai_spec(
     # OPENAI_API_KEY is meant for OpenAI: a custom URL gets only a key that was set for this library.
     env = OPENAI_KEY_ENV[:1] if api == "custom_url" else OPENAI_KEY_ENV
     own = Secret(key) if key else SKLLMConfig.get_openai_key(include_standard_env=api != "custom_url")
+    if own is None:  # a key that travelled here without its text: the driver, or the parent process, may hold it
+        own = next((one for one in (key, SKLLMConfig._settings.openai_key) if isinstance(one, Secret)), None)
     resolver = SKLLMConfig.get_secret_resolver() or ""
     reference = SecretRef("openai_key", env, own.fingerprint if isinstance(own, Secret) else "", resolver)
     prefix = "" if api == "openai" else f"{api}::"

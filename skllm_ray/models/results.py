@@ -10,24 +10,31 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from skllm_ray.errors import SkllmRayWarning
 from skllm_ray.tasks.base import ChatRequest, Reply, Row, RowError, Usage
 
-DETAIL_COLUMNS: Final = (
-    "prediction",
-    "probability",
-    "valid",
-    "error_kind",
-    "error",
-    "attempts",
-    "prompt_tokens",
-    "completion_tokens",
-    "cost_usd",
-    "model",
-)
+_DTYPES: Final = {
+    "prediction": "object",
+    "probability": "float64",
+    "valid": "bool",
+    "error_kind": "object",
+    "error": "object",
+    "attempts": "int64",
+    "prompt_tokens": "int64",
+    "completion_tokens": "int64",
+    "cost_usd": "float64",
+    "model": "object",
+}
+_ARROW: Final = {"object": pa.string(), "float64": pa.float64(), "bool": pa.bool_(), "int64": pa.int64()}
+
+DETAIL_COLUMNS: Final = tuple(_DTYPES)
 """The columns of ``predict_details``, whatever happened."""
+
+DETAIL_TYPES: Final = {name: _ARROW[dtype] for name, dtype in _DTYPES.items() if name != "prediction"}
+"""The same columns in a Ray Dataset, after the results themselves."""
 
 
 def missing_row() -> Row[Any]:
@@ -44,19 +51,9 @@ def details(
     requests: Sequence[ChatRequest | None] | None = None,
 ) -> pd.DataFrame:
     """Return one line per row, with :data:`DETAIL_COLUMNS`, and what was said if `requests` are given."""
+    columns = [list(predictions), *detail_values(rows)]
     frame = pd.DataFrame(
-        {
-            "prediction": pd.Series(list(predictions), dtype=object),
-            "probability": pd.Series([_highest(row) for row in rows], dtype="float64"),
-            "valid": pd.Series([row.valid for row in rows], dtype="bool"),
-            "error_kind": pd.Series([_kind(row) for row in rows], dtype=object),
-            "error": pd.Series([_message(row) for row in rows], dtype=object),
-            "attempts": pd.Series([row.reply.attempts for row in rows], dtype="int64"),
-            "prompt_tokens": pd.Series([row.reply.usage.prompt_tokens for row in rows], dtype="int64"),
-            "completion_tokens": pd.Series([row.reply.usage.completion_tokens for row in rows], dtype="int64"),
-            "cost_usd": pd.Series([_cost(row) for row in rows], dtype="float64"),
-            "model": pd.Series([row.reply.model for row in rows], dtype=object),
-        }
+        {name: _series(column, dtype) for (name, dtype), column in zip(_DTYPES.items(), columns, strict=True)}
     )
     if requests is not None:
         frame["prompt"] = pd.Series([_prompt(request) for request in requests], dtype=object)
@@ -65,21 +62,48 @@ def details(
     return frame
 
 
+def detail_values(rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
+    """Return the values of the columns in :data:`DETAIL_TYPES`."""
+    return [
+        [_highest(row) for row in rows],
+        [row.valid for row in rows],
+        [_kind(row) for row in rows],
+        [_message(row) for row in rows],
+        [row.reply.attempts for row in rows],
+        [row.reply.usage.prompt_tokens for row in rows],
+        [row.reply.usage.completion_tokens for row in rows],
+        [_cost(row) for row in rows],
+        [row.reply.model for row in rows],
+    ]
+
+
+def _series(values: Sequence[Any], dtype: str) -> pd.Series[Any]:
+    """Return a column whose values may be arrays or lists themselves."""
+    if dtype != "object":
+        return pd.Series(values, dtype=dtype)
+    return pd.Series(as_objects(values), dtype=object)
+
+
+def as_objects(values: Sequence[Any]) -> NDArray[np.object_]:
+    """Return an array of shape (n,) with one value per cell, be they lists or arrays themselves."""
+    return np.fromiter(values, dtype=object, count=len(values))
+
+
 def describe_failures(rows: Sequence[Row[Any]]) -> str:
     """Return what went wrong and how often, such as ``2 × timeout, 1 × bad_request``."""
     kinds = Counter(row.error.kind for row in rows if row.error is not None)
     return ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
 
 
-def warn_invalid(rows: Sequence[Row[Any]], default: str) -> None:
-    """Warn once, with a count, of answers that named no label."""
+def warn_invalid(rows: Sequence[Row[Any]], what: str, default: str) -> None:
+    """Warn once, with a count, of answers that the task does not allow."""
     invalid = sum(not row.valid and row.error is None for row in rows)
     if invalid:
         warnings.warn(
-            f"{invalid} of {len(rows)} answers named none of the labels and took the default ({default}); "
+            f"{invalid} of {len(rows)} answers {what} and took the default ({default}); "
             "predict_details(X) marks them valid=False.",
             SkllmRayWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
 
 
@@ -104,7 +128,7 @@ def _kind(row: Row[Any]) -> str | None:
 def _message(row: Row[Any]) -> str | None:
     if row.error is not None:
         return row.error.message
-    return None if row.valid else "The answer names none of the labels."
+    return None if row.valid else "The answer is not one that the task allows."
 
 
 def _cost(row: Row[Any]) -> float:

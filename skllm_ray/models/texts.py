@@ -94,7 +94,10 @@ def as_labels(y: Any, n_texts: int | None, described: bool) -> np.ndarray[Any, A
         If `y` is empty, blank, repeated, of the wrong length, of one value only, or of integers without descriptions.
     """
     if y is None:
-        raise InputError("y is None.", "Pass the candidate labels: fit(None, ['positive', 'negative']).")
+        raise InputError(
+            "fit requires y to be passed, but the target y is None.",
+            "Pass the candidate labels: fit(None, ['positive', 'negative']).",
+        )
     values, _ = _column(y, "y")
     _check_labels(list(values), described)
     array = np.asarray(y if isinstance(y, np.ndarray) else list(values))
@@ -108,12 +111,14 @@ def as_labels(y: Any, n_texts: int | None, described: bool) -> np.ndarray[Any, A
                 "Remove the duplicates, or pass X too if y has one label per text.",
             )
     if len(np.unique(array)) < 2:
-        raise InputError(f"y has the single label {_quoted(list(array[:1]))}.", "A choice needs at least two labels.")
+        raise InputError(f"y has the single label {_quoted(list(array[:1]))}.", "A choice needs at least two classes.")
     return array
 
 
 def as_label_lists(y: Any, n_texts: int | None) -> list[list[str]]:
     """Return `y` as a list of label lists, for multi-label tasks; raises ``InputError`` as :func:`as_labels` does."""
+    if isinstance(y, pd.DataFrame):
+        y = _from_indicators(y)
     if y is None or isinstance(y, (str, bytes)) or not isinstance(y, Iterable):
         raise InputError(f"y must be a list of label lists; got {type(y).__name__}.", "Such as [['price', 'quality']].")
     lists = list(y)
@@ -129,6 +134,15 @@ def as_label_lists(y: Any, n_texts: int | None) -> list[list[str]]:
         if repeated:
             raise InputError(f"y repeats {_quoted(repeated)}.", "List each candidate label once.")
     return [list(labels) for labels in lists]
+
+
+def _from_indicators(y: pd.DataFrame) -> list[list[str]]:
+    """Return the label lists of a binary indicator frame."""
+    values = y.to_numpy()
+    if not y.columns.is_unique or not np.isin(values, (0, 1)).all():
+        raise InputError("y is a DataFrame, but not of a unique column for each label that holds 0 and 1 alone.")
+    names = [str(name) for name in y.columns]
+    return [[name for name, value in zip(names, row, strict=True) if value] for row in values]
 
 
 def _check_labels(labels: Sequence[Any], described: bool) -> None:
@@ -178,7 +192,7 @@ def _foreign_column(X: Any, name: str) -> Sequence[Any]:
     if module == "ray":
         raise TypeError(
             f"{name} is a Ray Dataset, which predict does not take because its result would be held in this process. "
-            "Take its texts: [row['text'] for row in ds.take_all()], or map over it with a fitted estimator."
+            "Use predict_dataset (transform_dataset on transformers): clf.predict_dataset(ds, text_column='text')."
         )
     if module in {"pyarrow", "polars"}:
         if hasattr(X, "columns"):  # a table

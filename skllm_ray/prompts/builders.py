@@ -70,6 +70,25 @@ def fill(template: str, x: str, values: Mapping[str, str]) -> str:
     return template.format(x=x, **values)
 
 
+def fence(text: str) -> str:
+    """Return `text` between two lines of backticks, longer than any run of backticks inside it.
+
+    Examples
+    --------
+    >>> print(fence("a ``` b"))
+    ````
+    a ``` b
+    ````
+    """
+    ticks = "`" * max(3, max(map(len, _BACKTICKS.findall(text)), default=0) + 1)
+    return f"{ticks}\n{text}\n{ticks}"
+
+
+def format_example(text: str, answer: str) -> str:
+    """Return one example of a few-shot prompt: a fenced text and the answer it should get."""
+    return f"Text:\n{fence(text)}\nAnswer: {answer}"
+
+
 def format_labels(labels: Sequence[str]) -> str:
     r"""Return `labels` as a JSON array, which is unambiguous for labels with quotes, commas or brackets.
 

@@ -2,18 +2,36 @@
 
 from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, ErrorKind, Message, Reply, Row, RowError, Task, Usage
 from skllm_ray.tasks.classification import MultiLabelZeroShotTask, ZeroShotTask
+from skllm_ray.tasks.cot import CoTTask, MultiLabelCoTTask
+from skllm_ray.tasks.embedding import EmbeddingTask
+from skllm_ray.tasks.extraction import ExtractionTask
+from skllm_ray.tasks.few_shot import DynamicFewShotTask, FewShotTask, MultiLabelFewShotTask
+from skllm_ray.tasks.ner import NERTask, Span, tagged, untagged
+from skllm_ray.tasks.text import TextTask
 
 __all__ = [
     "ChatRequest",
     "Choices",
+    "CoTTask",
+    "DynamicFewShotTask",
     "Embedding",
+    "EmbeddingTask",
     "ErrorKind",
+    "ExtractionTask",
+    "FewShotTask",
     "Message",
+    "MultiLabelCoTTask",
+    "MultiLabelFewShotTask",
     "MultiLabelZeroShotTask",
+    "NERTask",
     "Reply",
     "Row",
     "RowError",
+    "Span",
     "Task",
+    "TextTask",
     "Usage",
     "ZeroShotTask",
+    "tagged",
+    "untagged",
 ]

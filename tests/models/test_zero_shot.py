@@ -19,7 +19,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-import skllm_ray.models.classifier
+import skllm_ray.models.base
 from skllm_ray.classification import (
     MultiLabelZeroShotGPTClassifier,
     MultiLabelZeroShotVertexClassifier,
@@ -88,7 +88,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch):
     found = Fake()
-    monkeypatch.setattr(skllm_ray.models.classifier, "resolve", found.resolve)
+    monkeypatch.setattr(skllm_ray.models.base, "resolve", found.resolve)
     return found
 
 
@@ -306,9 +306,9 @@ def test_num_workers_works_with_the_fake_that_users_have(fake):
 def test_num_workers_lowers_the_limit_and_nothing_else(monkeypatch):
     SKLLMConfig.set_openai_key(KEY)
     SKLLMConfig.set_rate_limit("m", requests_per_minute=60)
-    capped = skllm_ray.models.classifier._capped(resolve("m"), 3)
+    capped = skllm_ray.models.base.capped(resolve("m"), 3)
     assert capped.limit == RateLimit(requests_per_minute=60, max_concurrency=3)
-    assert skllm_ray.models.classifier._capped(resolve("gguf::demo"), 3) == resolve("gguf::demo")
+    assert skllm_ray.models.base.capped(resolve("gguf::demo"), 3) == resolve("gguf::demo")
 
 
 # --- failures -----------------------------------------------------------------------------------------------------

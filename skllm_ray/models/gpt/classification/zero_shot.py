@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from skllm_ray.llm.models import DEFAULTS
-from skllm_ray.models.classifier import LLMClassifier, OnError, wrap_secret
-from skllm_ray.models.multilabel import MultiLabelClassifier
+from skllm_ray.models.cot import CoTClassifier, MultiLabelCoTClassifier
+from skllm_ray.models.gpt.classification.base import MultiLabelGPT, SingleLabelGPT
 from skllm_ray.prompts.templates import ZERO_SHOT_CLF_PROMPT_TEMPLATE, ZERO_SHOT_MLCLF_PROMPT_TEMPLATE
 from skllm_ray.tasks.classification import MultiLabelZeroShotTask, ZeroShotTask
 
-__all__ = ["MultiLabelZeroShotGPTClassifier", "ZeroShotGPTClassifier"]
+__all__ = [
+    "CoTGPTClassifier",
+    "MultiLabelCoTGPTClassifier",
+    "MultiLabelZeroShotGPTClassifier",
+    "ZeroShotGPTClassifier",
+]
 
 
-class ZeroShotGPTClassifier(LLMClassifier):
+class ZeroShotGPTClassifier(SingleLabelGPT):
     """Classify texts by the names of the labels alone.
 
     Parameters
@@ -55,34 +56,11 @@ class ZeroShotGPTClassifier(LLMClassifier):
     >>> skllm_ray.shutdown()
     """
 
-    def __init__(
-        self,
-        model: str = DEFAULTS["gpt"].name,
-        default_label: str = "Random",
-        prompt_template: str | None = None,
-        key: str | None = None,
-        org: str | None = None,
-        *,
-        on_error: OnError = "raise",
-        label_descriptions: Mapping[Any, str] | None = None,
-        random_state: int | None = None,
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = model
-        self.default_label = default_label
-        self.prompt_template = prompt_template
-        self.key = wrap_secret(key)
-        self.org = org
-        self.on_error = on_error
-        self.label_descriptions = label_descriptions
-        self.random_state = random_state
-        self.request_options = request_options
-
     def _task(self) -> ZeroShotTask:
         return ZeroShotTask(self._names(), self.prompt_template or ZERO_SHOT_CLF_PROMPT_TEMPLATE, self._descriptions())
 
 
-class MultiLabelZeroShotGPTClassifier(MultiLabelClassifier):
+class MultiLabelZeroShotGPTClassifier(MultiLabelGPT):
     """Choose, for each text, any of the labels by their names alone.
 
     Parameters
@@ -109,31 +87,40 @@ class MultiLabelZeroShotGPTClassifier(MultiLabelClassifier):
     >>> skllm_ray.shutdown()
     """
 
-    def __init__(
-        self,
-        model: str = DEFAULTS["gpt"].name,
-        default_label: str = "Random",
-        max_labels: int = 5,
-        prompt_template: str | None = None,
-        key: str | None = None,
-        org: str | None = None,
-        *,
-        on_error: OnError = "raise",
-        label_descriptions: Mapping[Any, str] | None = None,
-        random_state: int | None = None,
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = model
-        self.default_label = default_label
-        self.max_labels = max_labels
-        self.prompt_template = prompt_template
-        self.key = wrap_secret(key)
-        self.org = org
-        self.on_error = on_error
-        self.label_descriptions = label_descriptions
-        self.random_state = random_state
-        self.request_options = request_options
-
     def _task(self) -> MultiLabelZeroShotTask:
         template = self.prompt_template or ZERO_SHOT_MLCLF_PROMPT_TEMPLATE
         return MultiLabelZeroShotTask(self._names(), self.max_labels, template, self._descriptions())
+
+
+class CoTGPTClassifier(CoTClassifier, SingleLabelGPT):
+    """Classify texts by the labels' names, with an explanation that the model writes before it chooses.
+
+    Parameters
+    ----------
+    model, default_label, prompt_template, key, org, on_error, label_descriptions, random_state, request_options
+        As in :class:`ZeroShotGPTClassifier`.
+
+    Examples
+    --------
+    >>> clf = CoTGPTClassifier(model="gguf::demo").fit(None, ["good", "bad"])
+    >>> "explain why" in clf.render_prompt(["Lovely."])[0]
+    True
+    """
+
+
+class MultiLabelCoTGPTClassifier(MultiLabelCoTClassifier, MultiLabelGPT):
+    """Choose any of the labels for each text, with an explanation that the model writes before it chooses.
+
+    Parameters
+    ----------
+    model, default_label, max_labels, prompt_template, key, org
+        As in :class:`MultiLabelZeroShotGPTClassifier`.
+    on_error, label_descriptions, random_state, request_options
+        As in :class:`ZeroShotGPTClassifier`.
+
+    Examples
+    --------
+    >>> clf = MultiLabelCoTGPTClassifier(model="gguf::demo", max_labels=2).fit(None, [["price", "quality"]])
+    >>> "explain why" in clf.render_prompt(["Lovely."])[0]
+    True
+    """

@@ -1,0 +1,321 @@
+"""What all estimators share: the path from texts to the runner and back.
+
+An estimator names its task (:meth:`LLMEstimator._task`) and how a row's parsed value becomes what the user sees
+(:meth:`LLMEstimator._reader`); everything else is here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from skllm_ray.config import RateLimit, Secret, SKLLMConfig
+from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, PartialResultError
+from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.registry import resolve, secrets_of
+from skllm_ray.models import results
+from skllm_ray.models.texts import Texts, as_texts, refuse_missing
+from skllm_ray.prompts import check_template
+from skllm_ray.tasks.base import ChatRequest, Row, Task
+from skllm_ray.tasks.embedding import EmbeddingTask
+
+OnError = Literal["raise", "default", "coerce"]
+"""What becomes of rows that fail: an exception after all rows were tried, the default, or None."""
+
+
+Process = Callable[[Sequence[str]], Sequence[Row[Any]]]
+"""Processes texts, wherever that is done."""
+
+
+class LLMEstimator(BaseEstimator):  # type: ignore[misc]
+    """Base of all estimators. A subclass names its task and what a row's value becomes."""
+
+    _family: ClassVar[str] = "gpt"
+    _placeholders: ClassVar[tuple[str, ...]] = ("x",)
+
+    model: str
+    on_error: OnError
+    request_options: Mapping[str, Any] | None
+    key: str | None = None
+    org: str | None = None
+
+    # --- what a subclass says -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _task(self) -> Task[Any]:
+        """Return the task of the fitted estimator."""
+
+    def _reader(self) -> Callable[[Any], Any]:
+        """Return the function from a row's parsed value to what the user sees."""
+        return lambda value: value
+
+    def _default(self, text: str | None) -> Any:
+        """Return what stands for a row without a result."""
+        del text
+        return None
+
+    def _array(self, values: Sequence[Any]) -> Any:
+        """Return a call's results as what ``predict`` or ``transform`` returns."""
+        return results.as_objects(values)
+
+    def _warn_invalid(self, rows: Sequence[Row[Any]]) -> None:
+        results.warn_invalid(rows, "were not of the form asked for", "None")
+
+    # --- for users ------------------------------------------------------------------------------------------------
+
+    def predict_details(self, X: Any, *, include_io: bool = False, on_error: OnError | None = None) -> pd.DataFrame:
+        """Return one line per text: prediction, probability, errors, tokens, cost.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,)
+            The texts.
+        include_io : bool, default=False
+            Whether to add the columns ``prompt`` and ``raw_reply``.
+        on_error : {"default", "coerce"} or None, default=None
+            What ``prediction`` holds for failed rows: the default, or None. The table is always whole: with "raise",
+            failed rows are shown as with "coerce".
+
+        Returns
+        -------
+        pandas.DataFrame of shape (n_samples, 10 or 12)
+            With the index of `X` and always the same columns.
+        """
+        mode = self._mode(on_error)
+        texts, rows, mode = self._run(X, "coerce" if mode == "raise" else mode)
+        requests = self._requests(texts) if include_io else None
+        return results.details(self._predictions(texts, rows, mode), rows, texts.index, requests)
+
+    def render_prompt(self, X: Any) -> list[str | None]:
+        """Return the exact prompts, without sending or starting anything; None where the text is missing."""
+        check_is_fitted(self)
+        return [results._prompt(request) for request in self._requests(as_texts(X))]
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, as in scikit-learn; a key is wrapped so that it shows itself nowhere."""
+        super().set_params(**{k: wrap_secret(v) if k == "key" else v for k, v in params.items()})
+        return self
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.non_deterministic = True
+        return tags
+
+    def _run(
+        self,
+        X: Any,
+        on_error: OnError | None,
+        num_workers: int | None = None,
+        *,
+        best_only: bool = False,
+        log_probs: bool = False,
+    ) -> tuple[Texts, list[Row[Any]], OnError]:
+        check_is_fitted(self)
+        mode = self._mode(on_error)
+        texts = as_texts(X)
+        if mode == "raise":
+            refuse_missing(texts)
+        spec = capped(self._spec(), num_workers)
+        if log_probs and hasattr(spec, "log_probs"):  # API models give them on request
+            spec = replace(spec, log_probs=True)  # type: ignore[type-var]
+        spec.check()
+        if best_only and hasattr(spec, "best_only"):  # a local model may then spare itself the other labels
+            spec = replace(spec, best_only=True)  # type: ignore[type-var]
+        from skllm_ray.execution.runner import run
+
+        secrets = self._secrets()
+        return texts, self._rows(texts, mode, lambda present: run(present, self._task(), spec, secrets)), mode
+
+    def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
+        """Return one row per text; only those that are there are processed."""
+        found = process([str(texts.values[i]) for i in texts.present]) if texts.present else []
+        rows: list[Row[Any]] = [results.missing_row()] * len(texts.values)
+        for position, row in zip(texts.present, found, strict=True):
+            rows[position] = row
+        self._raise_failures(texts, rows, mode)
+        return rows
+
+    def _map_dataset(
+        self, ds: Any, text_column: str, output_prefix: str, details: bool, on_error: OnError | None
+    ) -> Any:
+        check_is_fitted(self)
+        mode = self._mode(on_error)
+        from skllm_ray.execution.dataset import column_names, map_dataset
+
+        types = {output_prefix + name: kind for name, kind in self._column_types().items()}
+        if details:
+            types |= {output_prefix + name: kind for name, kind in results.DETAIL_TYPES.items()}
+        known = column_names(ds)
+        if known is not None and text_column not in known:
+            raise InputError(
+                f"ds has no column {text_column!r}; text_column names it.", f"Columns: {', '.join(known)}."
+            )
+        both = sorted(set(known or ()) & set(types))
+        if both:
+            raise InputError(f"ds has a column {both[0]!r} already.", "Pass output_prefix='…' to rename the new ones.")
+        spec = self._spec()
+        spec.check()
+        if hasattr(spec, "best_only") and not details:
+            spec = replace(spec, best_only=True)  # type: ignore[type-var]
+        return map_dataset(
+            ds, text_column, partial(_to_columns, self, types, mode, details), self._task(), spec, self._secrets()
+        )
+
+    def _column_types(self) -> dict[str, pa.DataType | None]:
+        """Return the output columns in a Dataset and their types; None lets the values decide."""
+        return {"prediction": pa.string()}
+
+    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
+        """Return the values of the output columns."""
+        del rows
+        return [values]
+
+    def _results(self, X: Any, on_error: OnError | None, num_workers: int | None = None, **wanted: bool) -> Any:
+        texts, rows, mode = self._run(X, on_error, num_workers, **wanted)
+        self._warn_invalid(rows)
+        return self._array(self._predictions(texts, rows, mode))
+
+    def _raise_failures(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> None:
+        """Raise for failures that every row shares, and, with "raise", for those of single rows."""
+        failed = [row for row in rows if row.error is not None and row.error.kind != "missing_text"]
+        if not failed:
+            return
+        fatal = next((row.error for row in failed if row.error is not None and row.error.fatal), None)
+        if fatal is not None and len(failed) == len(texts.present):
+            raise JobFailedError(f"{self.model} refused every row ({fatal.kind}): {fatal.message}")
+        if mode == "raise":
+            table = results.details(self._predictions(texts, rows, "coerce"), rows, texts.index)
+            raise PartialResultError(
+                f"{len(failed)} of {len(rows)} rows failed: {results.describe_failures(rows)}.",
+                "The finished rows are in this error's .details; on_error='default' or 'coerce' returns instead.",
+                table,
+            )
+
+    def _predictions(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> list[Any]:
+        read = self._reader()
+        return [
+            read(row.value) if row.value is not None else self._fallback(text, row, mode)
+            for text, row in zip(texts.values, rows, strict=True)
+        ]
+
+    def _fallback(self, text: str | None, row: Row[Any], mode: OnError) -> Any:
+        """Return what stands for a row without a valid answer."""
+        return None if row.error is not None and mode == "coerce" else self._default(text)
+
+    def _requests(self, texts: Texts) -> list[ChatRequest | None]:
+        task, present = self._task(), [text for text in texts.values if text is not None]
+        embedding: BackendSpec | None = getattr(task, "embedding", None)
+        vectors = None if embedding is None or not present else self._vectors(present, embedding)
+        rendered = iter(task.render(present, vectors) if present else [])
+        return [None if text is None else next(rendered) for text in texts.values]
+
+    def _vectors(self, texts: Sequence[str], embedding: BackendSpec) -> NDArray[np.float32]:
+        from skllm_ray.execution.runner import run
+
+        rows = run(texts, EmbeddingTask(), embedding, self._secrets())
+        failed = next((row.error for row in rows if row.error is not None), None)
+        if failed is not None:
+            raise JobFailedError(f"{embedding.model} embedded not every text ({failed.kind}): {failed.message}")
+        return np.stack([row.value for row in rows if row.value is not None])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what travels: with the settings of this process, without any credential."""
+        from skllm_ray.execution.children import share
+
+        share(self._secrets())
+        return {**super().__getstate__(), "_settings": SKLLMConfig._settings}
+
+    def _spec(self) -> BackendSpec:
+        """Return the backend's spec, under the settings of this process, or of the one that the estimator came from."""
+        with SKLLMConfig._borrowed(vars(self).get("_settings")):
+            return self._resolve()
+
+    def _resolve(self) -> BackendSpec:
+        return resolve(self.model, self.key, self.org, self.request_options, self._family)
+
+    def _secrets(self) -> dict[str, str]:
+        return secrets_of(self.key)
+
+    def _mode(self, on_error: OnError | None) -> OnError:
+        mode = self.on_error if on_error is None else on_error
+        if mode not in get_args(OnError):
+            raise ConfigurationError(f"on_error must be 'raise', 'default' or 'coerce'; got {mode!r}.")
+        return mode
+
+    def _check_parameters(self) -> None:
+        self._mode(None)
+        for name, value in (("key", self.key), ("org", self.org)):
+            if value is not None and not isinstance(value, str):
+                raise ConfigurationError(f"{name} must be a str or None; got {type(value).__name__}.")
+        self._spec()
+        template = getattr(self, "prompt_template", None)
+        if template is not None:
+            if not isinstance(template, str):
+                raise ConfigurationError(f"prompt_template must be a str; got {type(template).__name__}.")
+            try:
+                check_template(template, self._placeholders)
+            except ValueError as error:
+                raise ConfigurationError(str(error)) from None
+
+
+def _to_columns(
+    estimator: LLMEstimator,
+    types: Mapping[str, pa.DataType | None],
+    mode: OnError,
+    details: bool,
+    values: list[Any],
+    process: Process,
+) -> dict[str, pa.Array]:
+    """Turn a block of a text column into output columns, on a worker."""
+    texts = as_texts(values, "the text column")
+    if mode == "raise":
+        refuse_missing(texts, "the text column")
+    rows = estimator._rows(texts, mode, process)
+    columns = estimator._columns(estimator._predictions(texts, rows, mode), rows)
+    if details:
+        columns += results.detail_values(rows)
+    return {name: pa.array(column, kind) for (name, kind), column in zip(types.items(), columns, strict=True)}
+
+
+def wrap_secret(key: str | None) -> str | None:
+    """Return `key` so that it shows itself nowhere; the same object if it is wrapped already, or is no text."""
+    return Secret(key) if isinstance(key, str) else key
+
+
+def at_least_one(name: str, value: object) -> None:
+    """Raise ``ConfigurationError`` unless the parameter `name` is a positive int."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ConfigurationError(f"{name} must be an int of at least 1; got {value!r}.")
+
+
+def refuse_sample_weight(sample_weight: object) -> None:
+    """Raise ``InputError`` if weights were given: a prompt cannot weigh its examples."""
+    if sample_weight is not None:
+        raise InputError(
+            "fit takes no sample_weight: a prompt cannot weigh its examples.",
+            "Leave it out; score(X, y, sample_weight=…) takes weights.",
+        )
+
+
+def capped(spec: BackendSpec, num_workers: int | None) -> BackendSpec:
+    """Return `spec` with at most `num_workers` requests in flight, for API backends."""
+    if num_workers is None or spec.placement.stateful:
+        return spec
+    at_least_one("num_workers", num_workers)
+    limit = replace(spec.limit or RateLimit(), max_concurrency=num_workers)
+    return replace(spec, limit=limit)  # type: ignore[type-var]

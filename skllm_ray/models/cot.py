@@ -1,0 +1,130 @@
+"""Classifiers that explain themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score
+
+from skllm_ray.models.base import OnError
+from skllm_ray.models.classifier import LLMClassifier
+from skllm_ray.models.multilabel import MultiLabelClassifier
+from skllm_ray.prompts.templates import COT_CLF_PROMPT_TEMPLATE, COT_MLCLF_PROMPT_TEMPLATE
+from skllm_ray.tasks.base import Row
+from skllm_ray.tasks.cot import CoTTask, MultiLabelCoTTask
+
+
+class CoTClassifier(LLMClassifier):
+    """Base of the classifiers that give a label and an explanation."""
+
+    _can_score: ClassVar[bool] = False
+
+    def predict(self, X: Any, num_workers: int | None = None, *, on_error: OnError | None = None) -> NDArray[Any]:
+        """Return the label of every text and the explanation of it.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,)
+            The texts.
+        num_workers : int or None, default=None
+            The most requests that this call may have in flight, for API backends.
+        on_error : {"raise", "default", "coerce"} or None, default=None
+            Overrides the constructor's.
+
+        Returns
+        -------
+        ndarray of object of shape (n_samples, 2)
+            Each row's label and explanation; the explanation is ``""`` where the model gave none.
+        """
+        return super().predict(X, num_workers, on_error=on_error)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy of the labels.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,)
+            The texts.
+        y : array-like of shape (n_samples,)
+            The true labels.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            How much each row counts.
+        """
+        labels = np.asarray(self.predict(X)[:, 0].tolist(), dtype=self.classes_.dtype)
+        return float(accuracy_score(y, labels, sample_weight=sample_weight))
+
+    def _task(self) -> CoTTask:
+        return CoTTask(self._names(), self.prompt_template or COT_CLF_PROMPT_TEMPLATE, self._descriptions())
+
+    def _reader(self) -> Callable[[Any], Any]:
+        by_name = super()._reader()
+        return lambda value: [by_name(value[0]), value[1]]
+
+    def _default(self, text: str | None) -> Any:
+        return [super()._default(text), ""]
+
+    def _array(self, values: Sequence[Any]) -> NDArray[Any]:
+        return _rectangle([value or [None, None] for value in values])
+
+    def _column_types(self) -> dict[str, pa.DataType | None]:
+        return {**super()._column_types(), "explanation": pa.string()}
+
+    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
+        pairs = [value or [None, None] for value in values]
+        return [*super()._columns([label for label, _ in pairs], rows), [why for _, why in pairs]]
+
+
+class MultiLabelCoTClassifier(MultiLabelClassifier):
+    """Base of the classifiers that give any number of labels and an explanation."""
+
+    def predict(self, X: Any, num_workers: int | None = None, *, on_error: OnError | None = None) -> NDArray[Any]:
+        """Return the labels of every text and the explanation of them.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,)
+            The texts.
+        num_workers : int or None, default=None
+            The most requests that this call may have in flight, for API backends.
+        on_error : {"raise", "default", "coerce"} or None, default=None
+            Overrides the constructor's.
+
+        Returns
+        -------
+        ndarray of object of shape (n_samples, max_labels + 1)
+            Each row's labels, padded with ``""``, and in the last column the explanation.
+        """
+        found: NDArray[Any] = self._results(X, on_error, num_workers)
+        return found
+
+    def _task(self) -> MultiLabelCoTTask:
+        template = self.prompt_template or COT_MLCLF_PROMPT_TEMPLATE
+        return MultiLabelCoTTask(self._names(), self.max_labels, template, self._descriptions())
+
+    def _reader(self) -> Callable[[Any], Any]:
+        return lambda value: [list(value[0]), value[1]]
+
+    def _default(self, text: str | None) -> Any:
+        return [super()._default(text), ""]
+
+    def _array(self, values: Sequence[Any]) -> NDArray[Any]:
+        pairs = [value or [None, None] for value in values]
+        return _rectangle([[*self._pad(labels), why] for labels, why in pairs])
+
+    def _column_types(self) -> dict[str, pa.DataType | None]:
+        return {**super()._column_types(), "explanation": pa.string()}
+
+    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
+        pairs = [value or [None, None] for value in values]
+        return [*super()._columns([labels for labels, _ in pairs], rows), [why for _, why in pairs]]
+
+
+def _rectangle(rows: Sequence[Sequence[Any]]) -> NDArray[Any]:
+    found = np.empty((len(rows), len(rows[0])), dtype=object)
+    for position, row in enumerate(rows):
+        found[position] = row
+    return found

@@ -1,0 +1,294 @@
+"""Classifiers that learn from examples in the prompt."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+
+from skllm_ray.config import RateLimit
+from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError
+from skllm_ray.llm.base import BackendSpec, Placement, SecretResolver
+from skllm_ray.memory import IndexConstructor, MemoryIndex, SklearnMemoryIndex
+from skllm_ray.models.base import at_least_one
+from skllm_ray.models.classifier import LLMClassifier
+from skllm_ray.models.multilabel import MultiLabelClassifier
+from skllm_ray.models.texts import as_label_lists, as_texts, refuse_missing
+from skllm_ray.models.vectorizer import LLMVectorizer
+from skllm_ray.prompts.templates import FEW_SHOT_CLF_PROMPT_TEMPLATE, FEW_SHOT_MLCLF_PROMPT_TEMPLATE
+from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, Reply, RowError
+from skllm_ray.tasks.few_shot import (
+    DynamicFewShotTask,
+    ExampleMemory,
+    FewShotTask,
+    MultiLabelFewShotTask,
+    format_examples,
+)
+
+
+class FewShotClassifier(LLMClassifier):
+    """Base of the few-shot classifiers with one label per text."""
+
+    _placeholders: ClassVar[tuple[str, ...]] = ("x", "labels", "training_data")
+
+    examples_: str
+
+    def fit(self, X: Any, y: Any, sample_weight: None = None) -> Self:
+        """Learn the labels and the examples. Nothing is sent and nothing is started.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,)
+            The examples' texts. All of them go into every prompt.
+        y : array-like of shape (n_samples,)
+            Their labels.
+        sample_weight : None
+            Refused: a prompt cannot weigh its examples.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InputError
+            If `X` is None or has missing texts, or `y` does not fit it.
+        """
+        texts = _examples(self, X)
+        super().fit(X, y, sample_weight)
+        self.examples_ = "\n\n".join(format_examples(texts, _as_names(y), Choices(self._names())))
+        return self
+
+    def _task(self) -> FewShotTask:
+        template = self.prompt_template or FEW_SHOT_CLF_PROMPT_TEMPLATE
+        return FewShotTask(self._names(), template, self._descriptions(), self.examples_)
+
+
+class MultiLabelFewShotClassifier(MultiLabelClassifier):
+    """Base of the few-shot classifiers with any number of labels per text."""
+
+    _placeholders: ClassVar[tuple[str, ...]] = ("x", "labels", "max_cats", "training_data")
+
+    examples_: str
+
+    def fit(self, X: Any, y: Any, sample_weight: None = None) -> Self:
+        """Learn the labels and the examples. Nothing is sent and nothing is started.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,)
+            The examples' texts. All of them go into every prompt.
+        y : list of lists of str
+            Their labels.
+        sample_weight : None
+            Refused: a prompt cannot weigh its examples.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InputError
+            If `X` is None or has missing texts, or `y` does not fit it.
+        """
+        texts = _examples(self, X)
+        super().fit(X, y, sample_weight)
+        choices = Choices(self._names(), multiple=True)
+        self.examples_ = "\n\n".join(format_examples(texts, as_label_lists(y, len(texts)), choices))
+        return self
+
+    def _task(self) -> MultiLabelFewShotTask:
+        template = self.prompt_template or FEW_SHOT_MLCLF_PROMPT_TEMPLATE
+        return MultiLabelFewShotTask(self._names(), self.max_labels, template, self._descriptions(), self.examples_)
+
+
+class DynamicFewShotClassifier(FewShotClassifier):
+    """Base of the few-shot classifiers that show each text the examples that are most like it."""
+
+    n_examples: int
+    memory_index: IndexConstructor | None
+    vectorizer: Any
+    metric: str
+    memory_: ExampleMemory
+    vectorizer_: Any
+
+    def fit(self, X: Any, y: Any, sample_weight: None = None) -> Self:
+        """Learn the labels, and embed the examples: once, in batches.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,)
+            The examples' texts.
+        y : array-like of shape (n_samples,)
+            Their labels. A class may have fewer than ``n_examples``.
+        sample_weight : None
+            Refused: a prompt cannot weigh its examples.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InputError
+            If `X` is None or has missing texts, or `y` does not fit it.
+        ConfigurationError
+            If a constructor parameter cannot work.
+        JobFailedError
+            If not every example could be embedded.
+        """
+        super().fit(X, y, sample_weight)
+        del self.examples_  # each row gets its own
+        texts, labels = _examples(self, X), np.asarray(_as_names(y))
+        self.vectorizer_ = self._new_vectorizer(texts)
+        vectors = self._vectors(texts, self._embedding())
+        members = [np.flatnonzero(labels == name) for name in self._names()]
+        memory = ExampleMemory(
+            tuple(format_examples(texts, labels.tolist(), Choices(self._names()))),
+            tuple(self._new_index(vectors[rows]) for rows in members),
+            tuple(members),
+        )
+        self.memory_ = memory.with_order(vectors, self.n_examples)
+        return self
+
+    def render_prompt(self, X: Any) -> list[str | None]:
+        """Return the exact prompts; None where the text is missing. The texts are embedded for it, nothing else."""
+        return super().render_prompt(X)
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    _vectorizer_class: ClassVar[type[LLMVectorizer]]
+
+    def _task(self) -> DynamicFewShotTask:  # type: ignore[override]
+        return DynamicFewShotTask(
+            self._names(),
+            self.prompt_template or FEW_SHOT_CLF_PROMPT_TEMPLATE,
+            self._descriptions(),
+            self.memory_,
+            self.n_examples,
+            self._embedding(),
+        )
+
+    def _new_vectorizer(self, texts: Sequence[str]) -> Any:
+        if self.vectorizer is None:
+            return self._vectorizer_class(**self._vectorizer_parameters()).fit()
+        vectorizer = clone(self.vectorizer)
+        if isinstance(vectorizer, LLMVectorizer):
+            return vectorizer.fit()
+        return TransformerSpec(vectorizer.fit(list(texts)))
+
+    def _vectorizer_parameters(self) -> dict[str, Any]:
+        """Return the parameters of the vectorizer that is made where none is given."""
+        namespace, separator, _ = self.model.partition("::")
+        if separator and namespace not in {"gguf", "openai", "vertex"}:  # texts must not go where nobody sent them
+            raise ConfigurationError(
+                f"vectorizer is None, and model={self.model!r} says nothing about who embeds the texts.",
+                f"Pass one, such as GPTVectorizer(model='{namespace}::<embedding model>').",
+            )
+        parameters: dict[str, Any] = {"key": self.key, "org": self.org} if self._family == "gpt" else {}
+        return {**parameters, "model": self.model} if namespace == "gguf" and separator else parameters
+
+    def _embedding(self) -> BackendSpec:
+        if isinstance(self.vectorizer_, TransformerSpec):
+            return self.vectorizer_
+        spec: BackendSpec = self.vectorizer_._spec()
+        return spec
+
+    def _secrets(self) -> dict[str, str]:
+        vectorizer = getattr(self, "vectorizer_", None)
+        theirs = vectorizer._secrets() if isinstance(vectorizer, LLMVectorizer) else {}
+        return {**super()._secrets(), **theirs}
+
+    def _new_index(self, vectors: NDArray[np.float32]) -> MemoryIndex:
+        make = self.memory_index or IndexConstructor(SklearnMemoryIndex, metric=self.metric)
+        index = make()
+        if getattr(index, "dim", 1) < 1:
+            index.dim = vectors.shape[1]  # type: ignore[attr-defined]
+        for vector in vectors:
+            index.add(vector)
+        index.build()
+        return index
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        at_least_one("n_examples", self.n_examples)
+        if self.memory_index is not None and not callable(self.memory_index):
+            raise ConfigurationError(
+                f"memory_index must be an IndexConstructor; got {type(self.memory_index).__name__}.",
+                "Such as IndexConstructor(SklearnMemoryIndex, metric='cosine').",
+            )
+        if self.vectorizer is not None and not hasattr(self.vectorizer, "transform"):
+            raise ConfigurationError(
+                f"vectorizer must have a transform method; got {type(self.vectorizer).__name__}.",
+                "Such as GPTVectorizer(), or any transformer of texts from scikit-learn.",
+            )
+        if self.vectorizer is None:
+            self._vectorizer_parameters()
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """A fitted scikit-learn transformer of texts as a backend of vectors."""
+
+    transformer: Any
+    key: str = field(default_factory=lambda: f"transformer-{uuid.uuid4().hex}")
+    placement: Placement = field(default_factory=Placement)
+    limit: RateLimit | None = None
+    gives_probabilities: bool = False
+
+    @property
+    def model(self) -> str:
+        """The transformer's class."""
+        return type(self.transformer).__name__
+
+    def check(self) -> None:
+        """Accept everything: the transformer is fitted."""
+
+    def open(self, resolve_secret: SecretResolver) -> TransformerBackend:  # noqa: ARG002 - it has none
+        """Return the backend."""
+        return TransformerBackend(self)
+
+
+class TransformerBackend:
+    """A fitted scikit-learn transformer that embeds."""
+
+    def __init__(self, spec: TransformerSpec) -> None:
+        self._spec = spec
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
+        """Refuse: it has no answers."""
+        raise NotSupportedError(f"{self._spec.model} makes vectors, not answers; {len(requests)} were asked for.")
+
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        """Return one embedding per text, or its failure."""
+        try:
+            found = self._spec.transformer.transform(list(texts))
+            dense = np.asarray(found.toarray() if hasattr(found, "toarray") else found, np.float32)
+        except Exception as error:  # noqa: BLE001  whatever a user's transformer raises fails its rows, typed
+            failure = RowError("bad_request", f"{self._spec.model}.transform raised {type(error).__name__}: {error}")
+            return [Embedding(error=failure, model=self._spec.model) for _ in texts]
+        return [Embedding(vector, model=self._spec.model) for vector in dense]
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _examples(estimator: LLMClassifier, X: Any) -> list[str]:
+    if X is None:
+        raise InputError(
+            f"{type(estimator).__name__}.fit got X=None, but it learns from examples.",
+            "Pass texts and their labels; without texts, use a zero-shot classifier.",
+        )
+    texts = as_texts(X)
+    refuse_missing(texts)
+    return [str(text) for text in texts.values]
+
+
+def _as_names(y: Any) -> list[str]:
+    return [str(label) for label in (y.tolist() if hasattr(y, "tolist") else list(y))]

@@ -1,0 +1,137 @@
+"""Few-shot classifiers of the GPT family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from skllm_ray.llm.models import DEFAULTS
+from skllm_ray.memory import IndexConstructor
+from skllm_ray.models.base import OnError
+from skllm_ray.models.few_shot import DynamicFewShotClassifier, FewShotClassifier, MultiLabelFewShotClassifier
+from skllm_ray.models.gpt.classification.base import MultiLabelGPT, SingleLabelGPT
+from skllm_ray.models.gpt.vectorization import GPTVectorizer
+from skllm_ray.models.vectorizer import LLMVectorizer
+
+__all__ = ["DynamicFewShotGPTClassifier", "FewShotGPTClassifier", "MultiLabelFewShotGPTClassifier"]
+
+
+class FewShotGPTClassifier(FewShotClassifier, SingleLabelGPT):
+    """Classify texts after the examples in `X` and `y`, all of which go into every prompt.
+
+    Parameters
+    ----------
+    model, default_label, prompt_template, key, org, on_error, label_descriptions, random_state, request_options
+        As in ``ZeroShotGPTClassifier``; the template holds ``{x}``, ``{labels}`` and ``{training_data}``.
+
+    Examples
+    --------
+    >>> clf = FewShotGPTClassifier(model="gguf::demo").fit(["Lovely!", "Broken."], ["good", "bad"])
+    >>> print(clf.render_prompt(["Very nice."])[0].partition("Examples:")[2])
+    <BLANKLINE>
+    <BLANKLINE>
+    Text:
+    ```
+    Lovely!
+    ```
+    Answer: {"label": "good"}
+    <BLANKLINE>
+    Text:
+    ```
+    Broken.
+    ```
+    Answer: {"label": "bad"}
+    <BLANKLINE>
+    The text to judge:
+    ```
+    Very nice.
+    ```
+    """
+
+
+class MultiLabelFewShotGPTClassifier(MultiLabelFewShotClassifier, MultiLabelGPT):
+    """Choose any of the labels for each text, after the examples in `X` and `y`.
+
+    Parameters
+    ----------
+    model, default_label, max_labels, prompt_template, key, org, on_error
+        As in ``MultiLabelZeroShotGPTClassifier``; the template also holds ``{training_data}``.
+    label_descriptions, random_state, request_options
+        As in ``ZeroShotGPTClassifier``.
+
+    Examples
+    --------
+    >>> clf = MultiLabelFewShotGPTClassifier(model="gguf::demo", max_labels=2)
+    >>> clf = clf.fit(["Cheap and good.", "Dear."], [["price", "quality"], ["price"]])
+    >>> 'Answer: {"label": ["price", "quality"]}' in clf.render_prompt(["Cheap."])[0]
+    True
+    """
+
+
+class DynamicFewShotGPTClassifier(DynamicFewShotClassifier, SingleLabelGPT):
+    """Classify each text after those examples of each class that are most like it.
+
+    The examples are embedded once, in ``fit``; the texts in batches, and whole batches look up their neighbours
+    at once.
+
+    Parameters
+    ----------
+    model, default_label, prompt_template, key, org, on_error, label_descriptions, random_state, request_options
+        As in ``FewShotGPTClassifier``.
+    n_examples : int, default=3
+        How many examples of each class a prompt holds; of a class with fewer, all.
+    memory_index : IndexConstructor or None, default=None
+        Makes the index of each class; None takes scikit-learn's nearest neighbours with `metric`.
+    vectorizer : transformer or None, default=None
+        Makes the vectors: ``GPTVectorizer`` or any scikit-learn transformer of texts. None takes ``GPTVectorizer()``
+        or, for a GGUF model, that model; for ``azure::`` and ``custom_url::`` models it has to be given.
+    metric : str, default="euclidean"
+        The distance, for the default index.
+
+    Examples
+    --------
+    >>> import skllm_ray
+    >>> from sklearn.feature_extraction.text import TfidfVectorizer
+    >>> skllm_ray.init(local_mode=True)
+    >>> clf = DynamicFewShotGPTClassifier(model="gguf::demo", n_examples=1, vectorizer=TfidfVectorizer())
+    >>> clf = clf.fit(["the food was good", "a good film", "the food was bad"], ["positive", "positive", "negative"])
+    >>> prompt = clf.render_prompt(["What a film"])[0]
+    >>> "a good film" in prompt, "the food was good" in prompt
+    (True, False)
+    >>> skllm_ray.shutdown()
+    """
+
+    _vectorizer_class: ClassVar[type[LLMVectorizer]] = GPTVectorizer
+
+    def __init__(
+        self,
+        model: str = DEFAULTS["gpt"].name,
+        default_label: str = "Random",
+        prompt_template: str | None = None,
+        key: str | None = None,
+        org: str | None = None,
+        n_examples: int = 3,
+        memory_index: IndexConstructor | None = None,
+        vectorizer: Any = None,
+        metric: str = "euclidean",
+        *,
+        on_error: OnError = "raise",
+        label_descriptions: Mapping[Any, str] | None = None,
+        random_state: int | None = None,
+        request_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            default_label,
+            prompt_template,
+            key,
+            org,
+            on_error=on_error,
+            label_descriptions=label_descriptions,
+            random_state=random_state,
+            request_options=request_options,
+        )
+        self.n_examples = n_examples
+        self.memory_index = memory_index
+        self.vectorizer = vectorizer
+        self.metric = metric

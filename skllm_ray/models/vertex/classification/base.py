@@ -1,0 +1,63 @@
+"""The parameters that the classifiers of the Vertex family share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from skllm_ray.llm.models import DEFAULTS
+from skllm_ray.models.base import OnError
+from skllm_ray.models.classifier import LLMClassifier
+from skllm_ray.models.multilabel import MultiLabelClassifier
+
+
+class SingleLabelVertex(LLMClassifier):
+    """A classifier of the Vertex family that gives each text one label."""
+
+    _family: ClassVar[str] = "vertex"
+
+    def __init__(
+        self,
+        model: str = DEFAULTS["vertex"].name,
+        default_label: str = "Random",
+        prompt_template: str | None = None,
+        *,
+        on_error: OnError = "raise",
+        label_descriptions: Mapping[Any, str] | None = None,
+        random_state: int | None = None,
+        request_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.default_label = default_label
+        self.prompt_template = prompt_template
+        self.on_error = on_error
+        self.label_descriptions = label_descriptions
+        self.random_state = random_state
+        self.request_options = request_options
+
+
+class MultiLabelVertex(MultiLabelClassifier):
+    """A classifier of the Vertex family that gives each text any number of labels."""
+
+    _family: ClassVar[str] = "vertex"
+
+    def __init__(
+        self,
+        model: str = DEFAULTS["vertex"].name,
+        default_label: str = "Random",
+        max_labels: int = 5,
+        prompt_template: str | None = None,
+        *,
+        on_error: OnError = "raise",
+        label_descriptions: Mapping[Any, str] | None = None,
+        random_state: int | None = None,
+        request_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.default_label = default_label
+        self.max_labels = max_labels
+        self.prompt_template = prompt_template
+        self.on_error = on_error
+        self.label_descriptions = label_descriptions
+        self.random_state = random_state
+        self.request_options = request_options

@@ -1,0 +1,56 @@
+"""Structured extraction with the Vertex family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from skllm_ray.llm.models import DEFAULTS
+from skllm_ray.models.base import OnError
+from skllm_ray.models.extraction import Extractor
+
+__all__ = ["VertexExtractor"]
+
+
+class VertexExtractor(Extractor):
+    """Extract the fields of a pydantic model from texts, a column for each.
+
+    Parameters
+    ----------
+    schema : subclass of pydantic.BaseModel
+        The fields, their types and, in ``Field(description=…)``, what they mean.
+    model : str, default="gemini-3.5-flash-lite"
+        The Gemini model.
+    prompt_template : str or None, default=None
+        A ``str.format`` string with ``{x}`` and ``{schema}``; None takes the library's own.
+    on_error : {"raise", "coerce"}, default="raise"
+        What becomes of rows that fail, after all rows were tried: ``PartialResultError`` or None in every column.
+    request_options : mapping of str to object or None, default=None
+        Extra request parameters for API backends, such as ``{"reasoning_effort": "low"}``.
+
+    Examples
+    --------
+    >>> from pydantic import BaseModel
+    >>> class Order(BaseModel):
+    ...     item: str
+    ...     quantity: int
+    >>> VertexExtractor(Order).fit().get_feature_names_out().tolist()
+    ['item', 'quantity']
+    """
+
+    _family: ClassVar[str] = "vertex"
+
+    def __init__(
+        self,
+        schema: type[Any],
+        model: str = DEFAULTS["vertex"].name,
+        prompt_template: str | None = None,
+        *,
+        on_error: OnError = "raise",
+        request_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.schema = schema
+        self.model = model
+        self.prompt_template = prompt_template
+        self.on_error = on_error
+        self.request_options = request_options

@@ -1,0 +1,1 @@
+"""Entities in texts with the Vertex family."""

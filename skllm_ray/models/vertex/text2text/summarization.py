@@ -1,0 +1,53 @@
+"""Summaries, with the Vertex family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from skllm_ray.llm.models import DEFAULTS
+from skllm_ray.models.base import OnError
+from skllm_ray.models.text2text import Summarizer
+
+__all__ = ["VertexSummarizer"]
+
+
+class VertexSummarizer(Summarizer):
+    """Summarize texts.
+
+    Parameters
+    ----------
+    model : str, default="gemini-3.5-flash-lite"
+        The Gemini model.
+    max_words : int, default=15
+        About the most words in a summary; the model is asked to keep to it.
+    focus : str or None, default=None
+        The subject that summaries should be about.
+    on_error : {"raise", "coerce"}, default="raise"
+        What becomes of rows that fail, after all rows were tried: ``PartialResultError`` or None.
+    request_options : mapping of str to object or None, default=None
+        Extra request parameters for API backends, such as ``{"reasoning_effort": "low"}``.
+
+    Examples
+    --------
+    >>> summarizer = VertexSummarizer(max_words=5, focus="price")
+    >>> "about this subject, in at most 5 words: price" in summarizer.render_prompt(["Too dear."])[0]
+    True
+    """
+
+    _family: ClassVar[str] = "vertex"
+
+    def __init__(
+        self,
+        model: str = DEFAULTS["vertex"].name,
+        max_words: int = 15,
+        focus: str | None = None,
+        *,
+        on_error: OnError = "raise",
+        request_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.max_words = max_words
+        self.focus = focus
+        self.on_error = on_error
+        self.request_options = request_options

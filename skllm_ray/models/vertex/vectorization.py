@@ -1,0 +1,53 @@
+"""Vectors of texts, with the Vertex family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from skllm_ray.llm.models import DEFAULTS
+from skllm_ray.models.base import OnError
+from skllm_ray.models.vectorizer import LLMVectorizer
+
+__all__ = ["VertexVectorizer"]
+
+
+class VertexVectorizer(LLMVectorizer):
+    """Turn texts into the vectors of an embedding model.
+
+    Parameters
+    ----------
+    model : str, default="gemini-embedding-001"
+        An embedding model of Vertex AI.
+    batch_size : int, default=1
+        Taken for likeness with ``GPTVectorizer``: many requests are always in flight.
+    on_error : {"raise", "coerce"}, default="raise"
+        What becomes of rows that fail, after all rows were tried: ``PartialResultError`` or NaN.
+    request_options : mapping of str to object or None, default=None
+        Extra request parameters for API backends, such as ``{"dimensions": 256}``.
+
+    Attributes
+    ----------
+    n_features_out_ : int
+        The vectors' length, after the first ``transform``.
+
+    Examples
+    --------
+    >>> VertexVectorizer().get_params()["model"]
+    'gemini-embedding-001'
+    """
+
+    _family: ClassVar[str] = "vertex"
+
+    def __init__(
+        self,
+        model: str = DEFAULTS["vertex embedding"].name,
+        batch_size: int = 1,
+        *,
+        on_error: OnError = "raise",
+        request_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.batch_size = batch_size
+        self.on_error = on_error
+        self.request_options = request_options

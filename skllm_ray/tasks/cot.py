@@ -1,0 +1,72 @@
+"""Classification with reasoning: the model explains itself before it chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skllm_ray.prompts.templates import COT_CLF_PROMPT_TEMPLATE, COT_MLCLF_PROMPT_TEMPLATE
+from skllm_ray.tasks.answers import find_label, find_labels, labels_by_name, read_json
+from skllm_ray.tasks.base import ChatRequest, Reply, Row
+from skllm_ray.tasks.classification import MultiLabelZeroShotTask, ZeroShotTask
+
+
+@dataclass(frozen=True)
+class CoTTask(ZeroShotTask):
+    """Explain, then choose one of the labels. A row's value is the label and the explanation."""
+
+    template: str = COT_CLF_PROMPT_TEMPLATE
+
+    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:
+        """Return one request per text."""
+        return _explained(super().render(texts, vectors))
+
+    def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[Any]]:  # noqa: ARG002
+        """Return one row per reply."""
+        by_name = labels_by_name(self.labels)
+        return [_row(reply, lambda answer: find_label(answer, by_name)) for reply in replies]
+
+
+@dataclass(frozen=True)
+class MultiLabelCoTTask(MultiLabelZeroShotTask):
+    """Explain, then choose any of the labels. A row's value is the labels and the explanation."""
+
+    template: str = COT_MLCLF_PROMPT_TEMPLATE
+
+    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:
+        """Return one request per text."""
+        return _explained(super().render(texts, vectors))
+
+    def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[Any]]:  # noqa: ARG002
+        """Return one row per reply."""
+        by_name = labels_by_name(self.labels)
+        return [_row(reply, lambda answer: find_labels(answer, by_name, self.max_labels)) for reply in replies]
+
+
+def _explained(requests: Sequence[ChatRequest]) -> list[ChatRequest]:
+    """Ask for an object with an explanation before the label, in place of a label alone."""
+    schema: dict[str, Any] = {}
+    explained = []
+    for request in requests:
+        if request.choices is not None and not schema:  # the same for all rows
+            label = request.choices.json_schema()["properties"]["label"]
+            schema = {
+                "type": "object",
+                "properties": {"explanation": {"type": "string"}, "label": label},
+                "required": ["explanation", "label"],
+                "additionalProperties": False,
+            }
+        explained.append(replace(request, choices=None, json_schema=schema))
+    return explained
+
+
+def _row(reply: Reply, read: Any) -> Row[tuple[Any, str]]:
+    answer = read_json(reply.text)
+    if not isinstance(answer, dict):
+        return Row(None, False, reply)
+    found = read(answer.get("label"))
+    return Row(None if found is None else (found, str(answer.get("explanation") or "")), found is not None, reply)

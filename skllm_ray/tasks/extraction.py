@@ -1,0 +1,80 @@
+"""Structured extraction: the fields of a schema, taken from texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skllm_ray.prompts import fill
+from skllm_ray.prompts.templates import EXTRACTION_PROMPT_TEMPLATE, EXTRACTION_SYSTEM_MESSAGE
+from skllm_ray.tasks.answers import read_json
+from skllm_ray.tasks.base import ChatRequest, Reply, Row
+from skllm_ray.tasks.text import conversation
+
+
+@dataclass(frozen=True)
+class ExtractionTask:
+    """Extract an object that follows a JSON schema. A row's value is what `validate` returns.
+
+    Parameters
+    ----------
+    schema : mapping
+        The JSON schema, as :func:`strict` returns it.
+    validate : callable
+        Takes the parsed answer; returns the row's value, or raises ``ValueError`` where it does not follow the schema.
+    template : str
+        A ``str.format`` string with ``{x}`` and ``{schema}``.
+    """
+
+    schema: Mapping[str, Any]
+    validate: Callable[[Any], Mapping[str, Any]]
+    template: str = EXTRACTION_PROMPT_TEMPLATE
+
+    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:  # noqa: ARG002
+        """Return one request per text."""
+        schema, values = dict(self.schema), {"schema": json.dumps(self.schema, ensure_ascii=False)}
+        return [
+            ChatRequest(conversation(EXTRACTION_SYSTEM_MESSAGE, fill(self.template, text, values)), json_schema=schema)
+            for text in texts
+        ]
+
+    def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[Mapping[str, Any]]]:  # noqa: ARG002
+        """Return one row per reply; an answer that does not follow the schema is not valid."""
+        return [self._row(reply) for reply in replies]
+
+    def _row(self, reply: Reply) -> Row[Mapping[str, Any]]:
+        answer = read_json(reply.text)
+        if not isinstance(answer, dict):
+            return Row(None, False, reply)
+        try:
+            return Row(self.validate(answer), True, reply)
+        except (ValueError, TypeError):
+            return Row(None, False, reply)
+
+
+def strict(schema: Any) -> Any:
+    """Return a JSON schema in the subset that strict structured output takes: all fields required, no others allowed.
+
+    Examples
+    --------
+    >>> strict({"type": "object", "properties": {"a": {"type": "string", "default": ""}}})
+    {'type': 'object', 'properties': {'a': {'type': 'string'}}, 'additionalProperties': False, 'required': ['a']}
+    """
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {name: part for name, part in schema.items() if name not in {"default", "title"}}
+    found = {
+        name: {key: strict(value) for key, value in part.items()} if name in {"properties", "$defs"} else strict(part)
+        for name, part in found.items()
+    }
+    if found.get("type") == "object" and "properties" in found:
+        found["additionalProperties"] = False
+        found["required"] = list(found["properties"])
+    return found
