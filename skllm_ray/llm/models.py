@@ -19,5 +19,7 @@ class DefaultModel:
 DEFAULTS: Final = {
     "gpt": DefaultModel("gpt-5.4-mini", None),
     "vertex": DefaultModel("gemini-3.5-flash-lite", None),
+    "gpt_tunable": DefaultModel("gpt-4.1-mini-2025-04-14", date(2027, 1, 14)),
+    "vertex_tunable": DefaultModel("gemini-3.5-flash-lite", None),
 }
 """The default model of each family. Changing one is a minor release, listed in CHANGELOG.md."""
