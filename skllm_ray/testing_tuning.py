@@ -452,6 +452,9 @@ class _Listener(ThreadingHTTPServer):
     request_queue_size = 256
     tuning: TuningServer
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep the tests' output clean when a client dies."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -92,10 +93,11 @@ class VertexTuning:
             adapter_size=None if adapter_size is None else types.AdapterSize(adapter_size_name(adapter_size)),
             labels={LABEL: spec.key},
         )
+        dataset = types.TuningDataset(gcs_uri=data)
         try:
-            job = self._client.tunings.tune(
-                base_model=spec.base_model, training_dataset=types.TuningDataset(gcs_uri=data), config=config
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*tuning implementation is experimental")
+                job = self._client.tunings.tune(base_model=spec.base_model, training_dataset=dataset, config=config)
         except Exception as error:  # noqa: BLE001  the boundary to the SDK and its transport
             failure = classify(error, _redact)
             if failure.kind in _CERTAIN and _code(error) not in {None, 409, 408}:
