@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import click
 
 from skllm_ray import __version__
@@ -27,6 +30,47 @@ def demo(actors: int, model: str, rows: int, address: str | None) -> None:
         run_demo(actors=actors, model=model, n_rows=rows, address=address)
     except SkllmRayError as error:
         raise click.ClickException(str(error)) from None
+
+
+@main.command()
+@click.option("--address", default=None, help="A Ray cluster's address; by default RAY_ADDRESS, else this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines rather than a table.")
+def limits(address: str | None, as_json: bool) -> None:
+    """Show the API limits that the cluster's jobs share: quota, used in the last 60 s, waiting, 429 answers."""
+    import skllm_ray
+    from skllm_ray.execution.rate_limiter import show_limits
+
+    try:
+        skllm_ray.init(address or "auto")
+        buckets = show_limits()
+    except SkllmRayError as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        skllm_ray.shutdown()
+    if as_json:
+        for bucket in buckets:
+            click.echo(json.dumps(asdict(bucket)))
+        return
+    if not buckets:
+        click.echo("No API model was asked on this cluster yet.")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Limits that this cluster's jobs share")
+    for heading in ("bucket", "requests/min", "tokens/min", "in flight", "waiting", "429s", "paused"):
+        table.add_column(heading, justify="left" if heading == "bucket" else "right", overflow="fold")
+    for bucket in buckets:
+        table.add_row(
+            bucket.bucket,
+            f"{bucket.requests_used:,} / {bucket.requests_per_minute or '∞'}",
+            f"{bucket.tokens_used:,} / {bucket.tokens_per_minute or '∞'}",
+            f"{bucket.in_flight} / {bucket.concurrency}",
+            str(bucket.waiting),
+            str(bucket.refusals),
+            f"{bucket.paused_s:.1f} s" if bucket.paused_s else "no",
+        )
+    Console().print(table)
 
 
 if __name__ == "__main__":

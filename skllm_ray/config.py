@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from skllm_ray.errors import ConfigurationError, MissingKeyError
 
-__all__ = ["GGUFResources", "RateLimit", "SKLLMConfig", "Secret", "SecretRef"]
+__all__ = ["GGUFResources", "Price", "RateLimit", "SKLLMConfig", "Secret", "SecretRef"]
 
 
 class Secret(str):
@@ -85,6 +85,30 @@ class RateLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Price:
+    """What a model costs, in US dollars per million tokens.
+
+    Examples
+    --------
+    >>> Price(0.75, 4.5, 0.075).cost_usd(1_000_000, 100_000)
+    1.2
+    """
+
+    input: float
+    output: float = 0.0
+    cached_input: float | None = None
+    """For the input that the provider had cached; None is the price of other input."""
+    as_of: str = ""
+    """The day on which this was the price, such as ``2026-11-23``."""
+
+    def cost_usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
+        """Return the price of a reply; `cached_tokens` are a part of `prompt_tokens`."""
+        cached = self.input if self.cached_input is None else self.cached_input
+        fresh = prompt_tokens - cached_tokens
+        return (fresh * self.input + cached_tokens * cached + completion_tokens * self.output) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
 class GGUFResources:
     """How many actors hold a GGUF model, and what each takes."""
 
@@ -92,6 +116,7 @@ class GGUFResources:
     max_replicas: int | None = None
     num_gpus: float | None = None
     num_cpus: float | None = None
+    keep_alive_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +134,9 @@ class _Settings:
     gguf_max_gpu_layers: int | None = None
     gguf_verbose: bool | None = None
     show_progress: bool | None = None
+    reply_cache: str | None = None
     rate_limits: tuple[tuple[str, RateLimit], ...] = ()
+    prices: tuple[tuple[str, Price], ...] = ()
     gguf_resources: tuple[tuple[str | None, GGUFResources], ...] = ()
 
 
@@ -127,6 +154,7 @@ _ENV = {
     "gguf_max_gpu_layers": "SKLLM_CONFIG_GGUF_MAX_GPU_LAYERS",
     "gguf_verbose": "SKLLM_CONFIG_GGUF_VERBOSE",
     "show_progress": "SKLLM_CONFIG_SHOW_PROGRESS",
+    "reply_cache": "SKLLM_CONFIG_REPLY_CACHE",
 }
 _DEFAULTS: dict[str, Any] = {
     "azure_api_version": "2024-10-21",
@@ -147,6 +175,7 @@ class _ReadableSettings(type):
     def __repr__(cls) -> str:
         lines = [f"  {name} = {_shown(name)}" for name in _ENV]
         lines += [f"  rate_limit[{model!r}] = {limit}" for model, limit in cls._settings.rate_limits]
+        lines += [f"  price[{model!r}] = {price}" for model, price in cls._settings.prices]
         lines += [f"  gguf_resources[{model or 'all'!r}] = {given}" for model, given in cls._settings.gguf_resources]
         return "\n".join(["SKLLMConfig(", *lines, ")"])
 
@@ -323,6 +352,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         max_replicas: int | None = None,
         num_gpus: float | None = None,
         num_cpus: float | None = None,
+        keep_alive_s: float | None = None,
     ) -> None:
         """Set how many actors hold a GGUF model and what each takes of the cluster.
 
@@ -340,6 +370,9 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         num_cpus : float or None, default=None
             CPUs, and llama.cpp threads, per actor. None means the node's CPUs, eight at most, one of them left
             unreserved for readers.
+        keep_alive_s : float or None, default=None
+            How long, in seconds, an idle model stays loaded when the driver has ended, so that the cluster's next job
+            finds it. All jobs share such a model. None unloads it with the driver.
 
         Raises
         ------
@@ -351,6 +384,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
             max_replicas=None if max_replicas is None else _at_least("max_replicas", max_replicas, min_replicas),
             num_gpus=None if num_gpus is None else _number("num_gpus", num_gpus),
             num_cpus=None if num_cpus is None else _number("num_cpus", num_cpus),
+            keep_alive_s=None if keep_alive_s is None else _number("keep_alive_s", keep_alive_s),
         )
         if resources.num_gpus is not None and resources.num_gpus > 1 and resources.num_gpus % 1:
             raise ConfigurationError(f"num_gpus={num_gpus}: above 1, Ray takes whole GPUs only.", "Pass 2, not 1.5.")
@@ -388,14 +422,67 @@ class SKLLMConfig(metaclass=_ReadableSettings):
             "max_concurrency": max_concurrency,
         }
         checked = {name: None if value is None else _at_least(name, value, 1) for name, value in limits.items()}
-        name = _text("model", model).removeprefix("openai::").removeprefix("vertex::")
+        name = _bare(_text("model", model))
         _set("rate_limits", _with(SKLLMConfig._settings.rate_limits, name, RateLimit(**checked)))
 
     @staticmethod
     def get_rate_limit(model: str) -> RateLimit | None:
         """Return the declared quota of `model`, or None."""
-        name = model.removeprefix("openai::").removeprefix("vertex::")
-        return dict(SKLLMConfig._settings.rate_limits).get(name)
+        return dict(SKLLMConfig._settings.rate_limits).get(_bare(model))
+
+    @staticmethod
+    def set_price(
+        model: str,
+        *,
+        input_per_million: float,
+        output_per_million: float = 0.0,
+        cached_input_per_million: float | None = None,
+        as_of: str = "",
+    ) -> None:
+        """Set what an API model costs; it wins over the library's own table.
+
+        Parameters
+        ----------
+        model : str
+            The model as it is passed to an estimator, with its namespace.
+        input_per_million, output_per_million : float
+            US dollars per million tokens.
+        cached_input_per_million : float or None, default=None
+            For input that the provider had cached; None is `input_per_million`.
+        as_of : str, default=""
+            The day of the price, for your own records.
+        """
+        cached = cached_input_per_million
+        price = Price(
+            _number("input_per_million", input_per_million),
+            _number("output_per_million", output_per_million),
+            None if cached is None else _number("cached_input_per_million", cached),
+            as_of,
+        )
+        _set("prices", _with(SKLLMConfig._settings.prices, _bare(_text("model", model)), price))
+
+    @staticmethod
+    def get_price(model: str) -> Price | None:
+        """Return the price that was set for `model`, or None."""
+        return dict(SKLLMConfig._settings.prices).get(_bare(model))
+
+    @staticmethod
+    def set_reply_cache(path: str | os.PathLike[str] | None) -> None:
+        """Set the file in which the replies of API models are kept, so that none is paid for twice.
+
+        Parameters
+        ----------
+        path : str or path-like or None
+            A file that every worker can write: on one machine any, on a cluster one of a shared file system, or each
+            node keeps its own. None, the default, keeps nothing. The file holds replies and hashes, never prompts or
+            keys; above a gigabyte, the replies that were used least recently are removed.
+        """
+        _set("reply_cache", None if path is None else _text("path", os.path.abspath(os.fspath(path))))  # noqa: PTH100
+
+    @staticmethod
+    def get_reply_cache() -> str | None:
+        """Return the file in which replies are kept, or None."""
+        return _optional("reply_cache")
 
     @staticmethod
     def set_show_progress(show: bool) -> None:
@@ -436,6 +523,10 @@ def _shown(name: str) -> str:
 
 def _with(pairs: tuple[tuple[Any, Any], ...], key: object, value: object) -> tuple[tuple[Any, Any], ...]:
     return tuple({**dict(pairs), key: value}.items())
+
+
+def _bare(model: str) -> str:
+    return model.removeprefix("openai::").removeprefix("vertex::")
 
 
 def _text(name: str, value: object) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
+import math
+import random
 import re
 import threading
 import time
@@ -84,6 +88,14 @@ class ChatServer:
         How long every answer takes, in seconds.
     key : str or None, default=None
         The API key to insist on; None takes any.
+    requests_per_minute, tokens_per_minute : int or None, default=None
+        Quotas, enforced in a sliding window of 60 s: what is above gets a 429 with ``retry-after-ms``, and every answer
+        tells what is left in ``x-ratelimit-*`` headers. Tokens are a quarter of the characters of the prompt and the
+        answer.
+    log_probs : bool, default=True
+        Whether to give log probabilities to who asks for them; without, such a request is refused with a 400.
+    port : int, default=0
+        The port to listen at; 0 takes a free one.
 
     Attributes
     ----------
@@ -92,7 +104,13 @@ class ChatServer:
     root : str
         The base URL for Azure and Vertex AI.
     n_requests : int
-        Chat requests so far.
+        Chat and embedding requests so far.
+    n_refused : int
+        How many of them got a 429 for the quota.
+    most_in_window, most_tokens_in_window : int
+        The most requests and tokens that any 60 s held, refused requests not counted.
+    most_in_flight : int
+        The most requests at once.
     received : deque of Received
         The last 1,000 of them.
 
@@ -104,15 +122,31 @@ class ChatServer:
     200
     """
 
-    def __init__(self, answer: Answer | None = None, *, latency_s: float = 0, key: str | None = None) -> None:
+    def __init__(
+        self,
+        answer: Answer | None = None,
+        *,
+        latency_s: float = 0,
+        key: str | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        log_probs: bool = True,
+        port: int = 0,
+    ) -> None:
         self.answer = answer or _default_answer
         self.latency_s = latency_s
+        self.log_probs = log_probs
         self.n_requests = 0
+        self.n_refused = 0
+        self.most_in_flight = 0
+        self._in_flight = 0
+        self._requests = _Window(requests_per_minute)
+        self._tokens = _Window(tokens_per_minute)
         self.received: deque[Received] = deque(maxlen=1000)
         self._key = key
         self._lock = threading.Lock()
         self._ending = threading.Event()
-        self._http = _Listener(("127.0.0.1", 0), _Handler)
+        self._http = _Listener(("127.0.0.1", port), _Handler)
         self._http.chat = self
         self.root = f"http://127.0.0.1:{self._http.server_port}"
         self.url = f"{self.root}/v1"
@@ -126,29 +160,123 @@ class ChatServer:
         self._http.shutdown()
         self._http.server_close()
 
+    @property
+    def most_in_window(self) -> int:
+        """The most requests that any 60 s held."""
+        return self._requests.most
+
+    @property
+    def most_tokens_in_window(self) -> int:
+        """The most tokens that any 60 s held."""
+        return self._tokens.most
+
     def _reply_to(self, path: str, body: dict[str, Any], auth: str | None, key: str) -> _Response:
         with self._lock:
             self.n_requests += 1
+            self._in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self._in_flight)
             self.received.append(Received(path, body, auth))
-        self._ending.wait(self.latency_s)
+        try:
+            return self._answer_to(path.partition("?")[0], body, key)
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+
+    def _answer_to(self, path: str, body: dict[str, Any], key: str) -> _Response:
         if self._key is not None and key != self._key:
+            self._ending.wait(self.latency_s)
             return _error(StatusFault(401, "Incorrect API key provided.", "invalid_api_key"))
-        answer = self.answer(body)
-        form = _vertex_form if path.partition("?")[0].endswith(":generateContent") else _openai_form
+        vectors = _embedding_form(path, body)
+        answer = "" if vectors is not None else self.answer(body)
+        said = answer if isinstance(answer, str) else ""
+        refused, headers = self._charge(_tokens_of(body) + len(said) // 4)
+        if refused is not None:
+            return refused
+        self._ending.wait(self.latency_s)
+        if vectors is not None:
+            return _Response(200, json.dumps(vectors).encode(), (_JSON, *headers))
+        vertex = path.endswith(":generateContent")
+        if body.get("logprobs") and not self.log_probs:
+            return _error(StatusFault(400, "Unsupported parameter: 'logprobs'", "unsupported_parameter", "logprobs"))
+        form = _vertex_form if vertex else _openai_form
         if isinstance(answer, StatusFault):
             return _error(answer)
         if answer is WireFault.SILENCE:
             self._ending.wait()
         if isinstance(answer, str):
-            return _Response(200, json.dumps(form(body, answer, "stop")).encode())
+            return _Response(200, json.dumps(form(body, answer, "stop")).encode(), (_JSON, *headers))
         return _broken(answer, form(body, "", "content_filter"), form(body, None, "stop"))
+
+    def _charge(self, tokens: int) -> tuple[_Response | None, tuple[tuple[str, str], ...]]:
+        """Return a refusal if a quota is used up, and the headers that tell what is left."""
+        with self._lock:
+            now = time.monotonic()
+            wait_s = max(self._requests.wait_s(now, 1), self._tokens.wait_s(now, tokens))
+            if wait_s > 0:
+                self.n_refused += 1
+            else:
+                self._requests.add(now, 1)
+                self._tokens.add(now, tokens)
+            headers = (*self._requests.headers("requests", now), *self._tokens.headers("tokens", now))
+        if wait_s <= 0:
+            return None, headers
+        after = (("retry-after-ms", str(int(wait_s * 1000) + 1)), ("retry-after", str(int(wait_s) + 1)))
+        return _error(StatusFault(429, "Rate limit reached.", "rate_limit_exceeded", None, (*after, *headers))), headers
+
+
+class _Window:
+    """Counts what the last 60 s held, and the most that any 60 s held."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self.most = 0
+        self._used = 0
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def wait_s(self, now: float, amount: int) -> float:
+        """Return how long `amount` has to wait; 0 if there is room."""
+        self._forget(now)
+        if self.limit is None or self._used + amount <= self.limit:
+            return 0.0
+        left = self._used + amount - self.limit
+        for date, used in self._seen:
+            left -= used
+            if left <= 0:
+                return date + _WINDOW_S - now
+        return _WINDOW_S
+
+    def add(self, now: float, amount: int) -> None:
+        self._forget(now)
+        self._seen.append((now, amount))
+        self._used += amount
+        self.most = max(self.most, self._used)
+
+    def headers(self, what: str, now: float) -> tuple[tuple[str, str], ...]:
+        if self.limit is None:
+            return ()
+        self._forget(now)
+        left = max(0, self.limit - self._used)
+        reset_s = self._seen[-1][0] + _WINDOW_S - now if self._seen else 0.0
+        return (
+            (f"x-ratelimit-limit-{what}", str(self.limit)),
+            (f"x-ratelimit-remaining-{what}", str(left)),
+            (f"x-ratelimit-reset-{what}", f"{reset_s:.3f}s"),
+        )
+
+    def _forget(self, now: float) -> None:
+        while self._seen and self._seen[0][0] <= now - _WINDOW_S:
+            self._used -= self._seen.popleft()[1]
+
+
+_WINDOW_S = 60.0
+_JSON = ("content-type", "application/json")
 
 
 @dataclass(frozen=True, slots=True)
 class _Response:
     status: int
     body: bytes
-    headers: tuple[tuple[str, str], ...] = (("content-type", "application/json"),)
+    headers: tuple[tuple[str, str], ...] = (_JSON,)
     sent: int | None = None
     """How many bytes of it to send before closing; None sends it all."""
 
@@ -168,7 +296,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
         path = self.path.partition("?")[0]
-        if not path.endswith(("/chat/completions", ":generateContent")):
+        if not path.endswith(("/chat/completions", "/embeddings", ":generateContent", ":embedContent", ":predict")):
             self._write(_error(StatusFault(404, f"no such path: {path}")))
             return
         auth = next((name for name in ("api-key", "authorization") if name in self.headers), None)
@@ -196,7 +324,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _error(fault: StatusFault) -> _Response:
     error = {"message": fault.message, "code": fault.code, "param": fault.param, "type": None, "status": fault.code}
-    return _Response(fault.status, json.dumps({"error": error}).encode(), fault.headers)
+    return _Response(fault.status, json.dumps({"error": error}).encode(), (_JSON, *fault.headers))
 
 
 def _broken(fault: WireFault, filtered: dict[str, Any], empty: dict[str, Any]) -> _Response:
@@ -217,7 +345,13 @@ def _broken(fault: WireFault, filtered: dict[str, Any], empty: dict[str, Any]) -
 
 
 def _openai_form(body: dict[str, Any], text: str | None, finish_reason: str) -> dict[str, Any]:
-    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text}}
+    choice: dict[str, Any] = {
+        "index": 0,
+        "finish_reason": finish_reason,
+        "message": {"role": "assistant", "content": text},
+    }
+    if body.get("logprobs") and text is not None:
+        choice["logprobs"] = {"content": _log_probs(body, text)}
     n_prompt, n_answer = len(prompt_of(body)) // 4, len(text or "") // 4
     return {
         "id": "chatcmpl-0",
@@ -227,6 +361,57 @@ def _openai_form(body: dict[str, Any], text: str | None, finish_reason: str) -> 
         "choices": [] if text is None else [choice],
         "usage": {"prompt_tokens": n_prompt, "completion_tokens": n_answer, "total_tokens": n_prompt + n_answer},
     }
+
+
+def _log_probs(body: dict[str, Any], text: str) -> list[dict[str, Any]]:
+    """Return the tokens of an answer: the opening, the label, the end. The label has probability 0.8."""
+    found = next(_label_schemas(body), None)
+    labels = found["enum"] if found and "enum" in found else []
+    label = json.loads(text)["label"] if labels and text.startswith("{") else text
+    head, _, tail = text.partition(label)
+    others = [other for other in labels if other != label][:19]
+    tops = [(label, 0.8), *((other, 0.2 / len(others)) for other in others)]
+
+    def token(piece: str, alternatives: Sequence[tuple[str, float]]) -> dict[str, Any]:
+        top = [{"token": other, "logprob": math.log(share)} for other, share in alternatives]
+        return {"token": piece, "logprob": top[0]["logprob"], "top_logprobs": top}
+
+    pieces = [token(piece, [(piece, 1.0)]) for piece in (head, tail)]
+    return [pieces[0], token(label, tops), pieces[1]]
+
+
+def _tokens_of(body: dict[str, Any]) -> int:
+    texts = body.get("input")
+    if texts is not None:
+        return sum(len(text) for text in ([texts] if isinstance(texts, str) else texts)) // 4
+    return len(prompt_of(body)) // 4
+
+
+def _embedding_form(path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the vectors of an embedding request: its words, hashed; None if it is another request."""
+    if path.endswith("/embeddings"):
+        texts = [body["input"]] if isinstance(body.get("input"), str) else body.get("input", [])
+        data = []
+        for index, text in enumerate(texts):
+            vector = _hashed_words(text)
+            raw = base64.b64encode(vector.tobytes()).decode()
+            shown: object = raw if body.get("encoding_format") == "base64" else vector.tolist()
+            data.append({"object": "embedding", "index": index, "embedding": shown})
+        usage = {"prompt_tokens": _tokens_of(body), "total_tokens": _tokens_of(body)}
+        return {"object": "list", "data": data, "model": body.get("model", ""), "usage": usage}
+    if path.endswith(":embedContent"):
+        text = "".join(part.get("text", "") for part in (body.get("content") or {}).get("parts", []))
+        return {
+            "embedding": {"values": _hashed_words(text).tolist()},
+            "usageMetadata": {"promptTokenCount": len(text) // 4},
+        }
+    if path.endswith(":predict"):
+        found = [
+            {"embeddings": {"values": _hashed_words(item["content"]).tolist(), "statistics": {"token_count": 1}}}
+            for item in body.get("instances", [])
+        ]
+        return {"predictions": found}
+    return None
 
 
 def _vertex_form(body: dict[str, Any], text: str | None, finish_reason: str) -> dict[str, Any]:
@@ -358,3 +543,40 @@ class FakeSpec:
     def open(self, resolve_secret: SecretResolver) -> FakeBackend:  # noqa: ARG002  the protocol's signature
         """Open the backend in this process."""
         return FakeBackend(self.answer, self.latency_s)
+
+
+def _main() -> None:
+    """Serve until Ctrl-C; ``python -m skllm_ray.testing --help`` shows what."""
+    import click
+
+    @click.command()
+    @click.option("--port", default=8008, show_default=True)
+    @click.option("--latency-s", default=0.0, show_default=True, help="How long every answer takes.")
+    @click.option("--key", default=None, help="The API key to insist on.")
+    @click.option("--requests-per-minute", default=None, type=int)
+    @click.option("--tokens-per-minute", default=None, type=int)
+    @click.option("--faults", default=0.0, show_default=True, help="The share of requests that fail in a passing way.")
+    def serve(port: int, latency_s: float, faults: float, **quota: Any) -> None:
+        """Serve an OpenAI-compatible API that answers with the label that the prompt names most often."""
+        passing: list[StatusFault | WireFault] = [
+            WireFault.DROP,
+            WireFault.HALF,
+            WireFault.HTML,
+            WireFault.MALFORMED_JSON,
+            StatusFault(500),
+        ]
+
+        def answer(body: dict[str, Any]) -> str | StatusFault | WireFault:
+            return random.choice(passing) if random.random() < faults else _default_answer(body)
+
+        with ChatServer(answer, latency_s=latency_s, port=port, **quota) as server:
+            click.echo(f"Serving at {server.url}; Ctrl-C ends it.")
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
+            click.echo(f"{server.n_requests} requests, {server.n_refused} refused for the quota.")
+
+    serve()
+
+
+if __name__ == "__main__":
+    _main()

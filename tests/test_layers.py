@@ -35,12 +35,13 @@ LAYERS = {
     "tune_cli": {"classification", "config", "errors", "execution.session", "tuning"},
     "testing": {"llm.base", "tasks.base", "config", "errors"},
     "demo": {"", "classification", "config", "datasets", "errors", "execution.status", "llm.registry"},
-    "cli": {"", "demo", "errors", "tune_cli"},
+    "cli": {"", "demo", "errors", "execution.rate_limiter", "tune_cli"},
 }  # fmt: skip
 """Each layer, and what of skllm_ray it may import besides."""
 HOMES = {
     "ray": "execution",
     "openai": "llm.gpt.clients.openai",
+    "aiohttp": "llm.gpt.clients.openai",
     "httpx": "llm.gpt.clients.openai",
     "google": "llm.vertex",
     "llama_cpp": "llm.gpt.clients.llama_cpp",

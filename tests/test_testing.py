@@ -77,6 +77,38 @@ def test_it_lists_a_model():
         assert json.load(reply)["data"][0]["object"] == "model"
 
 
+def test_its_quota_is_a_sliding_window_with_the_apis_headers():
+    with ChatServer(requests_per_minute=3) as server:
+        left = []
+        for _ in range(3):
+            request = Request(f"{server.url}/chat/completions", json.dumps(body_for("x")).encode())  # noqa: S310
+            with urlopen(request, timeout=10) as response:  # noqa: S310
+                left.append(response.headers["x-ratelimit-remaining-requests"])
+        with pytest.raises(HTTPError, match="429") as caught:
+            chat(server, body_for("x"))
+        assert left == ["2", "1", "0"]
+        assert 0 < int(caught.value.headers["retry-after-ms"]) <= 60_001
+        assert (server.n_refused, server.most_in_window) == (1, 3)
+
+
+def test_its_token_quota_counts_prompt_and_answer():
+    with ChatServer(lambda body: "y" * 40, tokens_per_minute=45) as server:
+        chat(server, body_for("x" * 40))
+        chat(server, body_for("x" * 40))
+        with pytest.raises(HTTPError, match="429"):
+            chat(server, body_for("x" * 40))
+        assert server.most_tokens_in_window == 40
+
+
+def test_it_embeds_and_gives_log_probabilities():
+    with ChatServer() as server:
+        found = post(f"{server.url}/embeddings", {"model": "e", "input": ["a b", "b a"]})
+        assert found["data"][0]["embedding"] == found["data"][1]["embedding"]
+        body = body_for("so bad", Choices(("good", "bad"))) | {"logprobs": True}
+        choice = post(f"{server.url}/chat/completions", body)["choices"][0]
+    assert "".join(token["token"] for token in choice["logprobs"]["content"]) == choice["message"]["content"]
+
+
 def test_a_status_fault_has_the_apis_own_form():
     fault = StatusFault(429, "slow down", "rate_limit_exceeded", "p", (("retry-after-ms", "5"),))
     with ChatServer(lambda body: fault) as server, pytest.raises(HTTPError) as caught:
@@ -118,7 +150,7 @@ def test_it_can_insist_on_a_key(key):
 
 def test_an_unknown_path_is_a_404():
     with ChatServer() as server, pytest.raises(HTTPError, match="404"):
-        post(f"{server.url}/embeddings", {})
+        post(f"{server.url}/audio", {})
 
 
 def shout(request):

@@ -8,17 +8,19 @@ from typing import Any
 
 from skllm_ray.config import resolve_secret
 from skllm_ray.errors import ClusterError
-from skllm_ray.llm.base import Backend, BackendSpec
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.execution.reply_cache import with_cache
+from skllm_ray.llm.base import Backend, BackendSpec, adapt
+from skllm_ray.llm.gate import install_limiter
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
 from skllm_ray.tasks.base import Row, Task
 
 BLOCK_ROWS = 256
 """Rows in a block: one request to a model actor, one Dataset task."""
 
 
-def process(texts: Sequence[str], task: Task[Any], backend: Backend) -> list[Row[Any]]:
+def process(texts: Sequence[str], task: Task[Any], backend: Backend, spec: BackendSpec) -> list[Row[Any]]:
     """Return one row per text."""
-    return task.parse(texts, backend.complete(task.render(texts)))
+    return task.parse(texts, backend.complete(adapt(spec, task.render(texts), texts)))
 
 
 def process_here(
@@ -26,9 +28,10 @@ def process_here(
 ) -> Generator[tuple[range, list[Row[Any]]], None, None]:
     """Yield the blocks of a call that runs in this process."""
     backend = open_here(spec, secrets)
+    install_limiter(None)  # no Ray: this process keeps the limit by itself
     for start in range(0, len(texts), BLOCK_ROWS):
         part = texts[start : start + BLOCK_ROWS]
-        yield range(start, start + len(part)), process(part, task, backend)
+        yield range(start, start + len(part)), process(part, task, backend, spec)
 
 
 class OpenBackend:
@@ -39,10 +42,19 @@ class OpenBackend:
         self.backend = backend
         self.pid = os.getpid()
 
-    def close(self) -> None:
+    def close(self) -> list[Freed]:
         """Close the backend, unless it belongs to a parent process."""
-        if self.pid == os.getpid():
+        if self.pid != os.getpid():
+            return []
+        if not self.spec.placement.stateful:
             self.backend.close()
+            return []
+        import psutil
+
+        before = psutil.Process().memory_info().rss
+        self.backend.close()
+        freed = max(0, before - psutil.Process().memory_info().rss)
+        return [Freed(self.spec.model, "this process", self.pid, freed / 1e6)]
 
 
 def open_here(spec: BackendSpec, secrets: Mapping[str, str]) -> Backend:
@@ -62,6 +74,6 @@ def open_here(spec: BackendSpec, secrets: Mapping[str, str]) -> Backend:
                 'Start child processes with the "spawn" method.',
             )
         return held.backend
-    backend = spec.open(lambda reference: resolve_secret(reference, secrets))
+    backend = with_cache(spec.open(lambda reference: resolve_secret(reference, secrets)), spec)
     ModelCache.store(key, OpenBackend(spec, backend))
     return backend

@@ -15,6 +15,7 @@ import ray.data
 from skllm_ray.execution import session
 from skllm_ray.execution.block import BLOCK_ROWS, open_here, process, process_here
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
+from skllm_ray.execution.rate_limiter import use_cluster_limiter
 from skllm_ray.execution.vault import fetch_secrets, hand_over
 from skllm_ray.execution.workers import compare_workers
 from skllm_ray.llm.base import Backend, BackendSpec
@@ -33,7 +34,7 @@ def on_cluster(
         return
     backend: PooledBackend | None = connect(spec) if spec.placement.stateful else None
     if backend is not None and len(texts) <= BLOCK_ROWS:
-        yield range(len(texts)), process(texts, task, backend)
+        yield range(len(texts)), process(texts, task, backend, spec)
         return
     if backend is None:
         hand_over(secrets)
@@ -74,14 +75,19 @@ def _block_size(n_texts: int, in_flight: int) -> int:
 def _map_block(batch: pa.Table, task: Task[Any], spec: BackendSpec, backend: PooledBackend | None) -> pa.Table:
     """Process one block on a worker. The rows travel back as one value: they are Python objects, not columns."""
     texts = batch["text"].to_pylist()
-    used: Backend = backend if backend is not None else open_here(spec, fetch_secrets())
-    rows = process(texts, task, used)
+    used: Backend = backend if backend is not None else open_here(spec, _worker_secrets())
+    rows = process(texts, task, used, spec)
     return pa.table(
         {
             "positions": pa.array([batch["row"].to_pylist()], pa.list_(pa.int64())),
             "rows": pa.array([pickle.dumps(rows, protocol=5)], pa.large_binary()),
         }
     )
+
+
+def _worker_secrets() -> dict[str, str]:
+    use_cluster_limiter()
+    return fetch_secrets()
 
 
 @contextmanager

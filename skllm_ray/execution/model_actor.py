@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from skllm_ray.llm.base import Backend, BackendSpec
-from skllm_ray.tasks.base import ChatRequest, Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,42 +25,68 @@ class ReplicaInfo:
     threads: int
     memory_mb: float
     """Resident memory of the process, in MB, the file's shared pages included."""
+    gpus: str = ""
+    """``CUDA_VISIBLE_DEVICES`` of the process: empty where it sees no GPU."""
 
 
 class ModelActor:
     """Holds one model for as long as the pool wants it. It is asked by blocks."""
 
-    def __init__(self, hide_gpus: bool) -> None:
+    def __init__(self, hide_gpus: bool, keep_alive_s: float | None = None) -> None:
         if hide_gpus:  # Ray leaves GPUs visible to actors that asked for none; llama.cpp would take them
             os.environ.update(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
         self._backend: Backend | None = None
         self._load_s = 0.0
         self._threads = 0
+        self._idle = IdleExit(keep_alive_s)
 
     def ping(self) -> int:
         """Return this process's ID: the actor has been placed."""
         return os.getpid()
 
+    def touch(self) -> None:
+        """Count as used."""
+        self._idle.touch()
+
     def load(self, spec: BackendSpec, threads: int) -> ReplicaInfo:
         """Load the model; raises ``ModelLoadError`` as ``spec.open`` does."""
         started = time.perf_counter()
+        self._idle.touch()
         own: Any = replace(spec, n_threads=threads)  # type: ignore[type-var]
         self._backend = own.open(_no_secrets)
         self._threads = own.n_threads
         self._load_s = time.perf_counter() - started
         return self.info()
 
-    def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
-        """Return one reply per request."""
+    def transfer(self) -> Any:
+        """Return the download that `load` is at, if it is at one; answers while `load` works."""
+        from skllm_ray.llm.gpt.clients.llama_cpp.download import current_transfer
+
+        return current_transfer()
+
+    def call(self, verb: str, items: Sequence[Any]) -> list[Any]:
+        """Return the backend's answers: `verb` is ``"complete"`` or ``"embed"``."""
         if self._backend is None:
             raise RuntimeError("The model is not loaded.")
-        return self._backend.complete(requests)
+        with self._idle.busy():
+            return list(getattr(self._backend, verb)(items))
+
+    def unload(self) -> ReplicaInfo:
+        """Free the model; return what this process took before."""
+        info = self.info()
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+        return info
 
     def info(self) -> ReplicaInfo:
         """Return where this replica lives and what it takes."""
         import ray
 
-        return ReplicaInfo(os.getpid(), ray.util.get_node_ip_address(), self._load_s, self._threads, _resident_mb())
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return ReplicaInfo(
+            os.getpid(), ray.util.get_node_ip_address(), self._load_s, self._threads, _resident_mb(), gpus
+        )
 
 
 def _no_secrets(reference: object) -> str:
@@ -70,3 +97,45 @@ def _resident_mb() -> float:
     import psutil
 
     return float(psutil.Process().memory_info().rss) / 1e6
+
+
+class IdleExit:
+    """Ends an actor that outlives its driver when nobody has used it for a while.
+
+    Parameters
+    ----------
+    seconds : float or None
+        How long it may be idle; None never ends it.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._last = time.monotonic()
+        self._busy = 0
+        self._lock = threading.Lock()
+        if seconds is not None:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def touch(self) -> None:
+        """Begin to count anew."""
+        self._last = time.monotonic()
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Count as busy meanwhile."""
+        with self._lock:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
+            self.touch()
+
+    def _watch(self) -> None:
+        import ray
+
+        seconds = self._seconds or 0.0
+        while self._busy or time.monotonic() - self._last < seconds:
+            time.sleep(max(0.05, min(seconds / 4, 5.0)))
+        ray.kill(ray.get_runtime_context().current_actor)

@@ -10,25 +10,28 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import uuid
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from skllm_ray.errors import ClusterError, NotSupportedError, PlacementError, SkllmRayError, SkllmRayWarning
+from skllm_ray.errors import ClusterError, PlacementError, SkllmRayError, SkllmRayWarning
 from skllm_ray.execution import session
-from skllm_ray.execution.model_actor import ModelActor, ReplicaInfo
+from skllm_ray.execution.model_actor import IdleExit, ModelActor, ReplicaInfo
+from skllm_ray.execution.progress import download_bar
 from skllm_ray.execution.session import NAMESPACE
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
 
 PLACEMENT_TIMEOUT_S = 60.0
 """How long model actors may wait for room before the call fails."""
+_SHARED_POOL_IDLE_S = 24 * 3600.0
 _MOST_THREADS = 8  # per replica, where the user does not say: llama.cpp gains little beyond on most machines
 
 
@@ -60,25 +63,38 @@ class Share:
 class _Pool:
     """The pool actor. Loading a model takes a thread of it, so that other models are handed out meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
+        self._shared = shared
+        self._idle = IdleExit(_SHARED_POOL_IDLE_S if shared else None)
         self._models: dict[str, _Model] = {}
         self._state = threading.Lock()
         self._loading: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._numbers = itertools.count()
+        self._arriving: dict[str, list[Any]] = {}
 
     def open(self, spec: BackendSpec, share: Share) -> tuple[BackendSpec, int]:
         """Start and load the replicas of `spec` if they are not; return their spec and how many."""
         with self._loading[spec.key]:
             model = self._models.get(spec.key)
-            if model is None:
+            if model is not None and self._shared:
+                self._drop_gone(model)
+            if model is None or not model.replicas:
                 model = _Model(spec, share)
                 self._add(model, share.n_replicas, share.min_replicas)
                 with self._state:
                     self._models[spec.key] = model
             return model.spec, len(model.replicas)
 
+    def transfers(self, key: str) -> list[Any]:
+        """Return the downloads of the replicas that are being loaded."""
+        answers = [actor.transfer.remote() for actor in self._arriving.get(key, [])]
+        with contextlib.suppress(RayActorError, GetTimeoutError):
+            return [found for found in ray.get(answers, timeout=5) if found is not None]
+        return []
+
     def take(self, key: str, n: int) -> list[tuple[int, Any]]:
         """Return `n` replicas, the least loaded first, each counted as one call in flight."""
+        self._idle.touch()
         with self._state:
             model = self._models.get(key)
             if model is None:
@@ -117,15 +133,29 @@ class _Pool:
             model = self._models.get(key)
             return [replica.info for replica in model.replicas.values()] if model else []
 
-    def close(self, key: str) -> None:
-        """Unload a model; its actors' processes are gone when this returns."""
+    def _drop_gone(self, model: _Model) -> None:
+        """Forget replicas that ended because nobody used them."""
+        for number, replica in list(model.replicas.items()):
+            try:
+                ray.get(replica.handle.touch.remote())
+            except RayActorError:
+                model.replicas.pop(number)
+
+    def close(self, key: str) -> list[ReplicaInfo]:
+        """Unload a model; its actors' processes are gone when this returns what they held."""
         with self._state:
             model = self._models.pop(key, None)
         replicas = list(model.replicas.values()) if model else []
+        held = [_unload(replica) for replica in replicas]
         for replica in replicas:
             ray.kill(replica.handle)
         for replica in replicas:
             _wait_until_gone(replica.handle)
+        return held
+
+    def touch(self) -> None:
+        """Count as used."""
+        self._idle.touch()
 
     def is_open(self, key: str) -> bool:
         """Return whether the model is loaded."""
@@ -133,7 +163,8 @@ class _Pool:
 
     def _add(self, model: _Model, wanted: int, at_least: int) -> None:
         """Start, place and load up to `wanted` replicas; raise unless `at_least` of them find room."""
-        actors = [_start_actor(model.share) for _ in range(wanted)]
+        keep_alive_s = model.spec.placement.keep_alive_s if self._shared else None
+        actors = [_start_actor(model.share, keep_alive_s) for _ in range(wanted)]
         pings = {actor.ping.remote(): actor for actor in actors}
         placed, waiting = ray.wait(list(pings), num_returns=wanted, timeout=PLACEMENT_TIMEOUT_S)
         started = [pings[ping] for ping in placed]
@@ -142,18 +173,33 @@ class _Pool:
                 ray.kill(pings[ping])
             if len(started) < at_least:
                 raise _no_room(model.spec, model.share)
+            self._arriving[model.spec.key] = started
             infos = ray.get([actor.load.remote(model.spec, model.share.threads) for actor in started])
         except BaseException:
             for actor in started:
                 ray.kill(actor)
             raise
+        finally:
+            self._arriving.pop(model.spec.key, None)
         with self._state:
             for actor, info in zip(started, infos, strict=True):
                 model.replicas[next(self._numbers)] = _Replica(actor, info)
 
 
-def _start_actor(share: Share) -> Any:
-    return ray.remote(ModelActor).options(num_cpus=share.num_cpus, num_gpus=share.num_gpus).remote(share.num_gpus == 0)
+def _start_actor(share: Share, keep_alive_s: float | None) -> Any:
+    # One thread works, the other answers how far a download is.
+    options: dict[str, Any] = {"num_cpus": share.num_cpus, "num_gpus": share.num_gpus, "max_concurrency": 2}
+    if keep_alive_s is not None:  # outlives the job that asked first; ends itself when idle
+        options |= {"lifetime": "detached", "name": f"model-{uuid.uuid4().hex}", "namespace": NAMESPACE}
+    return ray.remote(ModelActor).options(**options).remote(share.num_gpus == 0, keep_alive_s)
+
+
+def _unload(replica: _Replica) -> ReplicaInfo:
+    try:
+        found: ReplicaInfo = ray.get(replica.handle.unload.remote(), timeout=5)
+    except (RayActorError, GetTimeoutError):  # dead, or busy with a block that nobody waits for
+        return replica.info
+    return found
 
 
 def _wait_until_gone(handle: Any) -> None:
@@ -181,19 +227,31 @@ def _resources(found: dict[str, float]) -> dict[str, float]:
 _pools: dict[str, Any] = {}
 
 
-def _pool() -> Any:
-    """Return this job's pool actor, created by the first process that asks."""
-    job = session.job_key()
-    if job not in _pools:
+def _pool(*, shared: bool = False) -> Any:
+    """Return this job's pool actor, or the one that all jobs share, created by the first process that asks."""
+    key = f"{session.job_key()} shared" if shared else session.job_key()
+    if key in _pools and shared and not _answers(_pools[key]):
+        del _pools[key]
+    if key not in _pools:
+        job = ray.get_runtime_context().get_job_id()
         actor = ray.remote(_Pool).options(
-            name=f"pool-{ray.get_runtime_context().get_job_id()}",
+            name="pool-shared" if shared else f"pool-{job}",
             namespace=NAMESPACE,
             get_if_exists=True,
+            lifetime="detached" if shared else None,
             num_cpus=0,
             max_concurrency=32,
         )
-        _pools[job] = actor.remote()  # kept: the actor lives as long as its handle
-    return _pools[job]
+        _pools[key] = actor.remote(shared=shared)  # kept: the actor lives as long as its handle
+    return _pools[key]
+
+
+def _answers(pool: Any) -> bool:
+    try:
+        ray.get(pool.touch.remote())
+    except RayActorError:
+        return False
+    return True
 
 
 def connect(spec: BackendSpec) -> PooledBackend:
@@ -211,8 +269,12 @@ def connect(spec: BackendSpec) -> PooledBackend:
     if not isinstance(held, PooledBackend) or held.job != job:
         share = plan(spec)
         _refuse_impossible(spec, share)
-        loaded, n_replicas = _call(_pool().open.remote(spec, share))
-        held = PooledBackend(loaded, n_replicas, job)
+        shared = spec.placement.keep_alive_s is not None
+        pool = _pool(shared=shared)
+        opening = pool.open.remote(spec, share)
+        _watch_download(pool, opening, spec)
+        loaded, n_replicas = _call(opening)
+        held = PooledBackend(loaded, n_replicas, job, shared=shared)
         ModelCache.store(spec.key, held)
     if held.spec != spec:
         warnings.warn(
@@ -222,6 +284,16 @@ def connect(spec: BackendSpec) -> PooledBackend:
             stacklevel=2,
         )
     return held
+
+
+def _watch_download(pool: Any, opening: Any, spec: BackendSpec) -> None:
+    """Show how far the model's file is, where it has to come from elsewhere first."""
+    with download_bar(spec.model) as show:
+        while not ray.wait([opening], timeout=0.5)[0]:
+            found = ray.get(pool.transfers.remote(spec.key))
+            if found:  # one for each node: the slowest decides
+                slowest = min(found, key=lambda transfer: transfer.done)
+                show(slowest.done, slowest.total)
 
 
 def plan(spec: BackendSpec) -> Share:
@@ -266,65 +338,77 @@ def is_nested_without_room(spec: BackendSpec) -> bool:
 class PooledBackend:
     """A backend whose model lives in a pool's actors. Picklable: Dataset tasks hold it too."""
 
-    def __init__(self, spec: BackendSpec, n_replicas: int, job: str) -> None:
+    def __init__(self, spec: BackendSpec, n_replicas: int, job: str, *, shared: bool = False) -> None:
         self.spec = spec
         self.n_replicas = n_replicas
         self.job = job
+        self.shared = shared
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request; a block from the driver is spread over all replicas at once."""
-        n_slices = 1 if len(requests) <= _SMALLEST_SLICE else self.n_replicas
-        return self._complete([list(part) for part in _slices(requests, n_slices)], deaths=0)
+        return self._spread("complete", requests, lambda error, deaths: Reply(error=error, attempts=deaths))
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
-        """Not offered yet for GGUF models."""
-        raise NotSupportedError(f"{self.spec.model} offers no embeddings in this release.", f"{len(texts)} asked for.")
+        """Return one embedding per text, spread likewise."""
+        return self._spread("embed", texts, lambda error, deaths: Embedding(error=error, attempts=deaths))
 
-    def close(self) -> None:
+    def close(self) -> list[Freed]:
         """Unload the model from all nodes."""
-        if session.is_initialised() and session.job_key() == self.job:
-            ray.get(_pool().close.remote(self.spec.key))
+        if not session.is_initialised() or session.job_key() != self.job:
+            return []
+        held = ray.get(self._pool.close.remote(self.spec.key))
+        return [Freed(self.spec.model, info.node, info.pid, info.memory_mb) for info in held]
 
     def replicas(self) -> list[ReplicaInfo]:
         """Return where the model's replicas live."""
-        return list(ray.get(_pool().replicas.remote(self.spec.key)))
+        return list(ray.get(self._pool.replicas.remote(self.spec.key)))
 
-    def _complete(self, parts: list[list[ChatRequest]], deaths: int) -> list[Reply]:
-        taken = _call(_pool().take.remote(self.spec.key, len(parts)))
-        answers = [handle.complete.remote(part) for part, (_, handle) in zip(parts, taken, strict=True)]
-        replies: list[Reply] = []
+    @property
+    def _pool(self) -> Any:
+        return _pool(shared=self.shared)
+
+    def _spread(self, verb: str, items: Sequence[Any], crashed: Crashed) -> list[Any]:
+        n_slices = 1 if len(items) <= _SMALLEST_SLICE else self.n_replicas
+        return self._call(verb, _slices(items, n_slices), crashed, deaths=0)
+
+    def _call(self, verb: str, parts: Sequence[Sequence[Any]], crashed: Crashed, deaths: int) -> list[Any]:
+        taken = _call(self._pool.take.remote(self.spec.key, len(parts)))
+        answers = [handle.call.remote(verb, part) for part, (_, handle) in zip(parts, taken, strict=True)]
+        found: list[Any] = []
         try:
             for part, answer, (number, _) in zip(parts, answers, taken, strict=True):
                 try:
-                    replies += ray.get(answer)
+                    found += ray.get(answer)
                 except RayActorError:
-                    ray.get(_pool().replace.remote(self.spec.key, number))
-                    replies += self._after_death(part, deaths + 1)
+                    ray.get(self._pool.replace.remote(self.spec.key, number))
+                    found += self._after_death(verb, part, crashed, deaths + 1)
                 except RayTaskError as error:
                     raise _cause(error) from None
         finally:
-            _pool().give_back.remote(self.spec.key, [number for number, _ in taken])
-        return replies
+            self._pool.give_back.remote(self.spec.key, [number for number, _ in taken])
+        return found
 
-    def _after_death(self, part: list[ChatRequest], deaths: int) -> list[Reply]:
-        """Ask again; from the second death on by halves, down to the one request that kills its model."""
+    def _after_death(self, verb: str, part: Sequence[Any], crashed: Crashed, deaths: int) -> list[Any]:
+        """Ask again; from the second death on by halves, down to the one item that kills its model."""
         if deaths < _DEATHS_BEFORE_HALVING:
-            return self._complete([part], deaths)
+            return self._call(verb, [part], crashed, deaths)
         if len(part) == 1:
             message = f"The process that held {self.spec.model} died {deaths} times while it worked on this row."
-            return [Reply(error=RowError("model_crashed", message), attempts=deaths)]
+            return [crashed(RowError("model_crashed", message), deaths)]
         middle = len(part) // 2
-        first = self._complete([part[:middle]], deaths - 1)
-        return first + self._complete([part[middle:]], deaths - 1)
+        first = self._call(verb, [part[:middle]], crashed, deaths - 1)
+        return first + self._call(verb, [part[middle:]], crashed, deaths - 1)
 
 
+Crashed = Callable[[RowError, int], Any]
+"""Makes a row's failure of an error and the number of attempts."""
 _SMALLEST_SLICE = 16
 _DEATHS_BEFORE_HALVING = 2
 
 
-def _slices(requests: Sequence[ChatRequest], n: int) -> list[Sequence[ChatRequest]]:
-    size = -(-len(requests) // n)
-    return [requests[start : start + size] for start in range(0, len(requests), size)]
+def _slices(items: Sequence[Any], n: int) -> list[Sequence[Any]]:
+    size = -(-len(items) // n)
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _call(reference: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from skllm_ray.config import SKLLMConfig
@@ -14,14 +16,13 @@ def progress_bar(total: int, label: str, *, show: bool) -> Any:
     """Return a tqdm bar over `total` rows, disabled where nobody looks at it."""
     from tqdm.auto import tqdm
 
-    enabled = show and SKLLMConfig.get_show_progress() and (_in_notebook() or sys.stderr.isatty())
     return tqdm(
         total=total,
         desc=label,
         unit=" rows",
         unit_scale=total >= 100_000,
         delay=DELAY_S,
-        disable=not enabled,
+        disable=not (show and _seen()),
         leave=False,
     )
 
@@ -30,3 +31,28 @@ def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+@contextmanager
+def download_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows how many of how many bytes have arrived; nothing appears before its first call."""
+    from tqdm.auto import tqdm
+
+    bars: list[Any] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(tqdm(desc=f"downloading {label}", unit="B", unit_scale=True, leave=False, disable=not _seen()))
+        bars[0].total = total or None
+        bars[0].n = done
+        bars[0].refresh()
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()
+
+
+def _seen() -> bool:
+    return SKLLMConfig.get_show_progress() and (_in_notebook() or sys.stderr.isatty())

@@ -74,12 +74,12 @@ def init(address: str | None = None, *, local_mode: bool = False, **ray_init_kwa
 
 
 def shutdown() -> None:
-    """Unload all models, leave local mode, and stop Ray if this library started or joined it."""
+    """Unload this job's models, leave local mode, and stop Ray if this library started or joined it."""
     from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 
     with _lock:
         _state["local_mode"] = False
-        ModelCache.clear()
+        ModelCache._clear(shared=False)
         if _state["started_here"] and _initialised():
             import ray
 
@@ -167,6 +167,8 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
     with _environment(variables), _quiet_authentication():
         import ray
 
+        if not joined and _is_stale(_last_cluster()):
+            address = "local"
         if by_port:
             _use_token_if_needed(joined)
         quiet = {
@@ -196,6 +198,27 @@ def _refuse_unreachable(address: str) -> None:
             f"Ray could not be joined at {address}: {error}.",
             "Check the address, and that `ray status --address ADDRESS` answers; without one, a local Ray is started.",
         ) from None
+
+
+def _last_cluster() -> str:
+    """Return the address of the cluster that was last started on this machine, which ``ray.init`` would join."""
+    try:
+        from ray._private.utils import read_ray_address
+    except ImportError:
+        return ""
+    return read_ray_address() or ""
+
+
+def _is_stale(address: str) -> bool:
+    """Return whether `address` is that of a cluster that is gone: Ray would try for minutes to join it."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return False
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return True
+    return False
 
 
 def _use_token_if_needed(address: str) -> None:

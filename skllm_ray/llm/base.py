@@ -6,12 +6,15 @@ To add a backend, write a spec (which model, where it runs, which limit it share
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from skllm_ray.config import RateLimit, SecretRef
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
+
+if TYPE_CHECKING:
+    from skllm_ray.llm.quota import Grant, Report
 
 SecretResolver: TypeAlias = Callable[[SecretRef], str]
 """Turns a reference into the secret, on the worker; raises ``MissingKeyError``."""
@@ -33,6 +36,8 @@ class Placement:
     """Stateful backends: how many actors may be started; None means one for each node that has room."""
     batch_size: int = 256
     """Rows in a block."""
+    keep_alive_s: float | None = None
+    """Stateful backends: how long idle actors outlive their driver, in seconds; None ends them with it."""
 
 
 @runtime_checkable
@@ -47,7 +52,7 @@ class Backend(Protocol):
         """Return one embedding per text, in order. Failures are embeddings with an ``error``, never exceptions."""
         ...
 
-    def close(self) -> None:
+    def close(self) -> object:
         """Free what the backend holds."""
         ...
 
@@ -87,3 +92,29 @@ class BackendSpec(Protocol):
     def open(self, resolve_secret: SecretResolver) -> Backend:
         """Open the backend in this process."""
         ...
+
+
+class Limiter(Protocol):
+    """Shares a quota among all who ask: within a process, or, implemented by the execution layer, in a cluster."""
+
+    async def exchange(self, report: Report) -> Grant:
+        """Take a holder's report and return what it may do. It waits rather than fail."""
+        ...
+
+
+class ReplyCache(Protocol):
+    """Keeps replies, so that the same request to the same model is paid for once."""
+
+    def get(self, keys: Sequence[str]) -> dict[str, Reply]:
+        """Return the replies that are there, by key."""
+        ...
+
+    def put(self, replies: Mapping[str, Reply]) -> None:
+        """Keep replies."""
+        ...
+
+
+def adapt(spec: BackendSpec, requests: Sequence[ChatRequest], texts: Sequence[str]) -> list[ChatRequest]:
+    """Return `requests` as the options in `spec` want them; most specs have nothing to change."""
+    change = getattr(spec, "adapt", None)
+    return list(requests) if change is None else list(change(requests, texts))

@@ -25,7 +25,7 @@ def resolve(
     key, org : str or None
         The estimator's own credentials; None takes the settings'.
     request_options : mapping or None
-        Extra request parameters for API backends.
+        Extra request parameters of the backend.
     family : {"gpt", "vertex"}, default="gpt"
         The estimator's family.
 
@@ -105,22 +105,23 @@ def _openai_spec(
         key_ref=reference,
         request_options=options,
         limit=SKLLMConfig.get_rate_limit(prefix + name),
+        price=SKLLMConfig.get_price(prefix + name),
+        reply_cache=SKLLMConfig.get_reply_cache(),
         **endpoint,
     )
 
 
 def _gguf(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:
-    from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
+    from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFOptions, GGUFSpec
 
     del key, org
-    if options:
-        raise ConfigurationError(f"request_options={options!r}: GGUF models take none.", "Leave it out.")
     return GGUFSpec(
         name=name,
         n_gpu_layers=SKLLMConfig.get_gguf_max_gpu_layers(),
         download_path=SKLLMConfig.get_gguf_download_path(),
         verbose=SKLLMConfig.get_gguf_verbose(),
         resources=SKLLMConfig.get_gguf_resources(name),
+        options=GGUFOptions.parse(options),
     )
 
 
@@ -134,6 +135,8 @@ def _vertex(name: str, key: str | None, org: str | None, options: dict[str, Any]
         location=SKLLMConfig.get_google_location(),
         request_options=options,
         limit=SKLLMConfig.get_rate_limit(name),
+        price=SKLLMConfig.get_price(name),
+        reply_cache=SKLLMConfig.get_reply_cache(),
     )
 
 

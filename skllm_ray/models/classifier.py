@@ -102,7 +102,7 @@ class LLMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         PartialResultError
             If rows failed and ``on_error="raise"``; its ``details`` hold all rows.
         """
-        texts, rows, mode = self._run(X, on_error, num_workers)
+        texts, rows, mode = self._run(X, on_error, num_workers, best_only=True)
         results.warn_invalid(rows, self.default_label)
         predictions = self._predictions(texts, rows, mode)
         if all(any(value == known for known in self.classes_) for value in set(predictions)):
@@ -134,7 +134,7 @@ class LLMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise NotSupportedError(
                 f"model={self.model!r} gives no probabilities.", "GGUF models do: model='gguf::…'. Use predict instead."
             )
-        _, rows, mode = self._run(X, on_error)
+        _, rows, mode = self._run(X, on_error, log_probs=True)
         failed = self.class_probabilities_ if mode == "default" else np.full(len(self.classes_), np.nan)
         return np.stack([failed if row.reply.log_probs is None else np.exp(row.reply.log_probs) for row in rows])
 
@@ -174,7 +174,13 @@ class LLMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _run(
-        self, X: Any, on_error: OnError | None, num_workers: int | None = None
+        self,
+        X: Any,
+        on_error: OnError | None,
+        num_workers: int | None = None,
+        *,
+        best_only: bool = False,
+        log_probs: bool = False,
     ) -> tuple[Texts, list[Row[Any]], OnError]:
         check_is_fitted(self)
         mode = self._mode(on_error)
@@ -182,7 +188,11 @@ class LLMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if mode == "raise":
             refuse_missing(texts)
         spec = _capped(self._spec(), num_workers)
+        if log_probs and hasattr(spec, "log_probs"):  # API models give them on request
+            spec = replace(spec, log_probs=True)  # type: ignore[type-var]
         spec.check()
+        if best_only and hasattr(spec, "best_only"):  # a local model may then spare itself the other labels
+            spec = replace(spec, best_only=True)  # type: ignore[type-var]
         from skllm_ray.execution.runner import run
 
         found = run([str(texts.values[i]) for i in texts.present], self._task(), spec, secrets_of(self.key))

@@ -108,7 +108,10 @@ def _message(row: Row[Any]) -> str | None:
 
 
 def _cost(row: Row[Any]) -> float:
-    """Return 0 for a row that was not sent or ran on a local model; prices of API models are not known here."""
+    """Return 0 for a row that was not sent or ran on a local model, and NaN where the price is not known."""
+    known = row.reply.usage.cost_usd
+    if known is not None:
+        return known
     local = row.reply.attempts == 0 or row.reply.model.startswith("gguf::")
     return 0.0 if local else float("nan")
 

@@ -54,6 +54,8 @@ class Choices:
     """Whether any number of labels may apply."""
     max_labels: int = 1
     """With `multiple`, the largest number of labels in an answer."""
+    best_only: bool = False
+    """Whether the label alone is asked for: a backend may then spare itself the other labels' probabilities."""
 
     @property
     def opening(self) -> str:
@@ -90,6 +92,8 @@ class ChatRequest:
     """The JSON schema of the answer, if it is another structured one."""
     max_output_tokens: int | None = None
     """The largest number of tokens in the answer; None leaves it to the model."""
+    cut_text: str | None = None
+    """The row's text as it stands in the last message, if a local model may cut its middle out where it is too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ class Usage:
     completion_tokens: int = 0
     cached_tokens: int = 0
     """The share of `prompt_tokens` that was served from a cache."""
+    cost_usd: float | None = None
+    """What it cost, in US dollars; None where the price is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,10 +154,10 @@ def test_a_row_that_kills_its_model_costs_itself_alone(monkeypatch: pytest.Monke
 
 
 class PoisonableActor(model_pool.ModelActor):
-    def complete(self, requests):
-        if any("KILL" in request.messages[-1]["content"] for request in requests):
+    def call(self, verb, items):
+        if any("KILL" in request.messages[-1]["content"] for request in items):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().complete(requests)
+        return super().call(verb, items)
 
 
 class PoolWithPoison(model_pool._Pool):

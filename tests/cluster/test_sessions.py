@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -158,3 +161,20 @@ def _dedented(source: str) -> str:
     import textwrap
 
     return textwrap.dedent(source)
+
+
+def test_the_address_of_a_cluster_that_is_gone_is_passed_over() -> None:
+    folder = tempfile.mkdtemp(prefix="r")  # short: Ray's sockets lie in it
+    Path(folder, "ray").mkdir()
+    Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:9")
+    done = run_script(
+        CLASSIFY
+        + """
+from skllm_ray.execution import session
+assert session._last_cluster() == "127.0.0.1:9", session._last_cluster()
+print(len(clf.predict(["text %d" % i for i in range(3)])))
+""",
+        RAY_TMPDIR=folder,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr

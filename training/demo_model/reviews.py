@@ -31,12 +31,12 @@ OPPOSITE = {"pos": "neg", "neg": "pos"}
 
 
 def _valence() -> dict[str, list[str]]:
-    """Read the words that VADER's lexicon rates at least 1.2 from neutral, on its scale from -4 to 4."""
+    """Read the words that VADER's lexicon rates at least 1.5 from neutral, on its scale from -4 to 4."""
     rated = sorted(SentimentIntensityAnalyzer().lexicon.items())
     words = [(word, value) for word, value in rated if word.isalpha() and word.islower()]
     return {
-        "pos": [word for word, value in words if value >= 1.2],
-        "neg": [word for word, value in words if value <= -1.2],
+        "pos": [word for word, value in words if value >= 1.5],
+        "neg": [word for word, value in words if value <= -1.5],
     }
 
 
@@ -409,7 +409,7 @@ class Review:
             options += [
                 (1.8, lambda: self.mild(pole)),
                 (0.3, lambda: self.flipped(pole)),
-                (1.0, lambda: self.charged(pole)),
+                (0.6, lambda: self.charged(pole)),
             ]
         clause = weighted(self.rng, options)
         if self.rng.random() < 0.1:

@@ -83,7 +83,7 @@ def surface(rng: random.Random, text: str) -> str:
         for british, american in AMERICAN:
             if british in text:
                 text = re.sub(rf"\b{british}", american, text)
-    if rng.random() < 0.1:
+    if rng.random() < 0.06:
         words = text.split(" ")
         for _ in range(rng.choice((1, 1, 2))):
             index = rng.randrange(len(words))

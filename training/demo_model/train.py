@@ -41,9 +41,9 @@ IGNORED = -100
 # Rows of like length that are computed together, within one prefix.
 GROUPS = 2
 # The share of a text's tokens that are replaced with random ones.
-NOISE = 0.05
+NOISE = 0.03
 # The share of training that only reads bare texts, and the share that shows labels as they are.
-BARE, PLAIN = 0.2, 0.4
+BARE, PLAIN = 0.25, 0.4
 # What stands between a text and its answer.
 CLOSE = f"\n```{END}<|assistant|>"
 
@@ -208,22 +208,29 @@ def work(rank: int, plan: Plan, tokenizer_json: str, meeting: str) -> None:
     torch.manual_seed(plan.seed + 1000 * rank)
     rng = random.Random(plan.seed + 1000 * rank)
     parameters = [*model.parameters(), *helpers.parameters()]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.dim() == 2], "weight_decay": 0.05},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-        ],
-        lr=plan.rate,
-        betas=(0.9, 0.98),
-    )
+    matrices = {id(p) for block in model.blocks for p in block.parameters() if p.dim() == 2}
+    others = [p for p in parameters if id(p) not in matrices]
+    # Muon for the blocks' matrices, scaled to AdamW's step so that one rate serves both.
+    optimizers = [
+        torch.optim.Muon([p for p in parameters if id(p) in matrices], plan.rate, 0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(
+            [
+                {"params": [p for p in others if p.dim() == 2], "weight_decay": 0.05},
+                {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+            ],
+            lr=plan.rate,
+            betas=(0.9, 0.98),
+        ),
+    ]
     seen: dict[str, list[float]] = {kind: [] for kind in KINDS}
     began, progress, step = time.monotonic(), 0.0, 0
     while progress < 1:
         step += 1
-        for group in optimizer.param_groups:
-            decay = 0.5 * (1 + math.cos(math.pi * progress))
-            group["lr"] = plan.rate * min(1.0, step / 100) * max(0.02, decay)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                decay = 0.5 * (1 + math.cos(math.pi * progress))
+                group["lr"] = plan.rate * min(1.0, step / 50) * max(0.02, decay)
+            optimizer.zero_grad(set_to_none=True)
         noise = NOISE * min(1.0, step / 500)
         for kind in READ:
             task = draw_task(rng, kind)
@@ -240,7 +247,8 @@ def work(rank: int, plan: Plan, tokenizer_json: str, meeting: str) -> None:
         now = max(step / plan.steps, (time.monotonic() - began) / (60 * plan.minutes))
         progress = average(parameters, now)
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         if step % 25 == 0:
             rates = ", ".join(f"{kind} {sum(v[-60:]) / len(v[-60:]):.3f}" for kind, v in seen.items() if v)
             seconds = time.monotonic() - began
@@ -265,7 +273,7 @@ def work(rank: int, plan: Plan, tokenizer_json: str, meeting: str) -> None:
 @click.option("--batch", default=12, show_default=True, help="Texts per prefix and process.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--vocab-size", default=6144, show_default=True)
-@click.option("--rate", default=2e-3, show_default=True)
+@click.option("--rate", default=3e-3, show_default=True)
 @click.option("--processes", default=2, show_default=True)
 def main(vocab_size: int, **options: Any) -> None:
     """Train the demo model and write it as GGUF."""

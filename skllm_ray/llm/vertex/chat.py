@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from skllm_ray.errors import MissingExtraError, NotSupportedError
-from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher
+import numpy as np
+
+from skllm_ray.config import Secret
+from skllm_ray.errors import MissingExtraError
+from skllm_ray.llm.gate import Permit
+from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, whole
 from skllm_ray.llm.gpt.clients.openai.errors import redact, row_error
+from skllm_ray.llm.gpt.clients.openai.logprobs import label_log_probs
 from skllm_ray.llm.gpt.clients.openai.options import thaw_options
+from skllm_ray.llm.tokens import TokenEstimate
 from skllm_ray.llm.vertex.errors import classify
 from skllm_ray.llm.vertex.spec import VertexSpec
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
@@ -37,27 +44,80 @@ class VertexBackend:
         self._spec = spec
         self._token = token
         self._client = _open_client(spec, token)
-        self._dispatcher = Dispatcher(spec.patience, spec.max_concurrency)
+        self._tokens = TokenEstimate()
+        account = Secret(token).fingerprint if token else "default credentials"
+        bucket = f"{spec.base_url or 'vertex'} {spec.project}/{spec.location} {spec.model} {account}"
+        self._dispatcher = Dispatcher(spec.patience, bucket, spec.limit)
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request, in order. Failures are replies with an ``error``."""
-        return self._dispatcher.run(requests, self._ask)
+        return self._dispatcher.run(requests, Job(self._ask, self._tokens.of_request, Reply))
 
-    def embed(self, texts: Sequence[str]) -> list[Embedding]:  # noqa: ARG002  the protocol's signature
-        """Raise `NotSupportedError`: a chat model has no vectors."""
-        raise NotSupportedError(f"{self._spec.model} was opened as a chat model, which does not embed texts.")
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        """Return one embedding per text, in order. Failures are embeddings with an ``error``.
+
+        Every text is a request of its own: some models make one vector of many texts.
+        """
+        return self._dispatcher.run(texts, Job(self._ask_vector, self._tokens.of_text, Embedding))
 
     def close(self) -> None:
         """Close the connections. A second call does nothing."""
         self._dispatcher.close(self._client.aio.aclose)
         self._client.close()
 
-    async def _ask(self, request: ChatRequest) -> Reply:
+    async def _ask(self, request: ChatRequest, permit: Permit) -> Reply:
         try:
-            return _read(await self._send(request))
+            reply = self._read(await self._send(request), request)
+            self._tokens.learn(request, reply.usage)
         except Exception as error:  # noqa: BLE001  the boundary: one row's failure must not lose the others' replies
-            texts = [message["content"] for message in request.messages]
-            return Reply(error=classify(error, partial(redact, secrets=[self._token or ""], texts=texts)))
+            failure = self._classify(error, [message["content"] for message in request.messages], permit)
+            if self._spec.log_probs and failure.kind == "bad_request" and "logprob" in failure.message.lower():
+                failure = _no_log_probs(self._spec)
+            return Reply(error=failure)
+        return reply
+
+    async def _ask_vector(self, text: str, permit: Permit) -> Embedding:
+        from google.genai import types
+
+        try:
+            options = types.EmbedContentConfig.model_validate(thaw_options(self._spec.request_options))
+            answer = await self._client.aio.models.embed_content(
+                model=self._spec.model, contents=[types.Content(parts=[types.Part(text=text)])], config=options
+            )
+            return self._vector(answer)
+        except Exception as error:  # noqa: BLE001  as above
+            return Embedding(error=self._classify(error, [text], permit))
+
+    def _vector(self, answer: types.EmbedContentResponse) -> Embedding:
+        found = answer.embeddings or []
+        if len(found) != 1 or not found[0].values:
+            message = f"The answer holds {len(found)} vectors for one text."
+            return Embedding(error=row_error("malformed_response", message))
+        told = found[0].statistics
+        usage = self._priced(Usage(prompt_tokens=int(told.token_count or 0) if told else 0))
+        return Embedding(np.asarray(found[0].values, dtype=np.float32), usage=usage, model=self._spec.model)
+
+    def _classify(self, error: Exception, texts: Sequence[str], permit: Permit) -> RowError:
+        failure = classify(error, partial(redact, secrets=[self._token or ""], texts=texts))
+        if failure.kind == "rate_limit":
+            permit.refusal_s = -1.0 if failure.retry_after_s is None else failure.retry_after_s
+        return failure
+
+    def _read(self, response: types.GenerateContentResponse, request: ChatRequest) -> Reply:
+        usage, model = self._priced(_usage(response.usage_metadata)), response.model_version or ""
+        error, log_probs = _refusal(response), None
+        if error is None and _asks_log_probs(self._spec, request) and request.choices and response.candidates:
+            tokens = _tokens(response.candidates[0])
+            log_probs = label_log_probs(tokens, request.choices.labels) if tokens else None
+            error = None if tokens else _no_log_probs(self._spec)
+        text = None if error else whole(response.text)
+        return Reply(text, log_probs, error=error, usage=usage, model=model)
+
+    def _priced(self, usage: Usage) -> Usage:
+        if self._spec.price is None:
+            return usage
+        cost = self._spec.price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+        return replace(usage, cost_usd=cost)
 
     async def _send(self, request: ChatRequest) -> types.GenerateContentResponse:
         from google.genai import types
@@ -67,7 +127,9 @@ class VertexBackend:
             for message in request.messages
             if message["role"] != "system"
         ]
-        config = types.GenerateContentConfig.model_validate(_config(request) | thaw_options(self._spec.request_options))
+        config = types.GenerateContentConfig.model_validate(
+            _config(self._spec, request) | thaw_options(self._spec.request_options)
+        )
         return await self._client.aio.models.generate_content(model=self._spec.model, contents=turns, config=config)
 
 
@@ -92,20 +154,42 @@ def _open_client(spec: VertexSpec, token: str | None) -> genai.Client:
     )
 
 
-def _config(request: ChatRequest) -> dict[str, Any]:
+def _config(spec: VertexSpec, request: ChatRequest) -> dict[str, Any]:
     """Return the configuration of one request. Gemini 3's guide says to leave the temperature out."""
     system = "\n\n".join(message["content"] for message in request.messages if message["role"] == "system")
     schema = request.choices.json_schema() if request.choices else request.json_schema
     config: dict[str, Any] = {"system_instruction": system or None, "max_output_tokens": request.max_output_tokens}
     if schema:
         config |= {"response_mime_type": "application/json", "response_json_schema": schema}
+    if _asks_log_probs(spec, request):
+        config |= {"response_logprobs": True, "logprobs": 5}
     return config
 
 
-def _read(response: types.GenerateContentResponse) -> Reply:
-    usage, model = _usage(response.usage_metadata), response.model_version or ""
-    error = _refusal(response)
-    return Reply(None if error else response.text, error=error, usage=usage, model=model)
+def _asks_log_probs(spec: VertexSpec, request: ChatRequest) -> bool:
+    return spec.log_probs and request.choices is not None and not request.choices.multiple
+
+
+def _no_log_probs(spec: VertexSpec) -> RowError:
+    message = f"Vertex AI gives no log probabilities for {spec.model}, so there is no predict_proba; predict works."
+    return RowError("not_supported", message, fatal=True)
+
+
+def _tokens(candidate: types.Candidate) -> list[dict[str, Any]]:
+    """Return a candidate's tokens in the form that OpenAI gave them."""
+    told = candidate.logprobs_result
+    if told is None or not told.chosen_candidates:
+        return []
+    tops = told.top_candidates or []
+    tokens = []
+    for position, chosen in enumerate(told.chosen_candidates):
+        others = (tops[position].candidates or []) if position < len(tops) else []
+        tokens.append(_token(chosen) | {"top_logprobs": [_token(other) for other in others]})
+    return tokens
+
+
+def _token(candidate: types.LogprobsResultCandidate) -> dict[str, Any]:
+    return {"token": candidate.token or "", "logprob": candidate.log_probability or 0.0}
 
 
 def _refusal(response: types.GenerateContentResponse) -> RowError | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from skllm_ray.config import RateLimit, SecretRef
+from skllm_ray.config import Price, RateLimit, SecretRef
 from skllm_ray.errors import ConfigurationError, MissingExtraError
 from skllm_ray.llm.base import Placement, SecretResolver
-from skllm_ray.llm.gpt.clients.openai.dispatch import DEFAULT_CONCURRENCY, Patience
+from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
 from skllm_ray.llm.gpt.clients.openai.options import (
     RequestOptions,
     freeze_options,
@@ -48,15 +48,21 @@ class VertexSpec:
     patience: Patience = field(default_factory=Patience)
     """How long a row may take, and how often it is tried."""
     limit: RateLimit | None = None
-    """The declared quota; of it, a backend itself keeps ``max_concurrency``."""
+    """The declared quota."""
+    log_probs: bool = False
+    """Whether to ask for the probabilities of the labels."""
+    price: Price | None = None
+    """What the user says that the model costs; Google's prices are in no table here."""
+    reply_cache: str | None = None
+    """Where replies are kept; None keeps none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "request_options", freeze_options(self.request_options))
 
     @property
     def gives_probabilities(self) -> bool:
-        """Not in this release."""
-        return False
+        """Whether the model may give them; what it does is seen when it is asked."""
+        return True
 
     @property
     def placement(self) -> Placement:
@@ -64,9 +70,11 @@ class VertexSpec:
         return Placement()
 
     @property
-    def max_concurrency(self) -> int:
-        """Requests in flight at once."""
-        return (self.limit and self.limit.max_concurrency) or DEFAULT_CONCURRENCY
+    def identity(self) -> tuple[str, ...]:
+        """What an answer depends on besides the question: endpoint, model and parameters."""
+        options = [f"{name}={value}" for name, value in freeze_options(self.request_options)]
+        place = f"{self.base_url or ''} {self.project} {self.location}"
+        return ("vertex", place, self.model, str(self.log_probs), *options)
 
     @property
     def key(self) -> str:

@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from skllm_ray.config import GGUFResources, RateLimit
-from skllm_ray.errors import NotSupportedError
+from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
 from skllm_ray.llm.gpt.clients.llama_cpp.download import local_file
-from skllm_ray.llm.gpt.clients.llama_cpp.engine import ContextOverflowError, Engine, EngineOptions
+from skllm_ray.llm.gpt.clients.llama_cpp.embedding import Embedder, Vector
+from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
+from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generator
 from skllm_ray.llm.gpt.clients.llama_cpp.library import require_installed
+from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Scores, Trie, best, score
 from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, Reply, RowError, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFOptions:
+    """What an estimator's ``request_options`` may say of a GGUF model."""
+
+    decoding: Literal["score", "compat"] = "score"
+    """"score" constrains answers to the labels; "compat" writes them freely, as scikit-llm does, and parses them."""
+    truncate: bool = False
+    """Whether the middle of a text that is too long for the context is cut out."""
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Self:
+        """Return the options in `given`.
+
+        Raises
+        ------
+        ConfigurationError
+            If one is unknown, or has a value that it cannot have.
+        """
+        known: dict[str, tuple[object, ...]] = {"decoding": ("score", "compat"), "truncate": (True, False)}
+        for name, value in given.items():
+            if (type(value), value) not in [(type(allowed), allowed) for allowed in known.get(name, ())]:
+                raise ConfigurationError(
+                    f"request_options={dict(given)!r}: GGUF models do not take {name}={value!r}.",
+                    "They take 'decoding': 'score' or 'compat', and 'truncate': True or False.",
+                )
+        return cls(**given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +65,10 @@ class GGUFSpec:
     resources: GGUFResources = field(default_factory=GGUFResources)
     n_threads: int | None = None
     """llama.cpp threads; a model actor sets its own share, None takes this machine's cores, eight at most."""
+    options: GGUFOptions = field(default_factory=GGUFOptions, compare=False)
+    """How answers are asked for; does not concern how the model is loaded."""
+    best_only: bool = field(default=False, compare=False)
+    """Whether this call wants labels alone, without probabilities."""
 
     @property
     def model(self) -> str:
@@ -43,8 +77,8 @@ class GGUFSpec:
 
     @property
     def gives_probabilities(self) -> bool:
-        """Labels are scored."""
-        return True
+        """Whether labels are scored."""
+        return self.options.decoding == "score"
 
     @property
     def placement(self) -> Placement:
@@ -57,6 +91,7 @@ class GGUFSpec:
             num_gpus=default_gpus if given.num_gpus is None else given.num_gpus,
             min_replicas=given.min_replicas,
             max_replicas=given.max_replicas,
+            keep_alive_s=given.keep_alive_s,
         )
 
     @property
@@ -68,6 +103,20 @@ class GGUFSpec:
     def key(self) -> str:
         """The model alone: a changed GPU setting does not reload a loaded model."""
         return self.model
+
+    def adapt(self, requests: Sequence[ChatRequest], texts: Sequence[str]) -> list[ChatRequest]:
+        """Return the requests as the options want them."""
+        adapted = list(requests)
+        if self.options.truncate:
+            adapted = [replace(request, cut_text=text) for request, text in zip(adapted, texts, strict=True)]
+        if self.options.decoding == "compat":
+            return [replace(request, choices=None, json_schema=None) for request in adapted]
+        if self.best_only:
+            adapted = [
+                replace(request, choices=replace(request.choices, best_only=True)) if request.choices else request
+                for request in adapted
+            ]
+        return adapted
 
     def check(self) -> None:
         """Raise if llama.cpp is missing, the name is unknown, or the file is on this machine and damaged."""
@@ -86,6 +135,8 @@ class GGUFBackend:
     def __init__(self, path: Path, model: str, n_gpu_layers: int, n_threads: int, *, verbose: bool = False) -> None:
         self._engine = Engine(EngineOptions(str(path), None, n_gpu_layers, n_threads, verbose=verbose))
         self._format: ChatFormat | None = None
+        self._generator: Generator | None = None
+        self._embedder: Embedder | None = None
         self._model = model
         self._lock = threading.Lock()
 
@@ -95,122 +146,191 @@ class GGUFBackend:
         return self._engine.n_ctx
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
-        """Return one reply per request: the best label, and the log-probabilities of all."""
+        """Return one reply per request: a label with the log-probabilities of all, several labels, or free text."""
         with self._lock:
+            if self._engine.is_embedding_model:
+                return [self._unsupported("is an embedding model: it answers no prompts")] * len(requests)
             if self._format is None:
                 self._format = ChatFormat(self._engine)
+            requests = [self._shortened(request, self._format) for request in requests]
             replies: list[Reply | None] = [None] * len(requests)
-            single = [i for i, r in enumerate(requests) if r.choices is not None and not r.choices.multiple]
-            multiple = [i for i, r in enumerate(requests) if r.choices is not None and r.choices.multiple]
-            for chosen, answer in ((single, self._choose_one), (multiple, self._choose_many)):
+            for kind, answer in ((_SINGLE, self._choose_one), (_MULTIPLE, self._choose_many), (_FREE, self._write)):
+                chosen = [i for i, request in enumerate(requests) if _kind(request) == kind]
                 if chosen:
                     for i, reply in zip(chosen, answer([requests[i] for i in chosen], self._format), strict=True):
                         replies[i] = reply
-            return [reply or self._unsupported() for reply in replies]
+            return replies  # type: ignore[return-value]
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
-        """Not offered in this release."""
-        raise NotSupportedError(f"{self._model} offers no embeddings in this release.", f"{len(texts)} asked for.")
+        """Return one vector of unit length per text, pooled as the model says, else the mean over the text."""
+        with self._lock:
+            if self._embedder is None:
+                self._embedder = Embedder(self._engine)
+            return [self._embedding(found) for found in self._embedder.embed(texts)]
 
     def close(self) -> None:
         """Unload the model."""
         with self._lock:
-            self._engine.close()
+            for part in (self._generator, self._embedder, self._engine):
+                if part is not None:
+                    part.close()
+            self._generator = self._embedder = None
+
+    # --- one label ------------------------------------------------------------------------------------------------
 
     def _choose_one(self, requests: Sequence[ChatRequest], chat: ChatFormat) -> list[Reply]:
-        prompts, tails = [], []
-        for request in requests:
-            choices = _choices(request)
-            continuations = [choices.answer([label])[:-1] for label in choices.labels]  # up to the closing quote
-            head, ends = chat.tokenize(chat.render(request.messages), continuations, (choices, ""))
-            prompts.append(head)
-            tails.append(ends)
-        return [
-            self._single_reply(request, scores, _prompt_length(head, ends))
-            for request, scores, head, ends in zip(requests, self._score(prompts, tails), prompts, tails, strict=True)
-        ]
+        split = [self._split_one(request, chat) for request in requests]
+        replies: list[Reply | None] = [None] * len(requests)
+        quick = [i for i, r in enumerate(requests) if _choices(r).best_only and split[i][1].n_nodes > _MANY_NODES]
+        full = sorted(set(range(len(requests))) - set(quick))
+        heads, tries = [split[i][0] for i in full], [split[i][1] for i in full]
+        for i, scores in zip(full, score(self._engine, heads, tries), strict=True):
+            replies[i] = self._scored_reply(requests[i], scores, split[i])
+        heads, tries = [split[i][0] for i in quick], [split[i][1] for i in quick]
+        for i, position in zip(quick, best(self._engine, heads, tries), strict=True):
+            replies[i] = self._best_reply(requests[i], position, split[i])
+        return replies  # type: ignore[return-value]
 
-    def _single_reply(self, request: ChatRequest, scores: Scores, n_prompt: int) -> Reply:
+    def _split_one(self, request: ChatRequest, chat: ChatFormat) -> tuple[list[int], Trie]:
+        choices = _choices(request)
+        return chat.split(
+            chat.render(request.messages),
+            choices,
+            lambda: [choices.answer([label])[:-1] for label in choices.labels],  # up to the closing quote
+        )
+
+    def _scored_reply(self, request: ChatRequest, scores: Scores, split: tuple[list[int], Trie]) -> Reply:
         if isinstance(scores, ContextOverflowError):
             return self._too_long(scores)
         choices = _choices(request)
-        log_probs = _normalise(scores)
-        label = choices.labels[int(np.argmax(log_probs))]
+        log_probs = scores - np.logaddexp.reduce(scores)
         return Reply(
-            text=choices.answer([label]),
+            text=choices.answer([choices.labels[int(log_probs.argmax())]]),
             log_probs=tuple(log_probs.tolist()),
-            usage=Usage(prompt_tokens=n_prompt),
+            usage=Usage(prompt_tokens=_prompt_length(split)),
             model=self._model,
         )
+
+    def _best_reply(
+        self, request: ChatRequest, position: int | ContextOverflowError, split: tuple[list[int], Trie]
+    ) -> Reply:
+        if isinstance(position, ContextOverflowError):
+            return self._too_long(position)
+        choices = _choices(request)
+        usage = Usage(prompt_tokens=_prompt_length(split))
+        return Reply(text=choices.answer([choices.labels[position]]), usage=usage, model=self._model)
+
+    # --- several labels -------------------------------------------------------------------------------------------
 
     def _choose_many(self, requests: Sequence[ChatRequest], chat: ChatFormat) -> list[Reply]:
         """Let each answer grow label by label, the best continuation each time, until closing it is the best."""
         prompts = [chat.render(request.messages) for request in requests]
         chosen: list[list[str]] = [[] for _ in requests]
         replies: list[Reply | None] = [None] * len(requests)
-        lengths = [0] * len(requests)
         open_rows = list(range(len(requests)))
         while open_rows:
-            heads, tails, options = [], [], []
-            for i in open_rows:
-                choices = _choices(requests[i])
-                left = [label for label in choices.labels if label not in chosen[i]]
-                ends = [choices.answer([*chosen[i], label])[:-2] for label in left] + [choices.answer(chosen[i])]
-                head, tokens = chat.tokenize(prompts[i], ends, (choices, json.dumps(chosen[i])))
-                heads.append(head)
-                tails.append(tokens)
-                options.append(left)
-                lengths[i] = _prompt_length(head, tokens)
+            left = {i: [label for label in _choices(requests[i]).labels if label not in chosen[i]] for i in open_rows}
+            split = [self._split_many(prompts[i], requests[i], chosen[i], left[i], chat) for i in open_rows]
+            found = score(self._engine, [head for head, _ in split], [trie for _, trie in split])
             still_open = []
-            for i, scores, left in zip(open_rows, self._score(heads, tails), options, strict=True):
-                choices = _choices(requests[i])
+            for i, scores, parts in zip(open_rows, found, split, strict=True):
                 if isinstance(scores, ContextOverflowError):
                     replies[i] = self._too_long(scores)
                     continue
                 # To go on is as likely as all labels together; only then do they compete with one another.
-                goes_on = bool(left) and float(np.logaddexp.reduce(scores[:-1])) > float(scores[-1])
+                goes_on = bool(left[i]) and float(np.logaddexp.reduce(scores[:-1])) > float(scores[-1])
                 if goes_on:
-                    chosen[i].append(left[int(np.argmax(scores[:-1]))])
+                    chosen[i].append(left[i][int(np.argmax(scores[:-1]))])
+                choices = _choices(requests[i])
                 if goes_on and len(chosen[i]) < choices.max_labels:
                     still_open.append(i)
                     continue
-                usage = Usage(prompt_tokens=lengths[i])
+                usage = Usage(prompt_tokens=_prompt_length(parts))
                 replies[i] = Reply(text=choices.answer(chosen[i]), usage=usage, model=self._model)
             open_rows = still_open
-        return [reply or self._unsupported() for reply in replies]
+        return replies  # type: ignore[return-value]
 
-    def _score(self, prompts: Sequence[list[int]], tails: Sequence[list[list[int]]]) -> list[Scores]:
-        """Score, with the trivial case of a single continuation left out of the engine."""
-        several = [i for i, ends in enumerate(tails) if len(ends) > 1]
-        found = self._engine.score([prompts[i] for i in several], [tails[i] for i in several])
-        results: list[Scores] = [np.zeros(1)] * len(prompts)
-        for i, scores in zip(several, found, strict=True):
-            results[i] = scores
-        return results
+    def _split_many(
+        self, prompt: str, request: ChatRequest, chosen: Sequence[str], left: Sequence[str], chat: ChatFormat
+    ) -> tuple[list[int], Trie]:
+        choices = _choices(request)
+        return chat.split(
+            prompt,
+            (choices, tuple(chosen)),
+            lambda: [choices.answer([*chosen, label])[:-2] for label in left] + [choices.answer(chosen)],
+        )
+
+    # --- free text ------------------------------------------------------------------------------------------------
+
+    def _write(self, requests: Sequence[ChatRequest], chat: ChatFormat) -> list[Reply]:
+        if self._generator is None:
+            self._generator = Generator(self._engine)
+        written = self._generator.generate(
+            [chat.tokens(chat.render(request.messages)) for request in requests],
+            [request.json_schema for request in requests],
+            [request.max_output_tokens for request in requests],
+        )
+        return [
+            self._too_long(found)
+            if isinstance(found, ContextOverflowError)
+            else Reply(found.text, usage=Usage(found.n_prompt, found.n_written), model=self._model)
+            for found in written
+        ]
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _shortened(self, request: ChatRequest, chat: ChatFormat) -> ChatRequest:
+        """Cut the middle out of the text of a request that is too long and may be shortened."""
+        if request.cut_text is None:
+            return request
+        room = self._engine.n_ctx - self._reserve(request)
+        cut = request.cut_text
+        while cut and len(chat.tokens(chat.render(request.messages))) > room:
+            over = len(chat.tokens(chat.render(request.messages))) / room
+            keep = min(len(cut) - 1, int(0.95 * len(cut) / over))
+            shorter = f"{cut[: keep // 2]} … {cut[len(cut) - keep // 2 :]}" if keep > 1 else ""
+            last = request.messages[-1]
+            content = shorter.join(last["content"].rsplit(cut, 1))
+            request = replace(request, messages=(*request.messages[:-1], {**last, "content": content}))
+            cut = shorter
+        return request
+
+    def _reserve(self, request: ChatRequest) -> int:
+        """Return how many tokens the answer may need."""
+        if request.choices is None:
+            return min(request.max_output_tokens or 256, self._engine.n_ctx // 2)
+        n_bytes = sum(len(label.encode()) + 4 for label in request.choices.labels)
+        return min(16 + n_bytes, self._engine.n_ctx // 2)
+
+    def _embedding(self, found: Vector) -> Embedding:
+        if found is None:
+            return Embedding(error=RowError("bad_request", "The text has no tokens."), model=self._model)
+        if isinstance(found, ContextOverflowError):
+            return Embedding(error=self._too_long(found).error, model=self._model)
+        vector, n_tokens = found
+        return Embedding(vector, Usage(n_tokens), model=self._model)
 
     def _too_long(self, overflow: ContextOverflowError) -> Reply:
         message = f"The prompt takes {overflow.n_tokens:,} tokens; {self._model} has a context of {overflow.n_ctx:,}."
         return Reply(error=RowError("context_length", message), model=self._model)
 
-    def _unsupported(self) -> Reply:
-        message = "GGUF models answer classifications; free text is not offered yet."
-        return Reply(error=RowError("not_supported", message, fatal=True), model=self._model)
+    def _unsupported(self, why: str) -> Reply:
+        return Reply(error=RowError("not_supported", f"{self._model} {why}.", fatal=True), model=self._model)
 
 
-Scores = NDArray[np.float64] | ContextOverflowError
-"""A row's log-probabilities, one per continuation, or why there are none."""
+_SINGLE, _MULTIPLE, _FREE = "single", "multiple", "free"
+_MANY_NODES = 64  # of a trie, from which on a search for the best label alone is faster than scoring all
 
 
-def _prompt_length(head: Sequence[int], ends: Sequence[Sequence[int]]) -> int:
-    shared = min(map(len, ends))
-    while shared and len({tuple(end[:shared]) for end in ends}) > 1:
-        shared -= 1
-    return len(head) + shared
+def _kind(request: ChatRequest) -> str:
+    if request.choices is None:
+        return _FREE
+    return _MULTIPLE if request.choices.multiple else _SINGLE
 
 
-def _normalise(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = scores - scores.max()
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()), np.float64)
+def _prompt_length(split: tuple[list[int], Trie]) -> int:
+    head, trie = split
+    return len(head) + len(trie.shared)
 
 
 def _own_threads() -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from skllm_ray.errors import ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
-from skllm_ray.tasks.base import Choices, Message
+from skllm_ray.llm.gpt.clients.llama_cpp.scoring import Trie
+from skllm_ray.tasks.base import Message
 
+_KEPT_TRIES = 256
 _WORD_JOINER = "\u2060"
 
 
@@ -41,7 +43,7 @@ class ChatFormat:
         controls = engine.control_texts()
         self._control = re.compile("|".join(map(re.escape, controls))) if controls else None
         self._takes_system = self._has_system_role()
-        self._tails: dict[tuple[str, Choices, str], list[list[int]]] = {}
+        self._tries: dict[tuple[str, Hashable], Trie] = {}
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt up to where the answer begins."""
@@ -50,30 +52,37 @@ class ChatFormat:
             clean = _fold_system(clean)
         return str(self._formatter(messages=clean).prompt)
 
-    def tokenize(self, prompt: str, continuations: Sequence[str], key: tuple[Choices, str]) -> Tokens:
-        """Return the tokens of `prompt` and of each continuation, as if each were tokenised with it as one string.
+    def tokens(self, prompt: str) -> list[int]:
+        """Return the tokens of a rendered prompt."""
+        return self._with_bos(self._engine.tokenize(prompt))
+
+    def split(self, prompt: str, key: Hashable, continuations: Callable[[], Sequence[str]]) -> tuple[list[int], Trie]:
+        """Return the tokens of `prompt`, and the trie of its continuations, tokenised with it as one string.
 
         llama.cpp tokenises the stretches between control tokens one by one, so that what follows the last control
-        token does not depend on the text before it: those tokens are kept under `key`.
+        token does not depend on the text before it: that part's trie is kept under `key`, and `continuations` is
+        called only where it is not there.
         """
-        split = 0
+        at = 0
         if self._control is not None:
             for match in self._control.finditer(prompt):
-                split = match.end()
-        head = self._engine.tokenize(prompt[:split])
+                at = match.end()
+        head, rest = self._with_bos(self._engine.tokenize(prompt[:at])), prompt[at:]
+        if not at:  # no control token at all: nothing to keep, the texts differ
+            return head, self._trie(rest, continuations())
+        trie = self._tries.get((rest, key))
+        if trie is None:
+            if len(self._tries) >= _KEPT_TRIES:
+                self._tries.clear()
+            trie = self._tries[(rest, key)] = self._trie(rest, continuations())
+        return head, trie
+
+    def _trie(self, rest: str, continuations: Sequence[str]) -> Trie:
+        return Trie([self._engine.tokenize(rest + text) for text in continuations], self._engine.n_outputs)
+
+    def _with_bos(self, tokens: list[int]) -> list[int]:
         bos = self._engine.bos
-        if bos is not None and head[:1] != [bos]:
-            head.insert(0, bos)
-        rest = prompt[split:]
-        if not split:  # no control token at all: nothing to keep, the texts differ
-            return head, [self._engine.tokenize(rest + continuation) for continuation in continuations]
-        tails = self._tails.get((rest, *key))
-        if tails is None:
-            if len(self._tails) >= 64:
-                self._tails.clear()
-            tails = [self._engine.tokenize(rest + continuation) for continuation in continuations]
-            self._tails[(rest, *key)] = tails
-        return head, tails
+        return tokens if bos is None or tokens[:1] == [bos] else [bos, *tokens]
 
     def _defuse(self, content: str) -> str:
         """Break what the tokenizer would read as a control token: a text must not be able to end its own message."""
@@ -88,10 +97,6 @@ class ChatFormat:
             return probe in self._formatter(messages=messages).prompt
         except Exception:  # noqa: BLE001 - templates refuse a role by raising whatever they like
             return False
-
-
-Tokens = tuple[list[int], list[list[int]]]
-"""A prompt's tokens, and those of each of its continuations."""
 
 
 def _fold_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import supported_models
 
-__all__ = ["ModelCache", "ModelStore", "supported_models"]
+__all__ = ["Freed", "ModelCache", "ModelStore", "supported_models"]
 
 
 @runtime_checkable
 class ModelStore(Protocol):
     """Anything that holds a loaded model: an open backend, or a pool of model actors."""
 
-    def close(self) -> None:
-        """Free the model, wherever it is."""
+    def close(self) -> object:
+        """Free the model, wherever it is; may return a list of :class:`Freed`."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """One process that gave up a model."""
+
+    model: str
+    node: str
+    """The node's address."""
+    pid: int
+    memory_mb: float
+    """Resident memory that it held, in MB, pages of the model's file that others map included."""
 
 
 class ModelCache:
@@ -28,6 +42,7 @@ class ModelCache:
     Examples
     --------
     >>> ModelCache.clear()
+    []
     >>> ModelCache.get("gguf::demo") is None
     True
     """
@@ -59,10 +74,30 @@ class ModelCache:
             model.close()
 
     @classmethod
-    def clear(cls) -> None:
-        """Unload all models, on this machine and, where Ray actors hold them, on the cluster."""
+    def clear(cls) -> list[Freed]:
+        """Unload all models, on this machine and, where Ray actors hold them, on the cluster.
+
+        Returns
+        -------
+        list of Freed
+            What was freed, one entry per process; logged as well, by the logger ``skllm_ray``, at level INFO.
+        """
+        return cls._clear(shared=True)
+
+    @classmethod
+    def _clear(cls, *, shared: bool) -> list[Freed]:
+        """Unload all models; those that stay for other jobs (``keep_alive_s``) only if `shared`."""
         with cls._lock:
-            models = list(cls._stores.values())
+            stores = cls._stores
+            closing = [cls._stores.pop(key) for key in list(stores) if shared or not getattr(stores[key], "shared", 0)]
             cls._stores.clear()
-        for model in models:
-            model.close()
+        freed: list[Freed] = []
+        for model in closing:
+            found = model.close()
+            freed += [entry for entry in found if isinstance(entry, Freed)] if isinstance(found, list) else []
+        for entry in freed:
+            _log.info("unloaded %s: process %d on %s, %.0f MB", entry.model, entry.pid, entry.node, entry.memory_mb)
+        return freed
+
+
+_log = logging.getLogger("skllm_ray")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from skllm_ray.llm.gpt.clients.openai.options import thaw_options
@@ -11,12 +12,13 @@ from skllm_ray.tasks.base import ChatRequest
 
 _FORMATS = ("json_schema", "json_object", "plain")
 _OUR_OPTIONS = {"temperature": 0}
+_LOG_PROBS = {"logprobs": True, "top_logprobs": 5}
 _TOKEN_LIMITS = {
     "openai": ("max_completion_tokens", "max_tokens"),
     "azure": ("max_completion_tokens", "max_tokens"),
     "custom_url": ("max_tokens", "max_completion_tokens"),  # the older name is what other servers know
 }
-_NEEDED = {"model", "messages"}
+_NEEDED = {"model", "messages", "input"}
 _ABOUT_FORMAT = re.compile(
     r"response_format|json_schema|json_object|structured outputs?|guided_\w+|failed to parse grammar", re.IGNORECASE
 )
@@ -43,10 +45,12 @@ class Dialect:
 
     def __init__(self, spec: OpenAISpec) -> None:
         self._model = spec.model
+        self._own = set(thaw_options(spec.request_options))
         self._options = _OUR_OPTIONS | thaw_options(spec.request_options)
         self._token_limits = _TOKEN_LIMITS[spec.api]
         self._format = 0
         self._refused: set[str] = set()
+        self._log_probs = spec.log_probs
         self.notices: list[str] = []
 
     def body(self, request: ChatRequest) -> dict[str, Any]:
@@ -58,7 +62,21 @@ class Dialect:
         limit_name = next((name for name in self._token_limits if name not in self._refused), None)
         if request.max_output_tokens is not None and limit_name:
             body[limit_name] = request.max_output_tokens
+        if self._log_probs and request.choices and not request.choices.multiple:
+            body |= {name: value for name, value in _LOG_PROBS.items() if name not in self._refused}
         return body | {name: value for name, value in self._options.items() if name not in self._refused}
+
+    def embedding_body(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Return the JSON body that asks for the vectors of `texts`."""
+        options = {
+            name: value for name, value in self._options.items() if name not in _OUR_OPTIONS or name in self._own
+        }
+        body: dict[str, Any] = {"model": self._model, "input": list(texts), "encoding_format": "base64", **options}
+        return {name: value for name, value in body.items() if name not in self._refused}
+
+    def refused_log_probs(self) -> bool:
+        """Return whether the server was asked for probabilities and does not know the parameter."""
+        return not self._refused.isdisjoint(_LOG_PROBS)
 
     def learn(self, body: dict[str, Any], param: str | None, message: str) -> bool:
         """Return whether asking again makes sense, now that the server refused `body` with a 400."""
@@ -71,6 +89,8 @@ class Dialect:
             return False
         if name not in self._refused:
             self._refused.add(name)
+            if name in _LOG_PROBS:
+                return True  # the row's own error says so
             self.notices.append(f"{self._model} does not accept {name!r}: asking on without it.")
         return True
 

@@ -8,17 +8,18 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Generic, TypeVar
 
-from skllm_ray.tasks.base import ChatRequest, Reply, RowError
-
-DEFAULT_CONCURRENCY = 32
-"""Requests in flight where no limit was declared."""
+from skllm_ray.config import RateLimit
+from skllm_ray.llm.gate import DroppedError, Gate, PausedTooLongError, Permit
+from skllm_ray.tasks.base import Embedding, Reply, RowError
 
 _LONGEST_PAUSE_S = 30.0
+_CONNECT_S = 10.0
+_MOST_ROWS = 1024  # rows of one call that wait or are in flight together
 
-Ask: TypeAlias = Callable[[ChatRequest], Awaitable[Reply]]
-"""Asks once and returns a reply, whatever happens."""
+Q = TypeVar("Q")
+R = TypeVar("R", Reply, Embedding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,23 @@ class Patience:
     timeout_s: float = 120.0
     """The longest silence of the server within one try."""
     deadline_s: float = 600.0
-    """The longest time for a row, with all its tries and pauses."""
+    """The longest time for a row, with all its tries and pauses, from when the limit first lets it through."""
     max_tries: int = 5
     """How often a row is asked, as long as trying again may help."""
     backoff_s: float = 0.5
     """Upper bound of the first random pause between tries; it doubles with every try. What the server says wins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[Q, R]):
+    """How to ask one kind of question."""
+
+    ask: Callable[[Q, Permit], Awaitable[R | None]]
+    """Asks once and returns an answer, whatever happens; None where it should be asked again in another way."""
+    cost: Callable[[Q], int]
+    """Estimates the tokens of a question and its answer."""
+    empty: Callable[[], R]
+    """Makes an answer of the right type."""
 
 
 class Dispatcher:
@@ -42,26 +55,27 @@ class Dispatcher:
     ----------
     patience : Patience
         How long and how often to try.
-    max_concurrency : int
-        Requests in flight, over all threads that call :meth:`run`.
+    bucket : str
+        What shares the quota.
+    limit : RateLimit or None
+        The declared quota.
     """
 
-    def __init__(self, patience: Patience, max_concurrency: int) -> None:
+    def __init__(self, patience: Patience, bucket: str, limit: RateLimit | None) -> None:
         self._patience = patience
-        self._max_concurrency = max_concurrency
-        self._slots = asyncio.Semaphore(max_concurrency)
         self._closed = False
         self._closing = threading.Lock()
         self._loop = asyncio.new_event_loop()
+        self._gate = Gate(bucket, limit, patience.timeout_s + _CONNECT_S, patience.deadline_s)
         self._thread = threading.Thread(target=self._loop.run_forever, name="skllm-ray-requests", daemon=True)
         self._thread.start()
 
-    def run(self, requests: Sequence[ChatRequest], ask: Ask) -> list[Reply]:
-        """Return one reply per request, in order. After a fatal reply, what was not asked yet is cancelled."""
+    def run(self, questions: Sequence[Q], job: Job[Q, R]) -> list[R]:
+        """Return one answer per question, in order. After a fatal one, what was not asked yet is cancelled."""
         with self._closing:
             if self._closed:
                 raise RuntimeError("This backend was closed.")
-            future = asyncio.run_coroutine_threadsafe(self._run(requests, ask), self._loop)
+            future = asyncio.run_coroutine_threadsafe(self._run(questions, job), self._loop)
         try:
             return future.result()
         except CancelledError:
@@ -80,46 +94,68 @@ class Dispatcher:
         self._thread.join()
         self._loop.close()
 
-    async def _run(self, requests: Sequence[ChatRequest], ask: Ask) -> list[Reply]:
-        replies = [Reply()] * len(requests)
-        rows = iter(enumerate(requests))
+    async def _run(self, questions: Sequence[Q], job: Job[Q, R]) -> list[R]:
+        answers = [job.empty()] * len(questions)
+        rows = iter(enumerate(questions))
         stop: asyncio.Future[RowError] = self._loop.create_future()
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._max_concurrency, len(requests))):
-                group.create_task(self._work(rows, replies, ask, stop))
-        return replies
+            for _ in range(min(_MOST_ROWS, len(questions))):
+                group.create_task(self._work(rows, answers, job, stop))
+        return answers
 
     async def _work(
-        self, rows: Iterator[tuple[int, ChatRequest]], replies: list[Reply], ask: Ask, stop: asyncio.Future[RowError]
+        self, rows: Iterator[tuple[int, Q]], answers: list[R], job: Job[Q, R], stop: asyncio.Future[RowError]
     ) -> None:
-        for row, request in rows:
-            async with self._slots:
-                replies[row] = _cancelled(stop.result()) if stop.done() else await self._persist(request, ask, stop)
-            error = replies[row].error
+        for row, question in rows:
+            answer = await self._persist(question, job, stop)
+            error = answer.error
             if error is not None and error.fatal and not stop.done():
                 stop.set_result(error)
+                self._gate.drop(stop)
+            answers[row] = answer
 
-    async def _persist(self, request: ChatRequest, ask: Ask, stop: asyncio.Future[RowError]) -> Reply:
+    async def _persist(self, question: Q, job: Job[Q, R], stop: asyncio.Future[RowError]) -> R:
         """Ask until there is an answer, or asking again cannot help, or time, tries or the job are over."""
-        deadline = self._loop.time() + self._patience.deadline_s
-        reply = Reply(attempts=0)
-        for tries in range(1, self._patience.max_tries + 1):
-            attempts = reply.attempts
+        answer, attempts, tries, deadline = job.empty(), 0, 0, None
+        while True:
+            refused = None
+            try:
+                if stop.done():
+                    raise DroppedError
+                permit = await self._gate.acquire(job.cost(question), stop)
+                if stop.done():
+                    self._gate.cancel(permit)
+                    raise DroppedError
+            except PausedTooLongError as error:
+                refused = _paused(error)
+            except DroppedError:
+                refused = _cancelled(stop.result())
+            if refused is not None:
+                return answer if answer.error is not None else replace(answer, error=refused, attempts=attempts)
+            deadline = deadline or self._loop.time() + self._patience.deadline_s
+            attempts += 1
+            found = None
             try:
                 async with asyncio.timeout_at(deadline):
-                    reply = await ask(request)
+                    found = await job.ask(question, permit)
             except TimeoutError:
-                return _late(self._patience.deadline_s, attempts + 1)
-            reply = replace(reply, text=_whole(reply.text), attempts=attempts + reply.attempts)
-            if reply.error is None or not reply.error.retryable or tries == self._patience.max_tries:
-                break
-            pause_s = self._pause_s(tries, reply.error.retry_after_s)
+                late = _late(self._patience.deadline_s)
+                return replace(job.empty(), error=late, attempts=attempts)
+            finally:
+                self._gate.release(permit, _used(found))
+            if found is None:
+                continue
+            tries += 1
+            answer = replace(found, attempts=attempts)
+            error_ = answer.error
+            if error_ is None or not error_.retryable or tries == self._patience.max_tries:
+                return answer
+            pause_s = self._pause_s(tries, error_.retry_after_s)
             if self._loop.time() + pause_s >= deadline:
-                break
+                return answer
             await asyncio.wait([stop], timeout=pause_s)
             if stop.done():
-                break
-        return reply
+                return answer
 
     def _pause_s(self, tries: int, retry_after_s: float | None) -> float:
         if retry_after_s is not None:
@@ -131,20 +167,32 @@ class Dispatcher:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await self._gate.close()
         await free()
         await self._loop.shutdown_default_executor()
 
 
-def _whole(text: str | None) -> str | None:
+def whole(text: str | None) -> str | None:
     """Replace halves of surrogate pairs, which a cut answer may end in and no Arrow string can hold."""
-    return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _late(deadline_s: float, attempts: int) -> Reply:
-    message = f"No answer within the row's {deadline_s:g} s."
-    return Reply(error=RowError("timeout", message, retryable=True), attempts=attempts)
+def _used(answer: Reply | Embedding | None) -> int | None:
+    if answer is None or answer.error is not None:
+        return None
+    return answer.usage.prompt_tokens + answer.usage.completion_tokens or None
 
 
-def _cancelled(cause: RowError) -> Reply:
-    message = f"Not asked: another row ended the job ({cause.kind}: {cause.message})"
-    return Reply(error=RowError("cancelled", message), attempts=0)
+def _late(deadline_s: float) -> RowError:
+    return RowError("timeout", f"No answer within the row's {deadline_s:g} s.", retryable=True)
+
+
+def _paused(error: PausedTooLongError) -> RowError:
+    message = f"Not asked: the server wants no requests for {error.paused_s:.0f} s."
+    return RowError("rate_limit", message, retryable=True, retry_after_s=error.paused_s)
+
+
+def _cancelled(cause: RowError) -> RowError:
+    return RowError("cancelled", f"Not asked: another row ended the job ({cause.kind}: {cause.message})")

@@ -57,7 +57,8 @@ def classify(error: Exception, redact: Redact) -> RowError:
     """Return what `error`, raised by the OpenAI SDK, means for its row."""
     import openai
 
-    if isinstance(error, openai.APITimeoutError):  # a subclass of APIConnectionError
+    # A timeout is a subclass of APIConnectionError; and the aiohttp transport calls every lost connection a timeout.
+    if isinstance(error, openai.APITimeoutError) and _is_timeout(_root(error)):
         return row_error("timeout", "The server did not answer in time.")
     if isinstance(error, openai.APIConnectionError):
         return row_error("connection", redact(f"The connection failed: {_root_cause(error)}"))
@@ -156,9 +157,19 @@ def _said(error: openai.APIStatusError) -> str:
     return error.body if is_json and isinstance(error.body, str) else ""
 
 
-def _root_cause(error: BaseException) -> str:
+def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _is_timeout(cause: BaseException) -> bool:
+    names = {base.__name__ for base in type(cause).__mro__}
+    return any("Timeout" in name for name in names)
+
+
+def _root_cause(error: BaseException) -> str:
+    error = _root(error)
     return f"{type(error).__name__} {error}".strip()
 
 

@@ -59,7 +59,7 @@ def refuse_options(options: RequestOptions, reserved: Collection[str]) -> None:
 
 def spec_key(family: str, spec: DataclassInstance) -> str:
     """Return a hash of every field of `spec`, which holds no secrets, only the fingerprints of some."""
-    fields = json.dumps(asdict(spec), sort_keys=True)
+    fields = json.dumps(asdict(spec), sort_keys=True, default=str)
     return f"{family}-{hashlib.sha256(fields.encode()).hexdigest()[:32]}"
 
 

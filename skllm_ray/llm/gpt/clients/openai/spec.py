@@ -6,18 +6,37 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from skllm_ray.config import RateLimit, SecretRef, resolve_secret
+from skllm_ray.config import Price, RateLimit, SecretRef, resolve_secret
 from skllm_ray.errors import ConfigurationError, MissingKeyError
 from skllm_ray.llm.base import Placement, SecretResolver
-from skllm_ray.llm.gpt.clients.openai.dispatch import DEFAULT_CONCURRENCY, Patience
-from skllm_ray.llm.gpt.clients.openai.options import RequestOptions, freeze_options, refuse_options, spec_key
+from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
+from skllm_ray.llm.gpt.clients.openai.options import (
+    RequestOptions,
+    freeze_options,
+    refuse_options,
+    spec_key,
+    thaw_options,
+)
+from skllm_ray.llm.models import without_log_probs
 
 if TYPE_CHECKING:
     from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
 
 _NO_KEY = "no-key-needed"
 _SETTINGS = {"azure": "azure_api_base", "custom_url": "gpt_url"}
-_RESERVED = {"model", "messages", "stream", "n", "extra_body", "extra_headers", "extra_query", "timeout"}
+_RESERVED = {
+    "model",
+    "messages",
+    "input",
+    "logprobs",
+    "top_logprobs",
+    "stream",
+    "n",
+    "extra_body",
+    "extra_headers",
+    "extra_query",
+    "timeout",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +67,21 @@ class OpenAISpec:
     patience: Patience = field(default_factory=Patience)
     """How long a row may take, and how often it is tried."""
     limit: RateLimit | None = None
-    """The declared quota; of it, a backend itself keeps ``max_concurrency``."""
+    """The declared quota."""
+    log_probs: bool = False
+    """Whether to ask for the probabilities of the labels."""
+    price: Price | None = None
+    """The user's own price; None takes the table's."""
+    reply_cache: str | None = None
+    """Where replies are kept; None keeps none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "request_options", freeze_options(self.request_options))
 
     @property
     def gives_probabilities(self) -> bool:
-        """Not in this release."""
-        return False
+        """Whether the model may give them; what the server does is seen when it is asked."""
+        return not without_log_probs(self.model)
 
     @property
     def placement(self) -> Placement:
@@ -64,9 +89,16 @@ class OpenAISpec:
         return Placement()
 
     @property
-    def max_concurrency(self) -> int:
-        """Requests in flight at once."""
-        return (self.limit and self.limit.max_concurrency) or DEFAULT_CONCURRENCY
+    def costs_list_price(self) -> bool:
+        """Whether the provider's list price holds: not for servers of one's own, nor for other service tiers."""
+        tier = thaw_options(self.request_options).get("service_tier", "default")
+        return self.api != "custom_url" and tier in {"auto", "default"}
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What an answer depends on besides the question: endpoint, model and parameters."""
+        options = [f"{name}={value}" for name, value in freeze_options(self.request_options)]
+        return (self.api, self.base_url or "", self.api_version or "", self.model, str(self.log_probs), *options)
 
     @property
     def key(self) -> str:

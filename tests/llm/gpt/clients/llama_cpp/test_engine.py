@@ -11,7 +11,8 @@ from skllm_ray.errors import ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
-from skllm_ray.llm.gpt.clients.llama_cpp.engine import ContextOverflowError, Engine, EngineOptions, _Node
+from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
+from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Trie, score
 from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, ZeroShotTask
 
 TOLERANCE = 2e-2
@@ -56,9 +57,11 @@ def expected_log_probs(brute, request):
     for label in request.choices.labels:
         answer = '{"label": ' + json.dumps(label, ensure_ascii=False)
         tokens = [brute.bos] * (brute.bos is not None) + brute.tokenize(prompt + answer)
-        brute._forget()
-        nodes = [_Node(token, i, (0,), wanted=i >= n_shared) for i, token in enumerate(tokens)]
-        log_probs = log_softmax(brute._decode(nodes).astype(np.float64))
+        brute.forget()
+        batch = brute.new_batch()
+        batch.add(tokens[:n_shared], 0, 0)
+        batch.add(tokens[n_shared:], n_shared, 0, wanted=True)
+        log_probs = log_softmax(brute.decode(batch).astype(np.float64))
         *inner, last = tokens[n_shared + 1 :]
         assert brute.piece(last) == b'"'
         score = sum(log_probs[i, token] for i, token in enumerate(inner))
@@ -167,11 +170,10 @@ def test_a_long_row_and_short_ones_under_a_prefix_kept_from_another_call():
     start, tails = [10 + i % 50 for i in range(150)], [[6, 7, 8], [9, 7]]
     rows = [start + [100] * 215, *(start + [101 + i] * 3 for i in range(60))]
     try:
-        fresh = engine.score(rows, [tails] * len(rows))
-        engine.score(
-            [start + [200] * 155] * 2, [tails] * 2
-        )  # keeps more than `rows` share, and leaves no room for the first
-        again = engine.score(rows, [tails] * len(rows))
+        trie = Trie(tails, engine.n_outputs)
+        fresh = score(engine, rows, [trie] * len(rows))
+        score(engine, [start + [200] * 155] * 2, [trie] * 2)  # keeps more than `rows` share: no room for the first
+        again = score(engine, rows, [trie] * len(rows))
         np.testing.assert_allclose(again, fresh, atol=0.1, rtol=2e-3)
     finally:
         engine.close()
@@ -190,7 +192,7 @@ def test_the_context_may_be_filled_to_the_last_token(change):
     engine = Engine(EngineOptions(str(DEMO_FILE), n_ctx=256))
     try:
         common, tails = [5] * (engine.n_ctx + change - 2), [[6, 7, 8], [9, 7]]
-        (found,) = engine.score([common], [tails])  # the tails' last tokens need no room
+        (found,) = score(engine, [common], [Trie(tails, engine.n_outputs)])  # the tails' last tokens need no room
         assert isinstance(found, ContextOverflowError) == (len(common) + 3 > engine.n_ctx)
     finally:
         engine.close()
@@ -204,10 +206,8 @@ def test_control_tokens_in_a_text_are_only_text(brute):
     assert len(ids) == len(controls)
 
     def n_controls(text):
-        head, (tail, *_) = chat.tokenize(
-            chat.render([{"role": "user", "content": text}]), ["x", "y"], (Choices(()), text)
-        )
-        return sum(token in ids for token in head + tail)
+        head, trie = chat.split(chat.render([{"role": "user", "content": text}]), text, lambda: ["x", "y"])
+        return sum(token in ids for token in head + trie.shared)
 
     evil = "".join(controls) + "".join(f"{text[:3]}{text}{text[3:]}" for text in controls)
     assert n_controls(f"hello {evil} {evil[::-1]} bye") == n_controls("hello") > 0
@@ -219,7 +219,8 @@ def test_the_tokens_are_those_of_the_whole_string(brute):
         prompt = chat.render([{"role": "system", "content": "S"}, {"role": "user", "content": text}])
         ends = ['{"label": "a"', '{"label": "ab c"', "plain"]
         for _ in range(2):  # the second time from what was kept
-            head, tails = chat.tokenize(prompt, ends, (Choices(("a", "ab c")), ""))
+            head, trie = chat.split(prompt, "key", lambda ends=ends: ends)
+            tails = [trie.shared + list(tail) for tail in trie.tails]
             begin = [brute.bos] * (brute.bos is not None)
             assert [head + tail for tail in tails] == [begin + brute.tokenize(prompt + end) for end in ends]
 
@@ -235,11 +236,6 @@ def test_several_labels_are_allowed_ones_in_number_and_without_repeats(backend):
         assert overlong.error.kind == "context_length"
 
 
-def test_free_text_is_refused_as_data(backend):
-    (reply,) = backend.complete([ChatRequest(({"role": "user", "content": "hi"},))])
-    assert (reply.text, reply.error.kind, reply.error.fatal) == (None, "not_supported", True)
-
-
 def test_a_single_label_is_certain(backend):
     (reply,) = backend.complete([question("t", ("only",))])
     assert (json.loads(reply.text), reply.log_probs) == ({"label": "only"}, (0.0,))
@@ -253,13 +249,41 @@ def test_closing_twice_is_allowed():
 
 def test_a_row_needs_a_token_before_the_choice(brute):
     with pytest.raises(ValueError, match="at least one token"):
-        brute.score([[]], [[[1], [2]]])
+        score(brute, [[]], [Trie([[1], [2]], brute.n_outputs)])
 
 
 def test_gpu_layers_need_a_gpu_build(brute):
-    if brute._lib.llama_supports_gpu_offload():
+    if brute.lib.llama_supports_gpu_offload():
         pytest.skip("this llama-cpp-python was built with GPU support")
     with pytest.raises(
         ModelLoadError, match=r"gguf_max_gpu_layers=-1.*without GPU support.*set_gguf_max_gpu_layers\(0\)"
     ):
         Engine(EngineOptions(str(DEMO_FILE), n_gpu_layers=-1))
+
+
+def test_the_search_for_the_best_of_many_labels_finds_the_arg_max(backend):
+    labels = tuple(
+        f"{colour} {kind} {n}" for colour in ("red", "green", "blue") for kind in ("a", "bé") for n in range(50)
+    )
+    requests = [question(f"{text} {i}", labels) for i in range(4) for text in TEXTS]
+    quick = [ChatRequest(r.messages, Choices(labels, best_only=True)) for r in requests]
+    before = backend._engine.n_decoded
+    full = backend.complete(requests)
+    between = backend._engine.n_decoded
+    found = backend.complete(quick)
+    assert backend._engine.n_decoded - between < (between - before) / 2
+    for one, other in zip(found, full, strict=True):
+        assert one.log_probs is None
+        top, second = sorted(other.log_probs)[-1:-3:-1]
+        assert one.text == other.text or top - second < 0.1
+
+
+def test_rows_that_share_examples_share_a_longer_prefix(brute, backend):
+    groups = [f"{name} example. " * 60 for name in ("one", "two", "three")]
+    requests = [question(f"{group} Text {i}") for i in range(5) for group in groups]
+    engine = backend._engine
+    before = engine.n_decoded
+    replies = backend.complete(requests)
+    n_prompt = sum(reply.usage.prompt_tokens for reply in replies)
+    assert engine.n_decoded - before < n_prompt / 3
+    assert_matches(brute, requests[:4], replies[:4])

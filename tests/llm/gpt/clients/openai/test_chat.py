@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from skllm_ray.config import RateLimit, SecretRef
-from skllm_ray.errors import ConfigurationError, MissingKeyError, NotSupportedError, SkllmRayWarning
+from skllm_ray.errors import ConfigurationError, MissingKeyError, SkllmRayWarning
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
 from skllm_ray.llm.gpt.clients.openai.errors import retry_after_s
@@ -435,7 +435,7 @@ def test_a_closed_backend_stays_closed():
         backend.close()
     with pytest.raises(RuntimeError, match="closed"):
         backend.complete([ask("x")])
-    with pytest.raises(NotSupportedError, match="embed"):
+    with pytest.raises(RuntimeError, match="closed"):
         backend.embed(["x"])
 
 

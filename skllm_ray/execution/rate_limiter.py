@@ -1,0 +1,102 @@
+"""The limit that all jobs of a cluster share: one detached actor around :class:`skllm_ray.llm.quota.Quotas`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from skllm_ray.execution.session import NAMESPACE, job_key
+from skllm_ray.llm.gate import current_limiter, install_limiter
+from skllm_ray.llm.quota import BucketInfo, Grant, Quotas, Report
+
+__all__ = ["BucketInfo", "ClusterLimiter", "show_limits", "use_cluster_limiter"]
+
+_NAME = "rate-limiter"
+_ANSWER_S = 5.0
+_LONGEST_RETRY_S = 1.0
+_logger = logging.getLogger(__name__)
+_installing = threading.Lock()
+
+
+class _LimiterActor:
+    """Knows nothing after a restart: its buckets start empty, and its holders tell it what they used."""
+
+    def __init__(self) -> None:
+        self._quotas = Quotas()
+
+    def exchange(self, report: Report) -> Grant:
+        return self._quotas.exchange(report)
+
+    def show(self) -> list[BucketInfo]:
+        return self._quotas.show()
+
+
+class ClusterLimiter:
+    """Asks the cluster's limiter, and finds it again, or starts it anew, when it or its node is lost."""
+
+    def __init__(self) -> None:
+        self.job = job_key()
+        self._actor: Any = _find()
+
+    async def exchange(self, report: Report) -> Grant:
+        """Return what a holder may do; waits while there is no limiter, since nothing may be sent without one."""
+        pause_s = 0.05
+        while True:
+            try:
+                return await self._ask(report)
+            except (RayError, TimeoutError) as error:
+                _logger.debug("the rate limiter gave no answer (%s); asking again", type(error).__name__)
+            await asyncio.sleep(pause_s)
+            pause_s = min(_LONGEST_RETRY_S, pause_s * 2)
+            try:
+                self._actor = await asyncio.to_thread(_find)
+            except (RayError, ValueError) as error:
+                _logger.debug("no rate limiter yet (%s)", type(error).__name__)
+
+    async def _ask(self, report: Report) -> Grant:
+        answer: Grant = await asyncio.wait_for(self._actor.exchange.remote(report), _ANSWER_S)
+        return answer
+
+
+def use_cluster_limiter() -> None:
+    """Let this process's requests share the limit of the cluster that it is connected to."""
+    with _installing:
+        limiter = current_limiter()
+        if not isinstance(limiter, ClusterLimiter) or limiter.job != job_key():
+            install_limiter(ClusterLimiter())
+
+
+def show_limits() -> list[BucketInfo]:
+    """Return every bucket of the cluster that this process is connected to; empty where nothing was asked yet."""
+    try:
+        actor: Any = ray.get_actor(_NAME, namespace=NAMESPACE)
+    except ValueError:
+        return []
+    return list(ray.get(actor.show.remote(), timeout=_ANSWER_S))
+
+
+def _find() -> Any:
+    """Return the limiter's actor, started now if there is none. It takes no CPU, and prefers the head node."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    head = next((node["NodeID"] for node in ray.nodes() if node["Alive"] and _is_head(node)), None)
+    strategy = NodeAffinitySchedulingStrategy(head, soft=True) if head else "DEFAULT"
+    options: dict[str, Any] = {
+        "name": _NAME,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "scheduling_strategy": strategy,
+    }
+    return ray.remote(_LimiterActor).options(**options).remote()
+
+
+def _is_head(node: dict[str, Any]) -> bool:
+    return any(name == "node:__internal_head__" for name in node.get("Resources", {}))

@@ -1,0 +1,376 @@
+"""Where a process's requests wait until the shared limit lets them through. One for each open backend. No SDK here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import uuid
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from skllm_ray.config import RateLimit
+from skllm_ray.llm.base import Limiter
+from skllm_ray.llm.quota import (
+    HEARTBEAT_S,
+    LARGEST_LEASE,
+    LATE_S,
+    PERMIT_S,
+    SHARE_S,
+    WINDOW_S,
+    Grant,
+    LocalLimiter,
+    Refusal,
+    Report,
+    Settled,
+)
+
+_FAREWELL_S = 2.0
+
+_state: dict[str, object] = {}
+_installing = threading.Lock()
+
+
+def install_limiter(limiter: Limiter | None) -> None:
+    """Make all gates of this process ask `limiter`; None is the process's own."""
+    with _installing:
+        _state["limiter"] = limiter or _own_limiter()
+
+
+def current_limiter() -> Limiter:
+    """Return the limiter that this process's gates ask."""
+    with _installing:
+        limiter = _state.get("limiter")
+        if limiter is None or _state.get("pid") not in {None, os.getpid()}:
+            limiter = _state["limiter"] = _own_limiter()
+    return limiter  # type: ignore[return-value]
+
+
+def _own_limiter() -> LocalLimiter:
+    if _state.get("pid") != os.getpid():
+        _state["own"], _state["pid"] = LocalLimiter(), os.getpid()
+    own = _state["own"]
+    assert isinstance(own, LocalLimiter)  # noqa: S101  for the type checker
+    return own
+
+
+class PausedTooLongError(Exception):
+    """The server asked for a pause that is longer than a row may take."""
+
+    def __init__(self, paused_s: float) -> None:
+        super().__init__(paused_s)
+        self.paused_s = paused_s
+
+
+class DroppedError(Exception):
+    """Whoever waited does not want to be let through any more."""
+
+
+@dataclass(slots=True)
+class Permit:
+    """The right to send one request, and what came of it."""
+
+    lease: int
+    tokens: int
+    """What is set aside for the request."""
+    sent_at: float = 0.0
+    left: tuple[int | None, int | None] = (None, None)
+    """Requests and tokens that the server's headers say are left."""
+    refusal_s: float | None = None
+    """With a 429, how long the server asked to wait; -1 where it did not say."""
+
+
+@dataclass(slots=True)
+class _Waiter:
+    ready: asyncio.Future[Permit]
+    tokens: int
+    owner: object
+
+
+@dataclass(slots=True)
+class _Unused:
+    permit: Permit
+    ends: float
+
+
+@dataclass(slots=True)
+class _News:
+    """What happened since the last report."""
+
+    settled: list[tuple[float, Settled]] = field(default_factory=list)
+    refusals: list[tuple[float, float | None]] = field(default_factory=list)
+    left: tuple[int | None, int | None] = (None, None)
+    done: int = 0
+    seconds: float = 0.0
+
+
+class Gate:
+    """Lets requests through as the limiter grants. All of it runs on one event loop.
+
+    Parameters
+    ----------
+    bucket : str
+        What shares the quota; it holds no secret.
+    limit : RateLimit or None
+        What this process declares.
+    hold_s : float
+        The longest that one try may take, in seconds.
+    longest_pause_s : float
+        A longer pause than this fails whoever waits.
+    """
+
+    def __init__(self, bucket: str, limit: RateLimit | None, hold_s: float, longest_pause_s: float) -> None:
+        self._bucket = bucket
+        self._limit = limit
+        self._metered = bool(limit and (limit.requests_per_minute or limit.tokens_per_minute))
+        self._hold_s = hold_s
+        self._longest_pause_s = longest_pause_s
+        self._holder = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self._waiters: deque[_Waiter] = deque()
+        self._permits: deque[_Unused] = deque()
+        self._out: dict[int, Permit] = {}
+        self._past: deque[tuple[float, Settled]] = deque()
+        self._news = _News()
+        self._number = 0
+        self._epoch = ""
+        self._concurrency = 0
+        self._renewed_at = float("-inf")
+        self._paused_until = 0.0
+        self._not_before = 0.0
+        self._wake = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+
+    async def acquire(self, tokens: int, owner: object = None) -> Permit:
+        """Wait until a request of `tokens` may be sent.
+
+        Raises
+        ------
+        DroppedError
+            If the waiters of `owner` were dropped.
+        PausedTooLongError
+            If the bucket is paused for longer than a row may take.
+        """
+        if self._limit is not None and self._limit.tokens_per_minute is not None:
+            tokens = min(tokens, self._limit.tokens_per_minute)
+        waiter = _Waiter(asyncio.get_running_loop().create_future(), tokens, owner)
+        self._waiters.append(waiter)
+        self._serve()
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._run())
+        try:
+            return await waiter.ready
+        except asyncio.CancelledError:
+            if waiter.ready.done() and not waiter.ready.cancelled() and waiter.ready.exception() is None:
+                self._return(waiter.ready.result())
+            raise
+
+    def release(self, permit: Permit, used: int | None) -> None:
+        """Tell what became of a request; `used` tokens, None where nobody knows."""
+        now = self._now()
+        self._out.pop(id(permit), None)
+        date = min(now, permit.sent_at + LATE_S)
+        tokens = permit.tokens if used is None else used
+        self._news.settled.append((date, Settled(permit.lease, 1, permit.tokens, tokens, 0.0, 1)))
+        self._news.done += 1
+        self._news.seconds += now - permit.sent_at
+        if permit.left != (None, None):
+            self._news.left = permit.left
+        if permit.refusal_s is not None:
+            asked = None if permit.refusal_s < 0 else permit.refusal_s
+            self._news.refusals.append((permit.sent_at, asked))
+            self._paused_until = max(self._paused_until, now + (asked or 0.05))
+            self._wake.set()
+        self._serve()
+
+    def drop(self, owner: object) -> None:
+        """End the waiting of all that wait for `owner`."""
+        for waiter in self._waiters:
+            if waiter.owner is owner and not waiter.ready.done():
+                waiter.ready.set_exception(DroppedError)
+        self._wake.set()
+
+    def cancel(self, permit: Permit) -> None:
+        """Give a permit back unused."""
+        self._return(permit)
+
+    async def close(self) -> None:
+        """Tell the limiter that nothing is in flight any more; the loop's other tasks are over."""
+        for unused in self._permits:
+            self._news.settled.append((self._now(), Settled(unused.permit.lease, 0, unused.permit.tokens, 0, 0.0, 1)))
+        self._permits.clear()
+        self._waiters.clear()
+        self._out.clear()
+        if self._number:
+            with suppress(Exception):
+                async with asyncio.timeout(_FAREWELL_S):
+                    await current_limiter().exchange(self._report(self._now())[0])
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _return(self, permit: Permit) -> None:
+        """Give a permit back unused."""
+        self._out.pop(id(permit), None)
+        if permit.lease:
+            self._news.settled.append((self._now(), Settled(permit.lease, 0, permit.tokens, 0, 0.0, 1)))
+        self._serve()
+
+    def _serve(self) -> None:
+        """Let through whoever may go now."""
+        now = self._now()
+        while self._waiters and self._waiters[0].ready.done():  # cancelled
+            self._waiters.popleft()
+        while self._waiters and now >= self._paused_until and len(self._out) < self._usable(now):
+            waiter = self._waiters[0]
+            permit = self._next_permit(waiter.tokens, now)
+            if permit is None:
+                break
+            self._waiters.popleft()
+            if waiter.ready.done():
+                if permit.lease:
+                    self._permits.appendleft(_Unused(permit, now + PERMIT_S))
+                continue
+            permit.sent_at = now
+            self._out[id(permit)] = permit
+            waiter.ready.set_result(permit)
+        if self._waiters and ((self._metered and not self._permits) or self._usable(now) == 0):
+            self._wake.set()
+
+    def _usable(self, now: float) -> int:
+        return self._concurrency if now < self._renewed_at + SHARE_S else 0
+
+    def _next_permit(self, tokens: int, now: float) -> Permit | None:
+        if not self._metered:
+            return Permit(0, tokens)
+        while self._permits:
+            unused = self._permits.popleft()
+            if now < unused.ends and unused.permit.tokens >= tokens:
+                return unused.permit
+            self._news.settled.append((now, Settled(unused.permit.lease, 0, unused.permit.tokens, 0, 0.0, 1)))
+        return None
+
+    async def _run(self) -> None:
+        """Exchange reports for grants while anything waits, is in flight, or is untold."""
+        while self._waiters or self._out or self._permits or self._news.settled or self._news.done:
+            asked_at = self._now()
+            report, wanted = self._report(asked_at)
+            grant = await current_limiter().exchange(report)
+            if grant.epoch != self._epoch and self._epoch and not report.past:
+                await self._tell_the_past(grant, report)
+                continue
+            self._apply(grant, wanted, asked_at)
+            self._serve()
+            await self._rest()
+
+    async def _tell_the_past(self, grant: Grant, report: Report) -> None:
+        """Speak to a limiter that is new: it knows nothing of what this process used and holds."""
+        now = self._now()
+        held = [Settled(0, 1, permit.tokens, permit.tokens, 0.0, 1) for permit in self._out.values() if permit.lease]
+        past = [replace(item, age_s=now - date, lease=0) for date, item in self._past]
+        self._epoch = grant.epoch
+        past = past or [Settled(0, 0, 0, 0, 0.0, 0)]
+        self._number += 1
+        told = replace(report, number=self._number, epoch=grant.epoch, past=(*past, *held), settled=(), wanted=())
+        self._apply(await current_limiter().exchange(told), [], now)
+
+    def _report(self, now: float) -> tuple[Report, list[int]]:
+        while self._permits and now >= self._permits[0].ends:
+            permit = self._permits.popleft().permit
+            self._news.settled.append((now, Settled(permit.lease, 0, permit.tokens, 0, 0.0, 1)))
+        news, self._news = self._news, _News()
+        settled = _grouped(news.settled, now)
+        if self._metered:
+            self._past.extend((now - item.age_s, item) for item in settled if item.requests)
+        while self._past and self._past[0][0] < now - WINDOW_S:
+            self._past.popleft()
+        free = self._usable(now) - len(self._out) - len(self._permits)
+        count = max(0, min(free, len(self._waiters) - len(self._permits), LARGEST_LEASE))
+        if not self._metered or now < max(self._not_before, self._paused_until):
+            count = 0
+        skip = len(self._permits)
+        wanted = [self._waiters[index].tokens for index in range(skip, skip + count)]
+        self._number += 1
+        report = Report(
+            bucket=self._bucket,
+            holder=self._holder,
+            number=self._number,
+            limit=self._limit,
+            waiting=len(self._waiters),
+            in_flight=len(self._out),
+            wanted=tuple(wanted),
+            hold_s=self._hold_s,
+            settled=settled,
+            refusals=tuple(Refusal(now - sent, asked) for sent, asked in news.refusals),
+            done=news.done,
+            latency_s=news.seconds / news.done if news.done else None,
+            external=news.left,
+            epoch=self._epoch,
+        )
+        return report, wanted
+
+    def _apply(self, grant: Grant, wanted: list[int], asked_at: float) -> None:
+        now = self._now()
+        self._epoch = grant.epoch
+        self._concurrency, self._renewed_at = grant.concurrency, asked_at
+        if grant.paused_s > 0:
+            self._paused_until = max(self._paused_until, now + grant.paused_s)
+        if self._paused_until - now > self._longest_pause_s:
+            self._fail_waiters(self._paused_until - now)
+        self._not_before = now + grant.wait_s if wanted else now
+        for tokens in wanted[: grant.permits]:
+            self._permits.append(_Unused(Permit(grant.lease, tokens), asked_at + PERMIT_S))
+
+    def _fail_waiters(self, paused_s: float) -> None:
+        for waiter in self._waiters:
+            if not waiter.ready.done():
+                waiter.ready.set_exception(PausedTooLongError(paused_s))
+        self._waiters.clear()
+
+    async def _rest(self) -> None:
+        """Sleep until there is something to tell or to ask."""
+        now = self._now()
+        self._wake.clear()
+        delay = HEARTBEAT_S
+        if self._waiters:
+            ahead = self._paused_until - now
+            if ahead > 0:
+                delay = min(delay, ahead)
+            elif self._usable(now) == 0:
+                delay = 0.1
+            elif self._metered and not self._permits and len(self._out) < self._usable(now):
+                delay = self._not_before - now
+        elif not self._out and not self._permits:
+            delay = 0.02  # the last report; who comes at once is served before it
+        if delay > 0:
+            try:
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            else:  # never more often than the limiter asked for
+                await asyncio.sleep(min(max(0.002, self._not_before - self._now()), HEARTBEAT_S))
+        self._serve()
+
+
+def _grouped(items: list[tuple[float, Settled]], now: float) -> tuple[Settled, ...]:
+    """Sum up what belongs to the same lease and the same kind, dated as the latest of them."""
+    sums: dict[tuple[int, bool], Settled] = {}
+    for date, item in items:
+        key = (item.lease, item.requests > 0)
+        other = sums.get(key)
+        age = max(0.0, now - date)
+        if other is None:
+            sums[key] = replace(item, age_s=age)
+        else:
+            sums[key] = Settled(
+                item.lease,
+                other.requests + item.requests,
+                other.reserved + item.reserved,
+                other.used + item.used,
+                min(other.age_s, age),
+                other.permits + item.permits,
+            )
+    return tuple(sums.values())

@@ -1,0 +1,252 @@
+"""Free text: greedy decoding of many sequences at once, a slot refilled as soon as its sequence ends.
+
+Every decode takes one token of each sequence that is being written, and fills up with the prompts of those to come. A
+sequence with a JSON schema has a grammar sampler of llama.cpp of its own; the likeliest token is tried first, and only
+where the grammar refuses it are all tokens put before the grammar.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skllm_ray.errors import ConfigurationError
+from skllm_ray.llm.gpt.clients.llama_cpp.batch import MAX_SEQUENCES
+from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
+from skllm_ray.llm.gpt.clients.llama_cpp.library import take_errors
+from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError
+
+MAX_SLOTS = 64
+"""Sequences written at once: wider decodes gain little and take memory from one another."""
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What became of one prompt."""
+
+    text: str
+    n_prompt: int
+    """Tokens in the prompt."""
+    n_written: int
+    """Tokens written, the end token not counted."""
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(slots=True)
+class _Slot:
+    index: int
+    tokens: list[int]
+    """The prompt and what was written so far."""
+    n_prompt: int
+    most: int
+    """The largest number of tokens to write."""
+    grammar: Any = None
+    sequence: int = 0
+    n_decoded: int = 0
+    """How many of `tokens` stand in the context."""
+    pieces: list[bytes] = field(default_factory=list)
+
+    @property
+    def n_written(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+
+class Generator:
+    """Writes the answers of an engine's model.
+
+    Parameters
+    ----------
+    engine : Engine
+        The model.
+    max_slots : int, default=64
+        The most sequences written at once.
+    """
+
+    def __init__(self, engine: Engine, max_slots: int = MAX_SLOTS) -> None:
+        self._engine = engine
+        self._lib = engine.lib
+        self._max_slots = min(max_slots, MAX_SEQUENCES - 1, engine.n_outputs)
+        self._grammars: dict[str, Any] = {}
+        self.n_decodes = 0
+        """Calls of ``llama_decode`` that wrote at least one token."""
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        schemas: Sequence[Mapping[str, Any] | None],
+        most_tokens: Sequence[int | None],
+    ) -> list[Generated | ContextOverflowError]:
+        """Return the greedy continuation of every prompt.
+
+        Parameters
+        ----------
+        prompts : sequence of token sequences, of length n_rows
+            The prompts.
+        schemas : sequence of mapping or None, of length n_rows
+            The JSON schema that an answer must follow, where there is one.
+        most_tokens : sequence of int or None, of length n_rows
+            The largest number of tokens in an answer; None lets the context's end decide.
+
+        Returns
+        -------
+        list of Generated or ContextOverflowError
+            One entry per prompt, in order.
+
+        Raises
+        ------
+        ConfigurationError
+            If llama.cpp cannot make a grammar of a schema.
+        """
+        engine = self._engine
+        results: list[Generated | ContextOverflowError | None] = [None] * len(prompts)
+        fitting = []
+        for index, prompt in enumerate(prompts):
+            if len(prompt) >= engine.n_ctx:
+                results[index] = ContextOverflowError(len(prompt) + 1, engine.n_ctx)
+            else:
+                fitting.append(index)
+        for run, _ in engine.runs([prompts[index] for index in fitting]):
+            waiting = deque(
+                _Slot(
+                    index,
+                    list(prompts[index]),
+                    len(prompts[index]),
+                    min(most_tokens[index] or engine.n_ctx, engine.n_ctx - len(prompts[index])),
+                    self._grammar(schemas[index]),
+                )
+                for index in (fitting[i] for i in run)
+            )
+            try:
+                self._write(waiting, results)
+            finally:
+                for slot in waiting:
+                    self._free(slot)
+                engine.release()
+        return results  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Free the grammars."""
+        for grammar in self._grammars.values():
+            self._lib.llama_sampler_free(grammar)
+        self._grammars.clear()
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _write(self, waiting: deque[_Slot], results: list[Generated | ContextOverflowError | None]) -> None:
+        """Work through the queue of one run, whose shared prefix stands in all sequences."""
+        engine = self._engine
+        n_prefix = engine.n_prefix
+        free = list(range(self._max_slots, 0, -1))
+        active: list[_Slot] = []
+        while waiting or active:
+            cells = sum(slot.n_decoded - n_prefix for slot in active)
+            writing = [slot for slot in active if len(slot.tokens) - slot.n_decoded == 1]
+            while cells + len(writing) > engine.room and len(active) > 1:  # full: the youngest starts again later
+                youngest = active.pop()
+                engine.release(youngest.sequence)
+                free.append(youngest.sequence)
+                cells -= youngest.n_decoded - n_prefix
+                writing = [slot for slot in writing if slot is not youngest]
+                waiting.appendleft(youngest)
+            batch = engine.new_batch()
+            asked: list[_Slot] = []
+            for slot in writing:
+                batch.add(slot.tokens[-1:], slot.n_decoded, slot.sequence, last_wanted=True)
+                slot.n_decoded += 1
+                asked.append(slot)
+            cells += len(writing)
+            # The rest of the batch goes to prompts, those begun first. A new one starts where it finds room to write.
+            reading = [slot for slot in active if slot not in asked]
+            while len(batch) < engine.n_batch and (reading or (waiting and free)):
+                if not reading:
+                    slot = waiting[0]
+                    margin = 32 * (len(active) + 1)
+                    if active and cells + len(slot.tokens) - n_prefix + margin > engine.room:
+                        break
+                    waiting.popleft()
+                    slot.sequence, slot.n_decoded = free.pop(), n_prefix
+                    active.append(slot)
+                    reading = [slot]
+                slot = reading.pop(0)
+                stop = min(len(slot.tokens), slot.n_decoded + min(engine.n_batch - len(batch), engine.room - cells))
+                if stop == slot.n_decoded:
+                    break
+                whole = stop == len(slot.tokens)
+                batch.add(slot.tokens[slot.n_decoded : stop], slot.n_decoded, slot.sequence, last_wanted=whole)
+                cells += stop - slot.n_decoded
+                slot.n_decoded = stop
+                if whole:
+                    asked.append(slot)
+            logits = engine.decode(batch)
+            self.n_decodes += bool(asked)
+            for row, slot in zip(logits, asked, strict=True):
+                reason = self._step(slot, row)
+                if reason:
+                    text = b"".join(slot.pieces).decode("utf-8", "replace")
+                    results[slot.index] = Generated(text, slot.n_prompt, slot.n_written, reason)
+                    active.remove(slot)
+                    engine.release(slot.sequence)
+                    free.append(slot.sequence)
+                    self._free(slot)
+
+    def _step(self, slot: _Slot, logits: NDArray[np.float32]) -> Literal["", "stop", "length"]:
+        """Choose the next token of a sequence; return why it ends, if it does."""
+        if slot.n_written >= slot.most:
+            return "length"
+        token = self._choose(slot.grammar, logits)
+        if self._engine.is_end(token):
+            return "stop"
+        if slot.grammar is not None:
+            self._lib.llama_sampler_accept(slot.grammar, token)
+        slot.tokens.append(token)
+        slot.pieces.append(self._engine.piece(token))
+        return "length" if slot.n_written >= slot.most else ""
+
+    def _choose(self, grammar: Any, logits: NDArray[np.float32]) -> int:
+        best = int(logits.argmax())
+        if grammar is None or self._allowed(grammar, np.asarray([best], np.int32), logits).size:
+            return best
+        allowed = self._allowed(grammar, np.arange(len(logits), dtype=np.int32), logits)
+        return int(allowed[logits[allowed].argmax()]) if allowed.size else best
+
+    def _allowed(self, grammar: Any, tokens: NDArray[np.int32], logits: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Return those of `tokens` that the grammar lets follow."""
+        candidates = np.zeros(len(tokens), _CANDIDATE)
+        candidates["id"], candidates["logit"] = tokens, logits[tokens]
+        array = self._lib.llama_token_data_array()
+        array.data = ctypes.cast(candidates.ctypes.data, self._lib.llama_token_data_p)
+        array.size, array.selected, array.sorted = len(tokens), -1, False
+        self._lib.llama_sampler_apply(grammar, ctypes.byref(array))
+        return np.asarray(candidates["id"][np.isfinite(candidates["logit"])], np.int32)
+
+    def _grammar(self, schema: Mapping[str, Any] | None) -> Any:
+        """Return a fresh grammar sampler for `schema`; it is parsed once."""
+        if schema is None:
+            return None
+        text = json.dumps(schema)
+        if text not in self._grammars:
+            from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+            try:
+                source = json_schema_to_gbnf(text)
+            except Exception as error:  # noqa: BLE001 - it raises what the schema makes it stumble over
+                raise ConfigurationError(f"llama.cpp makes no grammar of this JSON schema: {error!r}") from None
+            take_errors()
+            sampler = self._lib.llama_sampler_init_grammar(self._engine.vocab, source.encode(), b"root")
+            if not sampler:
+                raise ConfigurationError(f"llama.cpp refuses the grammar of this JSON schema: {take_errors()}")
+            self._grammars[text] = sampler
+        return self._lib.llama_sampler_clone(self._grammars[text])
+
+    def _free(self, slot: _Slot) -> None:
+        if slot.grammar is not None:
+            self._lib.llama_sampler_free(slot.grammar)
+            slot.grammar = None

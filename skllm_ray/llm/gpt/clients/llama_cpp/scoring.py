@@ -1,0 +1,331 @@
+"""Classification by scoring: log-probabilities of all labels, exactly, many rows in one decode.
+
+The prompt, the answer's opening, a label and its closing quote are tokenised as one string (a label alone would
+tokenise differently). The tokens that all labels share are decoded once, and the rest forms a trie: a token that
+several labels share belongs to all their sequences and is decoded once as well. A label's score is the sum of the
+log-probabilities of its tokens; at its end any token that begins with the closing quote counts, because a model may go
+on with ``"}`` as well as with ``"``.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skllm_ray.llm.gpt.clients.llama_cpp.batch import MAX_SEQUENCES
+from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, common_length
+
+_WIDEST = MAX_SEQUENCES - 1  # one sequence stays free for the prefix alone
+_FRONTIER = 16  # partial labels that the best-first search follows at once
+
+
+class ContextOverflowError(Exception):
+    """A row needs more tokens than the context holds."""
+
+    def __init__(self, n_tokens: int, n_ctx: int) -> None:
+        super().__init__(n_tokens, n_ctx)
+        self.n_tokens, self.n_ctx = n_tokens, n_ctx
+
+
+Scores = NDArray[np.float64] | ContextOverflowError
+"""A row's log-probabilities, one per continuation, or why there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some of a trie's continuations, so many that one decode can hold them. Node 0 is where they part."""
+
+    tokens: NDArray[np.int32]
+    """Each node's token, of shape (n_nodes,), node 0 left out, shallow ones first."""
+    depths: NDArray[np.int32]
+    firsts: NDArray[np.int32]
+    """The first of the consecutive sequences that a node belongs to."""
+    counts: NDArray[np.int32]
+    steps: NDArray[np.int64]
+    """Which continuation takes which token after which node, of shape (n_steps, 3)."""
+    ends: NDArray[np.int64]
+    """The same of the last tokens, of shape (n_continuations, 3)."""
+
+    @property
+    def n_continuations(self) -> int:
+        return len(self.ends)
+
+    @property
+    def n_outputs(self) -> int:
+        return 1 + len(self.tokens)
+
+
+class Trie:
+    """The continuations of a prompt, as a tree of tokens.
+
+    Parameters
+    ----------
+    continuations : sequence of token sequences
+        At least one, all different, none the beginning of another.
+    most_outputs : int
+        How many logits one decode can keep.
+
+    Raises
+    ------
+    ValueError
+        If a continuation is empty.
+    """
+
+    def __init__(self, continuations: Sequence[Sequence[int]], most_outputs: int) -> None:
+        if not all(continuations):
+            raise ValueError("A continuation needs at least one token.")
+        low, high = min(map(tuple, continuations)), max(map(tuple, continuations))
+        n_shared = min(common_length(low, high), min(map(len, continuations)) - 1)
+        self.shared = list(continuations[0][:n_shared])
+        self.tails = [tuple(tail[n_shared:]) for tail in continuations]
+        self.n_nodes = len({tail[:depth] for tail in self.tails for depth in range(1, len(tail))})
+        self._most_outputs = most_outputs
+        self._parts: list[_Part] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tails)
+
+    @property
+    def parts(self) -> list[_Part]:
+        """The continuations in parts that one decode can hold."""
+        if self._parts is None:
+            self._parts = [self._part(members) for members in self._members()]
+        return self._parts
+
+    def _members(self) -> Iterator[list[int]]:
+        members: list[int] = []
+        n_outputs = 1
+        for index in sorted(range(len(self.tails)), key=self.tails.__getitem__):
+            need = len(self.tails[index]) - 1
+            if members and (len(members) >= _WIDEST or n_outputs + need > self._most_outputs):
+                yield members
+                members, n_outputs = [], 1
+            members.append(index)
+            n_outputs += need
+        yield members
+
+    def _part(self, members: Sequence[int]) -> _Part:
+        sequences: dict[tuple[int, ...], list[int]] = {}
+        for sequence, index in enumerate(members):
+            for depth in range(1, len(self.tails[index])):
+                sequences.setdefault(self.tails[index][:depth], []).append(sequence)
+        nodes = sorted(sequences, key=len)
+        numbers = {(): 0} | {path: number for number, path in enumerate(nodes, 1)}
+        steps, ends = [], []
+        for index in members:
+            tail = self.tails[index]
+            walk = [(index, numbers[tail[:depth]], token) for depth, token in enumerate(tail)]
+            steps += walk[:-1]
+            ends.append(walk[-1])
+        return _Part(
+            np.asarray([path[-1] for path in nodes], np.int32),
+            np.asarray([len(path) - 1 for path in nodes], np.int32),
+            np.asarray([sequences[path][0] for path in nodes], np.int32),
+            np.asarray([len(sequences[path]) for path in nodes], np.int32),
+            np.asarray(steps, np.int64).reshape(-1, 3),
+            np.asarray(ends, np.int64).reshape(-1, 3),
+        )
+
+
+@dataclass(slots=True)
+class _Row:
+    index: int
+    common: list[int]
+    trie: Trie
+
+
+def score(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]) -> list[Scores]:
+    """Return the log-probability of every continuation of every prompt.
+
+    Parameters
+    ----------
+    engine : Engine
+        The model.
+    prompts : sequence of token sequences, of length n_rows
+        What comes before.
+    tries : sequence of Trie, of length n_rows
+        Each row's continuations.
+
+    Returns
+    -------
+    list of ndarray of shape (n_continuations,), or ContextOverflowError
+        One entry per row, in order; not normalised.
+
+    Raises
+    ------
+    ValueError
+        If a row has no token before its continuations part.
+    """
+    results: list[Scores] = [np.zeros(len(trie)) for trie in tries]
+    rows = _fitting(engine, prompts, tries, results)
+    for run, n_prefix in engine.runs([row.common for row in rows]):
+        for group in _groups(engine, [rows[i] for i in run], n_prefix):
+            _score_group(engine, group, n_prefix, results)
+    return results
+
+
+def best(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]) -> list[int | ContextOverflowError]:
+    """Return the most likely continuation of every prompt, without scoring all of them.
+
+    A best-first search: the likeliest partial continuations are followed, and as a partial score can only fall, it ends
+    when a whole one is at least as likely as all partial ones. It pays for hundreds of labels; for few, one decode with
+    all of them is faster (see :func:`score`).
+
+    Returns
+    -------
+    list of int or ContextOverflowError
+        The position of each row's best continuation.
+    """
+    overflows: list[Scores] = [np.zeros(0)] * len(prompts)
+    rows = _fitting(engine, prompts, tries, overflows)
+    found: list[int | ContextOverflowError] = [
+        entry if isinstance(entry, ContextOverflowError) else 0 for entry in overflows
+    ]
+    for run, n_prefix in engine.runs([row.common for row in rows]):
+        for i in run:
+            found[rows[i].index] = _search(engine, rows[i], n_prefix)
+    return found
+
+
+def _fitting(
+    engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie], results: list[Scores]
+) -> list[_Row]:
+    """Return the rows that the context can hold; the others' `results` say that it cannot."""
+    rows = []
+    for index, (prompt, trie) in enumerate(zip(prompts, tries, strict=True)):
+        common = [*prompt, *trie.shared]
+        if not common:
+            raise ValueError("A row needs at least one token before its continuations part.")
+        needed = len(common) + max(len(part.tokens) for part in trie.parts)
+        if needed > engine.n_ctx:
+            results[index] = ContextOverflowError(needed, engine.n_ctx)
+        else:
+            rows.append(_Row(index, common, trie))
+    return rows
+
+
+def _groups(engine: Engine, rows: Sequence[_Row], n_prefix: int) -> Iterator[list[_Row]]:
+    """Yield sets of rows that fit into one decode; a row whose continuations do not fit at once comes alone."""
+    group: list[_Row] = []
+    tokens = sequences = outputs = 0
+    for row in rows:
+        part = row.trie.parts[0]
+        need = len(row.common) - n_prefix + len(part.tokens), part.n_continuations, part.n_outputs
+        alone = len(row.trie.parts) > 1
+        full = (
+            tokens + need[0] > min(engine.room, engine.n_batch)
+            or sequences + need[1] > _WIDEST
+            or outputs + need[2] > engine.n_outputs
+        )
+        if group and (full or alone):
+            yield group
+            group, tokens, sequences, outputs = [], 0, 0, 0
+        if alone:
+            yield [row]
+            continue
+        group.append(row)
+        tokens, sequences, outputs = tokens + need[0], sequences + need[1], outputs + need[2]
+    if group:
+        yield group
+
+
+def _score_group(engine: Engine, group: Sequence[_Row], n_prefix: int, results: list[Scores]) -> None:
+    batch = engine.new_batch()
+    sequence = 1
+    parts = group[0].trie.parts
+    for row in group:
+        part = row.trie.parts[0]
+        n_sequences = part.n_continuations if len(parts) == 1 else max(p.n_continuations for p in parts)
+        batch.add(row.common[n_prefix:], n_prefix, sequence, n_sequences, last_wanted=True)
+        batch.add(part.tokens, len(row.common) + part.depths, sequence + part.firsts, part.counts, wanted=True)
+        sequence += n_sequences
+    _collect(engine, engine.decode(batch), [(row, row.trie.parts[0]) for row in group], results)
+    if len(parts) > 1:  # a single row: its other continuations follow upon the same text, one part after the other
+        row = group[0]
+        last = row.common[-1:]
+        for part in parts[1:]:
+            engine.trim(len(row.common) - 1)
+            batch = engine.new_batch()
+            batch.add(last, len(row.common) - 1, 1, max(p.n_continuations for p in parts), last_wanted=True)
+            batch.add(part.tokens, len(row.common) + part.depths, 1 + part.firsts, part.counts, wanted=True)
+            _collect(engine, engine.decode(batch), [(row, part)], results)
+    engine.release()
+
+
+def _collect(
+    engine: Engine, logits: NDArray[np.float32], scored: Sequence[tuple[_Row, _Part]], results: list[Scores]
+) -> None:
+    """Add up the log-probabilities of the continuations' tokens."""
+    totals = log_sum_exp(logits)
+    first = 0
+    for row, part in scored:
+        scores = results[row.index]
+        assert not isinstance(scores, ContextOverflowError)  # noqa: S101 - such rows were left out
+        label, node, token = part.steps.T
+        np.add.at(scores, label, logits[first + node, token] - totals[first + node])
+        label, node, token = part.ends.T
+        scores[label] += _closing(engine, logits, first + node, token) - totals[first + node]
+        first += part.n_outputs
+
+
+def _closing(
+    engine: Engine, logits: NDArray[np.float32], outputs: NDArray[np.int64], tokens: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the logits of the last tokens; of a closing quote that of all tokens that begin with one."""
+    found = logits[outputs, tokens].astype(np.float64)
+    quotes = np.asarray([engine.piece(int(token)) == b'"' for token in tokens])
+    if quotes.any():
+        nodes, back = np.unique(outputs[quotes], return_inverse=True)
+        found[quotes] = log_sum_exp(logits[np.ix_(nodes, engine.quoted_tokens())])[back]
+    return found
+
+
+def _search(engine: Engine, row: _Row, n_prefix: int) -> int:
+    """Return the row's best continuation."""
+    children: dict[tuple[int, ...], dict[int, int | None]] = {}  # path → token → continuation where it ends there
+    for index, tail in enumerate(row.trie.tails):
+        for depth, token in enumerate(tail):
+            ends = index if depth == len(tail) - 1 else None
+            children.setdefault(tail[:depth], {})[token] = ends
+    batch = engine.new_batch()
+    batch.add(row.common[n_prefix:], n_prefix, 1, _WIDEST, last_wanted=True)
+    paths: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    partial: list[tuple[float, tuple[int, ...]]] = []
+    winner, highest = -1, -np.inf
+    while True:
+        logits = engine.decode(batch)
+        totals = log_sum_exp(logits)
+        for output, (path, before) in enumerate(paths):
+            for token, ends in children[path].items():
+                if ends is None:
+                    value = before + float(logits[output, token]) - totals[output]
+                    heapq.heappush(partial, (-value, (*path, token)))
+                    continue
+                closing = _closing(engine, logits, np.asarray([output]), np.asarray([token]))
+                value = before + float(closing[0]) - totals[output]
+                if value > highest:
+                    winner, highest = ends, value
+        engine.trim(len(row.common))
+        if not partial or -partial[0][0] <= highest:
+            engine.release()
+            return winner
+        paths = []
+        batch = engine.new_batch()
+        room = min(engine.n_batch, engine.room - (len(row.common) - n_prefix), engine.n_outputs)
+        while partial and -partial[0][0] > highest and len(paths) < _FRONTIER:
+            value, path = heapq.heappop(partial)
+            if paths and len(batch) + len(path) > room:
+                heapq.heappush(partial, (value, path))
+                break
+            batch.add(path, len(row.common), 1 + len(paths), last_wanted=True)
+            paths.append((path, -value))
+
+
+def log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the logarithm of the sum of exponentials over the last axis, of shape (n_rows,)."""
+    highest = logits.max(axis=1, keepdims=True)
+    return np.asarray(highest[:, 0] + np.log(np.exp(logits - highest).sum(axis=1, dtype=np.float64)), np.float64)

@@ -1,0 +1,107 @@
+"""A server that speaks the Hugging Face hub's download protocol, with faults."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Hub:
+    """Serves one file of one repository at ``/owner/repo/resolve/main/FILE``.
+
+    Parameters
+    ----------
+    content : bytes
+        The file.
+    cut_after : int, default=0
+        Bytes after which a transfer is cut, while `n_cuts` lasts.
+    n_cuts : int, default=0
+        How many transfers are cut.
+    token : str, default=""
+        The bearer token that is asked for, if any.
+    served : bytes, optional
+        What is sent in the content's place: a transfer that damages the file.
+    """
+
+    def __init__(
+        self, content: bytes, *, cut_after: int = 0, n_cuts: int = 0, token: str = "", served: bytes | None = None
+    ) -> None:
+        self.content, self.served = content, content if served is None else served
+        self.cut_after, self.n_cuts, self.token = cut_after, n_cuts, token
+        self.ranges: list[str | None] = []
+        self.n_bytes = 0
+        self.lock = threading.Lock()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self) -> None:
+                hub.answer(self, body=False)
+
+            def do_GET(self) -> None:
+                hub.answer(self, body=True)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> Hub:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, handler: BaseHTTPRequestHandler, *, body: bool) -> None:
+        if self.token and handler.headers.get("Authorization") != f"Bearer {self.token}":
+            self._headers(handler, 401, 0, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
+            return
+        if not handler.path.startswith("/owner/repo/resolve/main/model.gguf"):
+            self._headers(handler, 404, 0, {"X-Error-Code": "EntryNotFound"})
+            return
+        start = 0
+        wanted = handler.headers.get("Range")
+        if body:
+            with self.lock:
+                self.ranges.append(wanted)
+            if wanted:
+                start = int(wanted.removeprefix("bytes=").partition("-")[0])
+        digest = hashlib.sha256(self.content).hexdigest()
+        extra = {
+            "ETag": f'"{digest}"',
+            "X-Linked-Etag": f'"{digest}"',
+            "X-Linked-Size": str(len(self.content)),
+            "X-Repo-Commit": "1" * 40,
+            "Accept-Ranges": "bytes",
+        }
+        part = self.served[start:]
+        if start:
+            extra["Content-Range"] = f"bytes {start}-{len(self.served) - 1}/{len(self.served)}"
+        self._headers(handler, 206 if start else 200, len(part), extra)
+        if not body:
+            return
+        with self.lock:
+            cut = self.n_cuts > 0
+            self.n_cuts -= cut
+        if cut:
+            part = part[: self.cut_after]
+        handler.wfile.write(part)
+        self.n_bytes += len(part)
+        if cut:
+            handler.wfile.flush()
+            handler.connection.shutdown(socket.SHUT_WR)  # what was written still arrives
+            handler.close_connection = True
+
+    @staticmethod
+    def _headers(handler: BaseHTTPRequestHandler, status: int, length: int, extra: dict[str, str]) -> None:
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(length), **extra}.items():
+            handler.send_header(name, value)
+        handler.end_headers()

@@ -1,0 +1,85 @@
+"""Downloads from a local server that speaks the hub's protocol, by the real huggingface-hub, in fresh processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
+from tests.cluster.scripts import environment
+from tests.hub import Hub
+
+CONTENT = DEMO_FILE.read_bytes()
+SCRIPT = """
+import json, sys
+from skllm_ray.config import SKLLMConfig
+from skllm_ray.errors import ModelLoadError
+from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
+from skllm_ray.tasks import ZeroShotTask
+try:
+    backend = GGUFSpec("owner/repo/model.gguf", download_path=sys.argv[1]).open(None)
+    (reply,) = backend.complete(ZeroShotTask(("positive", "negative")).render(["I love it"]))
+    print(json.dumps({"text": reply.text}))
+except ModelLoadError as error:
+    print(json.dumps({"error": str(error)}))
+"""
+
+
+def start(hub: Hub, folder: Path, **extra: str) -> subprocess.Popen[str]:
+    variables = environment(HF_ENDPOINT=hub.url, HF_HOME=str(folder / "home"), HF_HUB_DISABLE_XET="1", **extra)
+    command = [sys.executable, "-c", SCRIPT, str(folder / "models")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, str]:
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert [line for line in err.splitlines() if "resume" not in line and "closed connection" not in line] == []
+    found: dict[str, str] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def test_a_cut_download_goes_on_where_it_was_cut(tmp_path):
+    large = CONTENT + bytes(40_000_000)  # huggingface-hub keeps what it has in steps of 10 MiB
+    with Hub(large, cut_after=15_000_000, n_cuts=2) as hub:
+        assert json.loads(finish(start(hub, tmp_path))["text"]) == {"label": "positive"}
+        assert hub.ranges[0] is None and len(hub.ranges) == 3
+        assert all(later.startswith("bytes=") for later in hub.ranges[1:])
+        assert hub.n_bytes < 1.3 * len(large)
+        assert "text" in finish(start(hub, tmp_path))  # the second time from the disk
+        assert len(hub.ranges) == 3
+        assert "text" in finish(start(hub, tmp_path, HF_HUB_OFFLINE="1"))
+
+
+def test_two_processes_download_once(tmp_path):
+    with Hub(CONTENT) as hub:
+        both = [start(hub, tmp_path), start(hub, tmp_path)]
+        assert all("text" in finish(process) for process in both)
+        assert len(hub.ranges) == 1
+
+
+def test_a_damaged_file_is_named_and_not_loaded(tmp_path):
+    damaged = CONTENT[:2_000_000] + b"\0" * 100 + CONTENT[2_000_100:]
+    with Hub(CONTENT, served=damaged) as hub:
+        error = finish(start(hub, tmp_path))["error"]
+    assert str(tmp_path / "models" / "owner" / "repo" / "model.gguf") in error
+    assert "damaged" in error and "SHA-256" in error
+
+
+@pytest.mark.parametrize(("token", "word"), [("hf_right", "text"), ("hf_wrong", "HF_TOKEN")])
+def test_a_private_file_needs_its_token(tmp_path, token, word):
+    with Hub(CONTENT, token="hf_right") as hub:
+        found = finish(start(hub, tmp_path, HF_TOKEN=token))
+    assert word in found or word in found["error"]
+    assert token not in json.dumps(found)
+
+
+def test_without_a_network_the_error_says_what_to_do(tmp_path):
+    with Hub(CONTENT) as hub:
+        error = finish(start(hub, tmp_path, HF_HUB_OFFLINE="1"))["error"]
+        assert "owner/repo/model.gguf could not be downloaded" in error
+        assert hub.ranges == []

@@ -1,0 +1,257 @@
+"""The shared limit, by simulation: a clock that the test turns, servers that count in sliding windows."""
+
+import heapq
+import itertools
+import random
+from collections import deque
+
+import pytest
+
+from skllm_ray.config import RateLimit
+from skllm_ray.llm.quota import PERMIT_S, Quotas, Refusal, Report, Settled
+
+
+class Server:
+    """Counts what arrives in the last 60 s, and notes the highest count."""
+
+    def __init__(self) -> None:
+        self.seen: deque[tuple[float, int]] = deque()
+        self.total = self.tokens = self.most = self.most_tokens = 0
+
+    def arrive(self, now: float, tokens: int) -> None:
+        self.seen.append((now, tokens))
+        self.tokens += tokens
+        self.total += 1
+        while self.seen[0][0] <= now - 60:
+            self.tokens -= self.seen.popleft()[1]
+        self.most, self.most_tokens = max(self.most, len(self.seen)), max(self.most_tokens, self.tokens)
+
+
+class Holder:
+    """A process with rows without end."""
+
+    numbers = itertools.count()
+
+    def __init__(self, world, limit, latency_s, reserve, use):
+        self.world, self.limit, self.latency_s, self.reserve, self.use = world, limit, latency_s, reserve, use
+        self.name, self.n, self.in_flight, self.settled, self.epoch = f"h{next(self.numbers)}", 0, 0, [], ""
+        self.past, self.out, self.alive, self.concurrency = [], {}, True, 100
+
+    def report(self, now, past=()):
+        self.n += 1
+        settled = tuple(Settled(i, 1, r, u, now - t, 1) for i, r, u, t in self.settled)
+        free = max(0, min(32, self.concurrency - self.in_flight))
+        wanted = () if past else (self.reserve,) * free
+        self.past += [(t, u) for _, _, u, t in self.settled]
+        done, self.settled = len(self.settled), []
+        done_s = self.latency_s if done else None
+        return Report("b", self.name, self.n, self.limit, 999, self.in_flight, wanted, 130.0, settled, epoch=self.epoch,
+                      past=past, done=done, latency_s=done_s)  # fmt: skip
+
+    def turn(self, now):
+        if not self.alive:
+            return
+        report = self.report(now)
+        grant = self.world.quotas.exchange(report)
+        if self.epoch and grant.epoch != self.epoch:
+            self.epoch = grant.epoch
+            past = [Settled(0, 1, u, u, now - t, 1) for t, u in self.past if now - t < 60]
+            past += [Settled(0, 1, self.reserve, self.reserve, 0.0, 1) for _ in range(self.in_flight)]
+            grant = self.world.quotas.exchange(self.report(now, tuple(past) or (Settled(0, 0, 0, 0, 0.0, 0),)))
+        self.epoch, self.concurrency = grant.epoch, grant.concurrency
+        for _ in range(grant.permits):
+            self.in_flight += 1
+            travels = self.world.random.uniform(0, 0.3)
+            self.world.at(now + travels, self.arrive, grant.lease)
+        self.world.at(now + max(0.01, grant.wait_s if report.wanted else 0.02), self.turn)
+
+    def arrive(self, now, lease):
+        if not self.alive:
+            return
+        used = self.use()
+        self.world.server.arrive(now, used)
+        self.world.at(now + self.latency_s, self.answer, lease, used, now)
+
+    def answer(self, now, lease, used, arrived):
+        self.in_flight -= 1
+        self.settled.append((lease, self.reserve, used, min(now, arrived + 1.0)))
+
+
+class World:
+    def __init__(self, seed=0):
+        self.now, self.queue, self.counter = 1000.0, [], itertools.count()
+        self.random, self.server = random.Random(seed), Server()
+        self.quotas = Quotas(lambda: self.now, "first")
+
+    def at(self, when, what, *args):
+        heapq.heappush(self.queue, (when, next(self.counter), what, args))
+
+    def run(self, until):
+        while self.queue and self.queue[0][0] < until:
+            self.now, _, what, args = heapq.heappop(self.queue)
+            what(self.now, *args)
+        self.now = until
+
+
+def simulate(limit, n_holders=3, latency_s=0.5, reserve=100, use=lambda: 100, seconds=400, events=()):
+    world = World()
+    holders = [Holder(world, limit, latency_s, reserve, use) for _ in range(n_holders)]
+    for holder in holders:
+        world.at(1000.0 + world.random.random(), holder.turn)
+    for when, event in events:
+        world.at(1000.0 + when, lambda now, event=event: event(world, holders))
+    world.run(1000.0 + 120)
+    before = world.server.total
+    world.run(1000.0 + seconds)
+    return world.server, (world.server.total - before) / (seconds - 120) * 60
+
+
+@pytest.mark.parametrize("latency_s", [0.05, 3.0])
+@pytest.mark.parametrize("rpm", [1, 20, 600, 6000])
+def test_never_more_requests_than_the_limit_in_any_window_and_nearly_all_of_it(rpm, latency_s):
+    server, per_minute = simulate(RateLimit(requests_per_minute=rpm), latency_s=latency_s)
+    assert server.most <= rpm
+    assert per_minute >= rpm * (0.95 if rpm >= 600 else 0.85)
+
+
+@pytest.mark.parametrize(("reserve", "share"), [(100, 0.95), (400, 0.9)])
+def test_tokens_are_refunded_and_never_exceed_the_limit(reserve, share):
+    generator = random.Random(1)
+    server, per_minute = simulate(
+        RateLimit(tokens_per_minute=60_000), reserve=reserve, use=lambda: generator.randint(50, 100)
+    )
+    assert server.most_tokens <= 60_000
+    assert per_minute * 75 >= share * 60_000
+
+
+def restart(world, holders):
+    world.quotas = Quotas(lambda: world.now, "second")
+
+
+def kill_one(world, holders):
+    holders[0].alive = False
+
+
+def node_lost(world, holders):
+    kill_one(world, holders)
+    restart(world, holders)
+
+
+@pytest.mark.parametrize("event", [restart, kill_one, node_lost])
+@pytest.mark.parametrize("rpm", [60, 600, 6000])
+def test_a_lost_limiter_or_holder_never_exceeds_the_limit_and_work_goes_on(event, rpm):
+    server, per_minute = simulate(
+        RateLimit(requests_per_minute=rpm), events=[(90, event), (200.5, restart)], seconds=330
+    )
+    assert server.most <= rpm
+    assert per_minute >= 0.85 * rpm
+
+
+def test_a_lost_limiter_never_exceeds_the_tokens():
+    generator = random.Random(1)
+    server, _ = simulate(
+        RateLimit(tokens_per_minute=60_000), reserve=200, use=lambda: generator.randint(50, 150),
+        events=[(90, restart), (133, restart)],
+    )  # fmt: skip
+    assert server.most_tokens <= 60_000
+
+
+def holder(quotas, name, number, **what):
+    return quotas.exchange(Report("b", name, number, **what))
+
+
+def test_the_lower_of_two_declarations_wins_while_its_holder_lives():
+    now = [0.0]
+    quotas = Quotas(lambda: now[0])
+    holder(quotas, "a", 1, limit=RateLimit(max_concurrency=8), waiting=9)
+    holder(quotas, "b", 1, limit=RateLimit(max_concurrency=3), waiting=9)
+    assert quotas.show()[0].max_concurrency == 3
+    now[0] = 11.0
+    holder(quotas, "a", 2, limit=RateLimit(max_concurrency=8), waiting=9)
+    assert quotas.show()[0].max_concurrency == 8
+
+
+def test_concurrency_is_shared_and_never_exceeded():
+    quotas = Quotas(lambda: 0.0)
+    limit = RateLimit(max_concurrency=10)
+    first = holder(quotas, "a", 1, limit=limit, waiting=100)
+    assert first.concurrency == 10
+    assert holder(quotas, "b", 1, limit=limit, waiting=100).concurrency == 0
+    assert holder(quotas, "a", 2, limit=limit, waiting=90, in_flight=10).concurrency == 5
+    assert holder(quotas, "b", 2, limit=limit, waiting=100).concurrency == 0  # a's are still in flight
+    holder(quotas, "a", 3, limit=limit, waiting=90, in_flight=5)
+    assert holder(quotas, "b", 3, limit=limit, waiting=100).concurrency == 5
+
+
+def test_a_dead_holder_keeps_its_concurrency_until_its_requests_must_be_over():
+    now = [0.0]
+    quotas, limit = Quotas(lambda: now[0]), RateLimit(max_concurrency=4)
+    holder(quotas, "dead", 1, limit=limit, waiting=9, hold_s=30.0)
+    now[0] = 39.0
+    assert holder(quotas, "b", 1, limit=limit, waiting=9).concurrency == 0
+    now[0] = 41.0
+    assert holder(quotas, "b", 2, limit=limit, waiting=9).concurrency == 4
+
+
+def test_a_report_that_is_sent_twice_counts_once():
+    now = [0.0]
+    quotas = Quotas(lambda: now[0])
+    limit = RateLimit(requests_per_minute=600)
+    holder(quotas, "a", 1, limit=limit, waiting=5, wanted=(1,) * 5)
+    now[0] = 1.0
+    first = holder(quotas, "a", 2, limit=limit, waiting=5, wanted=(1,) * 5)
+    assert first.permits == 5
+    assert holder(quotas, "a", 2, limit=limit, waiting=5, wanted=(1,) * 5) == first
+    assert quotas.show()[0].requests_used == 5
+
+
+def test_one_refusal_pauses_all_once():
+    now = [10.0]
+    quotas = Quotas(lambda: now[0])
+    holder(quotas, "a", 1, waiting=5)
+    holder(quotas, "b", 1, waiting=5)
+    refused = (Refusal(0.1, 7.0), Refusal(0.2, 7.0))
+    assert holder(quotas, "a", 2, waiting=5, refusals=refused).paused_s == pytest.approx(7)
+    assert holder(quotas, "b", 2, waiting=5, refusals=(Refusal(0.05),)).paused_s == pytest.approx(7)
+    (bucket,) = quotas.show()
+    assert (bucket.refusals, bucket.concurrency) == (3, 16)  # halved once, not three times
+    now[0] = 17.5
+    assert holder(quotas, "b", 3, waiting=5).paused_s == 0
+
+
+def test_undeclared_concurrency_grows_while_answers_stay_quick():
+    now = [0.0]
+    quotas = Quotas(lambda: now[0])
+    found = []
+    for number in range(20):
+        now[0] += 0.6
+        share = holder(quotas, "a", number, waiting=1000, in_flight=found[-1] if found else 0, done=9, latency_s=0.05)
+        found.append(share.concurrency)
+    assert found[0] == 32 and found[-1] == 512
+    for number in range(20, 25):
+        now[0] += 0.6
+        found.append(holder(quotas, "a", number, waiting=9, in_flight=512, done=9, latency_s=9.0).concurrency)
+    assert found[-1] == 512
+
+
+def test_what_others_use_is_learnt_from_the_servers_headers():
+    now = [0.0]
+    quotas, limit = Quotas(lambda: now[0]), RateLimit(requests_per_minute=600)
+    holder(quotas, "a", 1, limit=limit, waiting=1, wanted=(1,))
+    now[0] = 5.0
+    holder(quotas, "a", 2, limit=limit, waiting=1, external=(0, None))
+    assert holder(quotas, "a", 3, limit=limit, waiting=1, wanted=(1,)).permits == 0
+    now[0] = 36.0
+    assert holder(quotas, "a", 4, limit=limit, waiting=1, wanted=(1,)).permits == 1
+
+
+def test_unsettled_permits_count_until_a_window_after_they_end():
+    now = [0.0]
+    quotas, limit = Quotas(lambda: now[0]), RateLimit(requests_per_minute=60)
+    holder(quotas, "a", 1, limit=limit)
+    now[0] = 2.0
+    assert holder(quotas, "a", 2, limit=limit, waiting=1, wanted=(1,)).permits == 1
+    now[0] = 2.0 + PERMIT_S + 60
+    assert quotas.show()[0].requests_used == 1
+    now[0] += 2
+    assert quotas.show()[0].requests_used == 0
