@@ -5,6 +5,8 @@ from skllm_ray.models.gpt.classification.few_shot import (
     FewShotGPTClassifier,
     MultiLabelFewShotGPTClassifier,
 )
+from skllm_ray.models.gpt.classification.tunable import GPTClassifier as TunableGPTClassifier
+from skllm_ray.models.gpt.classification.tunable import MultiLabelGPTClassifier
 from skllm_ray.models.gpt.classification.zero_shot import (
     CoTGPTClassifier,
     MultiLabelCoTGPTClassifier,
@@ -16,12 +18,16 @@ from skllm_ray.models.vertex.classification.few_shot import (
     FewShotVertexClassifier,
     MultiLabelFewShotVertexClassifier,
 )
+from skllm_ray.models.vertex.classification.tunable import VertexClassifier as TunableVertexClassifier
 from skllm_ray.models.vertex.classification.zero_shot import (
     CoTVertexClassifier,
     MultiLabelCoTVertexClassifier,
     MultiLabelZeroShotVertexClassifier,
     ZeroShotVertexClassifier,
 )
+
+GPTClassifier = TunableGPTClassifier
+VertexClassifier = TunableVertexClassifier
 
 __all__ = [
     "CoTGPTClassifier",
@@ -30,12 +36,17 @@ __all__ = [
     "DynamicFewShotVertexClassifier",
     "FewShotGPTClassifier",
     "FewShotVertexClassifier",
+    "GPTClassifier",
     "MultiLabelCoTGPTClassifier",
     "MultiLabelCoTVertexClassifier",
     "MultiLabelFewShotGPTClassifier",
     "MultiLabelFewShotVertexClassifier",
+    "MultiLabelGPTClassifier",
     "MultiLabelZeroShotGPTClassifier",
     "MultiLabelZeroShotVertexClassifier",
+    "TunableGPTClassifier",
+    "TunableVertexClassifier",
+    "VertexClassifier",
     "ZeroShotGPTClassifier",
     "ZeroShotVertexClassifier",
 ]

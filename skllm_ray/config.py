@@ -133,6 +133,8 @@ class _Settings:
     azure_api_version: str | None = None
     google_project: str | None = None
     google_location: str | None = None
+    google_bucket: str | None = None
+    tuning_store: str | None = None
     gpt_url: str | None = None
     gguf_download_path: str | None = None
     gguf_max_gpu_layers: int | None = None
@@ -152,6 +154,8 @@ _ENV = {
     "azure_api_version": "SKLLM_CONFIG_AZURE_API_VERSION",
     "google_project": "GOOGLE_CLOUD_PROJECT",
     "google_location": "GOOGLE_CLOUD_LOCATION",
+    "google_bucket": "SKLLM_CONFIG_GOOGLE_BUCKET",
+    "tuning_store": "SKLLM_CONFIG_TUNING_STORE",
     "gpt_url": "SKLLM_CONFIG_GPT_URL",
     "gguf_download_path": "SKLLM_CONFIG_GGUF_DOWNLOAD_PATH",
     "gguf_max_gpu_layers": "SKLLM_CONFIG_GGUF_MAX_GPU_LAYERS",
@@ -163,6 +167,7 @@ _ENV = {
 _DEFAULTS: dict[str, Any] = {
     "azure_api_version": "2024-10-21",
     "google_location": "global",
+    "tuning_store": "~/.skllm/tuning",
     "gguf_max_gpu_layers": 0,
     "gguf_verbose": False,
     "show_progress": True,
@@ -319,6 +324,26 @@ class SKLLMConfig(metaclass=_ReadableSettings):
     def get_google_location() -> str:
         """Return the Vertex AI location."""
         return str(_get("google_location"))
+
+    @staticmethod
+    def set_google_bucket(bucket: str) -> None:
+        """Set the Cloud Storage bucket for data sets that Vertex AI tunes on."""
+        _set("google_bucket", _text("google_bucket", bucket))
+
+    @staticmethod
+    def get_google_bucket() -> str | None:
+        """Return the Cloud Storage bucket for data sets, or None."""
+        return _optional("google_bucket")
+
+    @staticmethod
+    def set_tuning_store(url: str | os.PathLike[str]) -> None:
+        """Set where tuning jobs are kept: a folder, ``gs://BUCKET/FOLDER`` or an fsspec URL."""
+        _set("tuning_store", _text("tuning_store", os.fspath(url)))
+
+    @staticmethod
+    def get_tuning_store() -> str:
+        """Return where tuning jobs are kept; ``~/.skllm/tuning`` by default."""
+        return str(_get("tuning_store"))
 
     @staticmethod
     def set_gpt_url(url: str) -> None:

@@ -14,6 +14,7 @@
     │   ├── PlacementError                    no room for the model actors
     │   └── WorkerMismatchError               the workers' packages differ from the driver's
     ├── JobFailedError                        the backend refused for a reason that every row shares
+    ├── AmbiguousSubmission                   a tuning job was sent, and nobody knows whether it was taken
     └── PartialResultError                    some rows failed; ``.details`` holds every row
 
     SkllmRayWarning (UserWarning)             the call goes on, but not quite as asked
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "AmbiguousSubmission",
     "ClusterError",
     "ConfigurationError",
     "InputError",
@@ -119,6 +121,21 @@ class WorkerMismatchError(ClusterError):
 
 class JobFailedError(SkllmRayError):
     """The backend refused for a reason that every row shares, such as a wrong key."""
+
+
+class AmbiguousSubmission(SkllmRayError):  # noqa: N818  it is a state of the job as much as an error
+    """A tuning job was sent, and nobody can say whether the service took it. Nothing is sent again.
+
+    Attributes
+    ----------
+    key : str
+        The job's content key, which it carries at the service if it exists there.
+    """
+
+    def __init__(self, message: str, hint: str = "", key: str = "") -> None:
+        super().__init__(message, hint)
+        self.args = (message, hint, key)
+        self.key = key
 
 
 class PartialResultError(SkllmRayError):

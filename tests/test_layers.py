@@ -27,14 +27,17 @@ LAYERS = {
     "execution": {"execution", "tasks", "llm", "config", "errors"},
     "models": {
         "models", "tasks", "prompts", "memory", "execution", "config", "errors",
-        "llm.registry", "llm.base", "llm.models",
+        "llm.registry", "llm.base", "llm.models", "llm.tuning",
     },
     "classification": {"models"},
     "text2text": {"models"},
     "vectorization": {"models"},
+    "tuning": {"execution.tuning_jobs", "llm.tuning", "errors"},
+    "testing_tuning": set(),
+    "tune_cli": {"classification", "config", "errors", "execution.session", "tuning"},
     "testing": {"llm.base", "tasks.base", "config", "errors"},
     "demo": {"", "classification", "config", "datasets", "errors", "execution.status", "llm.registry"},
-    "cli": {"", "demo", "errors", "execution.rate_limiter"},
+    "cli": {"", "demo", "errors", "execution.rate_limiter", "tune_cli"},
 }  # fmt: skip
 """Each layer, and what of skllm_ray it may import besides."""
 HOMES = {
@@ -51,6 +54,19 @@ HOMES = {
 """Packages that one layer alone may import."""
 PUBLIC = ["", "classification", "config", "datasets", "errors", "memory", "prompts", "tasks", "testing"]
 PUBLIC += ["text2text", "vectorization"]
+PUBLIC = [
+    "",
+    "classification",
+    "config",
+    "datasets",
+    "errors",
+    "prompts",
+    "tasks",
+    "testing",
+    "testing_tuning",
+    "text2text",
+    "tuning",
+]
 
 
 def module_name(file: Path) -> str:

@@ -24,6 +24,8 @@ DEFAULTS: Final = {
     "vertex": DefaultModel("gemini-3.5-flash-lite", None),
     "gpt embedding": DefaultModel("text-embedding-3-small", None),
     "vertex embedding": DefaultModel("gemini-embedding-001", None),
+    "gpt_tunable": DefaultModel("gpt-4.1-mini-2025-04-14", date(2027, 1, 14)),
+    "vertex_tunable": DefaultModel("gemini-3.5-flash-lite", None),
 }
 """The default model of each family. Changing one is a minor release, listed in CHANGELOG.md."""
 

@@ -1,0 +1,87 @@
+"""Text to text with a tuned model of the GPT family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from skllm_ray.llm.models import DEFAULTS
+from skllm_ray.models.base import OnError, wrap_secret
+from skllm_ray.models.tunable import GPTTunable
+from skllm_ray.models.tunable_text import TunableText2Text
+
+__all__ = ["TunableGPTText2Text"]
+
+
+class TunableGPTText2Text(GPTTunable, TunableText2Text):  # type: ignore[misc]  # fit needs y
+    """Tune a model of the GPT family on pairs of texts, and turn texts into others with it.
+
+    Parameters
+    ----------
+    base_model : str, default="gpt-4.1-mini-2025-04-14"
+        ``"gpt-…"`` (OpenAI, which takes no new jobs from 2027-01-06), ``"azure::<model>"``, or
+        ``"custom_url::<model>"`` for any server with OpenAI's fine-tuning API.
+    key, org, request_options
+        As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
+    n_epochs : int or None, default=None
+        OpenAI's ``n_epochs``; None leaves it to the service.
+    custom_suffix : str or None, default="skllm"
+        Part of the tuned model's name (OpenAI's ``suffix``).
+    on_error : {"raise", "coerce"}, default="raise"
+        What becomes of rows that fail, after all rows were tried: ``PartialResultError``, or None.
+    batch_size : int or None, default=None
+        OpenAI's ``batch_size``; None leaves it to the service.
+    learning_rate_multiplier : float or None, default=None
+        OpenAI's ``learning_rate_multiplier``; None leaves it to the service.
+    deployment : str or None, default=None
+        Azure: the deployment of the tuned model, which Azure needs before it predicts.
+    delete_data : bool, default=False
+        Whether the service's copy of the data set goes when the job has ended.
+    poll_s : float, default=15.0
+        The first pause between two looks at the job, in seconds; pauses grow to 300 s.
+    grace_s : float, default=120.0
+        How long to look for a job whose submission's outcome is unknown, in seconds.
+
+    Attributes
+    ----------
+    tuned_model_ : str
+        The tuned model, with which the estimator predicts.
+    tuning_job_id_ : str
+        The service's ID of the tuning job.
+
+    Examples
+    --------
+    >>> TunableGPTText2Text(custom_suffix="short").custom_suffix
+    'short'
+    """
+
+    def __init__(
+        self,
+        base_model: str = DEFAULTS["gpt_tunable"].name,
+        key: str | None = None,
+        org: str | None = None,
+        n_epochs: int | None = None,
+        custom_suffix: str | None = "skllm",
+        *,
+        on_error: OnError = "raise",
+        request_options: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+        learning_rate_multiplier: float | None = None,
+        deployment: str | None = None,
+        delete_data: bool = False,
+        poll_s: float = 15.0,
+        grace_s: float = 120.0,
+    ) -> None:
+        self.base_model = base_model
+        self.key = wrap_secret(key)
+        self.org = org
+        self.n_epochs = n_epochs
+        self.custom_suffix = custom_suffix
+        self.on_error = on_error
+        self.request_options = request_options
+        self.batch_size = batch_size
+        self.learning_rate_multiplier = learning_rate_multiplier
+        self.deployment = deployment
+        self.delete_data = delete_data
+        self.poll_s = poll_s
+        self.grace_s = grace_s

@@ -1,0 +1,354 @@
+"""What the tunable estimators share: from texts and answers to a tuning job, and from a job to a fitted estimator."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError, SkllmRayWarning
+from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.registry import resolve
+from skllm_ray.llm.tuning import TuningJob, TuningSpec
+from skllm_ray.llm.tuning.examples import example_line
+from skllm_ray.llm.tuning.services import resolve_tuning, with_data
+from skllm_ray.llm.tuning.submit import Patience
+from skllm_ray.models.base import LLMEstimator, refuse_sample_weight
+from skllm_ray.models.texts import Texts, as_texts
+
+_ADAPTER_SIZES = (1, 2, 4, 8, 16, 32)
+_LONGEST_SUFFIX = 64
+
+
+class Tunable(LLMEstimator):
+    """Base of the estimators that tune a model. A subclass says what the right answer to a text is."""
+
+    base_model: str
+    delete_data: bool
+    poll_s: float
+    grace_s: float
+    tuned_model_: str
+    tuning_job_id_: str
+
+    @abstractmethod
+    def _learn(self, X: Any, y: Any) -> None:
+        """Check `X`, `y` and the parameters, and set the fitted attributes that need no job."""
+
+    @abstractmethod
+    def _answers(self, X: Any, y: Any) -> list[str]:
+        """Return the right answer to each text."""
+
+    @abstractmethod
+    def _tuning_spec(self) -> TuningSpec:
+        """Return what to tune, still without its data set."""
+
+    @property
+    def model(self) -> str:  # type: ignore[override]
+        """The tuned model, or the base model before there is one."""
+        return getattr(self, "tuned_model_", self.base_model)
+
+    def fit(self, X: Any, y: Any, sample_weight: None = None, *, new: bool = False) -> Self:
+        """Tune the base model on `X` and `y`, and wait for it. The same content is never paid for twice.
+
+        Everything is checked before anything is sent. Interrupting the wait leaves the job running: a second call with
+        the same content finds it.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,)
+            The texts.
+        y : array-like of shape (n_samples,)
+            The right answer to each.
+        sample_weight : None
+            Refused: the services' tuning weighs no examples.
+        new : bool, default=False
+            Whether to buy a further job although one of the same content exists.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InputError
+            If a text or an answer is missing, there are too few or too many, or one is too long.
+        ConfigurationError
+            If a parameter, a setting, the bucket or a permission cannot work.
+        NotSupportedError
+            If the model cannot be tuned any more.
+        AmbiguousSubmission
+            If the job was sent and nobody can say whether the service took it.
+        JobFailedError
+            If the service refused the job, or it ended without a model.
+        """
+        from skllm_ray.execution.tuning_jobs import Polling, wait_with_progress
+
+        refuse_sample_weight(sample_weight)
+        job = self.submit_tuning(X, y, new=new)
+        job = wait_with_progress(job.key, key=self.key, polling=Polling(self.poll_s, longest_s=max(300.0, self.poll_s)))
+        self._take(job)
+        return self
+
+    def submit_tuning(self, X: Any, y: Any, *, new: bool = False) -> TuningJob:
+        """Do what :meth:`fit` does but for the wait: return the job as soon as the service has taken it.
+
+        Parameters
+        ----------
+        X, y, new
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        TuningJob
+            :meth:`from_job` makes a fitted estimator of it once it has ended.
+        """
+        from skllm_ray.execution.tuning_jobs import Polling, submit_job
+
+        self._forget_fit()
+        self._check_tuning_parameters()
+        spec, data = self._prepare(X, y)
+        polling = Polling(self.poll_s, longest_s=max(300.0, self.poll_s))
+        job = submit_job(
+            spec, data, self._describe(), key=self.key, new=new, patience=Patience(self.grace_s), polling=polling
+        )
+        self.tuning_job_id_ = job.id or ""
+        return job
+
+    @classmethod
+    def from_job(cls, job_id: str, *, classes: Sequence[Any] | None = None, **params: Any) -> Self:
+        """Return the estimator that a tuning job fitted.
+
+        Parameters
+        ----------
+        job_id : str
+            The service's ID of the job, or its key.
+        classes : sequence or None, default=None
+            The labels, where the store does not have them, as after ``skllm-ray tune adopt``.
+        **params
+            Overrides the parameters that the job was submitted with; the key is never kept with a job.
+
+        Raises
+        ------
+        InputError
+            If the store knows no such job, or it belongs to another kind of estimator.
+        JobFailedError
+            If the job has not ended, or ended without a model.
+        """
+        from skllm_ray.execution.tuning_jobs import get_job
+
+        job = get_job(job_id, key=params.get("key"))
+        kept = job.estimator
+        if kept and kept["class"] != cls.__name__:
+            raise InputError(
+                f"The tuning job {job_id} belongs to {kept['class']}, not to {cls.__name__}.",
+                f"Call {kept['class']}.from_job({job_id!r}).",
+            )
+        estimator = cls(**{"base_model": job.base_model, **_thaw(kept.get("params", {})), **params})
+        estimator._restore(kept.get("fitted", {}), classes)
+        estimator._take(job)
+        return estimator
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "tuned_model_")
+
+    def _prepare(self, X: Any, y: Any) -> tuple[TuningSpec, bytes]:
+        """Return the whole job, every check done that needs no service."""
+        spec = self._tuning_spec()
+        texts = whole_texts(X)
+        self._learn(X, y)
+        requests = self._task().render([str(text) for text in texts.values])
+        pairs = zip(requests, self._answers(X, y), strict=True)
+        return with_data(spec, [example_line(spec.service, request, answer) for request, answer in pairs])
+
+    def _take(self, job: TuningJob) -> None:
+        """Become fitted by `job`."""
+        if not job.has_ended:
+            raise JobFailedError(
+                f"The tuning job {job.id or job.key} is still {job.state}.", f"Call: skllm-ray tune wait {job.key}"
+            )
+        if not job.is_usable or job.model is None:
+            raise JobFailedError(
+                f"The tuning job {job.id} of {job.base_model} ended as {job.state}: {job.error or 'no reason given'}",
+                "It will not be submitted again by itself: fit(X, y, new=True) buys another.",
+            )
+        if job.state == "partially_succeeded":
+            warnings.warn(
+                f"The tuning job {job.id} only succeeded partially ({job.error or 'no reason given'}); its model is "
+                "used as it is.",
+                SkllmRayWarning,
+                stacklevel=4,
+            )
+        self.tuning_job_id_ = job.id or ""
+        self.tuned_model_ = job.model
+
+    def _forget_fit(self) -> None:
+        for name in ("tuned_model_", "tuning_job_id_"):
+            self.__dict__.pop(name, None)
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what :meth:`from_job` makes the estimator of again: JSON, without credentials."""
+        params = {name: value for name, value in self.get_params(deep=False).items() if name != "key"}
+        return {"class": type(self).__name__, "params": _freeze(params), "fitted": _freeze(self._fitted())}
+
+    def _fitted(self) -> dict[str, Any]:
+        return {}
+
+    def _restore(self, fitted: Mapping[str, Any], classes: Sequence[Any] | None) -> None:
+        """Set the fitted attributes that need no job."""
+
+    def _check_tuning_parameters(self) -> None:
+        positive("poll_s", self.poll_s)
+        positive("grace_s", self.grace_s, zero=True)
+        if not isinstance(self.delete_data, bool):
+            raise ConfigurationError(f"delete_data must be True or False; got {self.delete_data!r}.")
+
+
+class GPTTunable(Tunable):
+    """What is OpenAI's, Azure's and like servers' own."""
+
+    n_epochs: int | None
+    custom_suffix: str | None
+    batch_size: int | None
+    learning_rate_multiplier: float | None
+    deployment: str | None
+
+    def _tuning_spec(self) -> TuningSpec:
+        given = {
+            "n_epochs": self.n_epochs,
+            "batch_size": self.batch_size,
+            "learning_rate_multiplier": self.learning_rate_multiplier,
+        }
+        return resolve_tuning(
+            self.base_model,
+            "gpt",
+            given,
+            key=self.key,
+            org=self.org,
+            suffix=self.custom_suffix or "",
+            delete_data=self.delete_data,
+        )
+
+    def _resolve(self) -> BackendSpec:
+        """Return the tuned model's spec, or the base model's before there is one."""
+        tuned = getattr(self, "tuned_model_", None)
+        namespace, separator, name = self.base_model.partition("::")
+        if tuned is not None:
+            if namespace == "azure" and separator and not self.deployment:
+                raise NotSupportedError(
+                    f"Azure serves {tuned!r} only once it is deployed.",
+                    "Deploy it in the portal or with `az`, then call set_params(deployment='<its name>').",
+                )
+            name = self.deployment or tuned if namespace == "azure" else tuned
+        return resolve(
+            f"{namespace}::{name}" if separator else name or namespace, self.key, self.org, self.request_options
+        )
+
+    def _check_tuning_parameters(self) -> None:
+        super()._check_tuning_parameters()
+        whole("n_epochs", self.n_epochs)
+        whole("batch_size", self.batch_size)
+        positive("learning_rate_multiplier", self.learning_rate_multiplier)
+        suffix = self.custom_suffix
+        if suffix is not None and (not isinstance(suffix, str) or len(suffix) > _LONGEST_SUFFIX):
+            raise ConfigurationError(
+                f"custom_suffix must be a str of at most {_LONGEST_SUFFIX} characters; got {suffix!r}."
+            )
+
+
+class VertexTunable(Tunable):
+    """What is Vertex AI's own."""
+
+    _family: ClassVar[str] = "vertex"
+
+    n_update_steps: int
+    epoch_count: int | None
+    adapter_size: int | None
+    learning_rate_multiplier: float | None
+    location: str | None
+    bucket: str | None
+
+    def _tuning_spec(self) -> TuningSpec:
+        given = {
+            "epoch_count": self.epoch_count or self.n_update_steps,
+            "adapter_size": self.adapter_size,
+            "learning_rate_multiplier": self.learning_rate_multiplier,
+        }
+        return resolve_tuning(
+            self.base_model,
+            "vertex",
+            given,
+            suffix="skllm",
+            location=self.location,
+            bucket=self.bucket,
+            delete_data=self.delete_data,
+        )
+
+    def _resolve(self) -> BackendSpec:
+        """Return the tuned endpoint's spec in the region where it is, or the base model's before there is one."""
+        tuned = getattr(self, "tuned_model_", None)
+        spec: Any = resolve(tuned or self.base_model, None, None, self.request_options, "vertex")
+        parts = (tuned or "").split("/")
+        if len(parts) > 3 and parts[2] == "locations":
+            spec = replace(spec, location=parts[3])
+        found: BackendSpec = spec
+        return found
+
+    def _check_tuning_parameters(self) -> None:
+        super()._check_tuning_parameters()
+        whole("n_update_steps", self.n_update_steps)
+        whole("epoch_count", self.epoch_count)
+        positive("learning_rate_multiplier", self.learning_rate_multiplier)
+        if self.adapter_size is not None and self.adapter_size not in _ADAPTER_SIZES:
+            raise ConfigurationError(
+                f"adapter_size must be one of {_ADAPTER_SIZES} or None; got {self.adapter_size!r}."
+            )
+
+
+def whole_texts(X: Any, name: str = "X") -> Texts:
+    """Return the texts in `X`; refuse it if one is missing."""
+    if X is None:
+        raise InputError(f"{name} is None.", "Tuning needs the texts and their answers.")
+    texts = as_texts(X, name)
+    if texts.missing:
+        shown = ", ".join(map(str, texts.missing[:5])) + (", …" if len(texts.missing) > 5 else "")
+        raise InputError(
+            f"{name} has {len(texts.missing)} missing or blank text(s), at position(s) {shown}.",
+            "Drop them: a model would learn from them too.",
+        )
+    return texts
+
+
+def whole(name: str, value: object) -> None:
+    """Raise unless `value` is None or an int of at least 1."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
+        raise ConfigurationError(f"{name} must be an int of at least 1, or None; got {value!r}.")
+
+
+def positive(name: str, value: object, *, zero: bool = False) -> None:
+    """Raise unless `value` is None or a number above 0."""
+    if value is None:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (value > 0 or (zero and value == 0)):  # type: ignore[operator]
+        raise ConfigurationError(f"{name} must be a number {'of at least' if zero else 'above'} 0; got {value!r}.")
+
+
+def _freeze(value: Any) -> Any:
+    """Return `value` in a form for JSON that keeps the keys of mappings."""
+    if isinstance(value, Mapping):
+        return {"mapping": [[_freeze(key), _freeze(inner)] for key, inner in value.items()]}
+    if isinstance(value, np.ndarray):
+        return [_freeze(inner) for inner in value.tolist()]
+    if isinstance(value, (list, tuple)):
+        return [_freeze(inner) for inner in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_thaw(key): _thaw(inner) for key, inner in value["mapping"]} if "mapping" in value else dict(value)
+    return [_thaw(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,86 @@
+"""Text to text with a tuned Gemini model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from skllm_ray.llm.models import DEFAULTS
+from skllm_ray.models.base import OnError
+from skllm_ray.models.tunable import VertexTunable
+from skllm_ray.models.tunable_text import TunableText2Text
+
+__all__ = ["TunableVertexText2Text"]
+
+
+class TunableVertexText2Text(VertexTunable, TunableText2Text):  # type: ignore[misc]  # fit needs y
+    """Tune a Gemini model on pairs of texts, and turn texts into others with its endpoint.
+
+    Parameters
+    ----------
+    base_model : str, default="gemini-3.5-flash-lite"
+        The Gemini model to tune.
+    n_update_steps : int, default=1
+        scikit-llm's name. Gemini knows no steps: it is taken as the number of epochs.
+    on_error : {"raise", "coerce"}, default="raise"
+        What becomes of rows that fail, after all rows were tried: ``PartialResultError``, or None.
+    request_options : mapping of str to object or None, default=None
+        Extra fields of Gemini's ``GenerateContentConfig``.
+    epoch_count : int or None, default=None
+        Vertex AI's ``epochCount``; None takes `n_update_steps`.
+    adapter_size : {1, 2, 4, 8, 16, 32} or None, default=None
+        Vertex AI's ``adapterSize``; None leaves it to the service.
+    learning_rate_multiplier : float or None, default=None
+        Vertex AI's ``learningRateMultiplier``; None leaves it to the service.
+    location : str or None, default=None
+        The region; None takes ``SKLLMConfig``'s.
+    bucket : str or None, default=None
+        The bucket for the data set; None takes ``SKLLMConfig``'s.
+    delete_data : bool, default=False
+        Whether the data set is removed from the bucket when the job has ended.
+    poll_s : float, default=15.0
+        The first pause between two looks at the job, in seconds; pauses grow to 300 s.
+    grace_s : float, default=120.0
+        How long to look for a job whose submission's outcome is unknown, in seconds.
+
+    Attributes
+    ----------
+    tuned_model_ : str
+        The tuned model, with which the estimator predicts.
+    tuning_job_id_ : str
+        The service's ID of the tuning job.
+
+    Examples
+    --------
+    >>> TunableVertexText2Text().n_update_steps
+    1
+    """
+
+    def __init__(
+        self,
+        base_model: str = DEFAULTS["vertex_tunable"].name,
+        n_update_steps: int = 1,
+        *,
+        on_error: OnError = "raise",
+        request_options: Mapping[str, Any] | None = None,
+        epoch_count: int | None = None,
+        adapter_size: int | None = None,
+        learning_rate_multiplier: float | None = None,
+        location: str | None = None,
+        bucket: str | None = None,
+        delete_data: bool = False,
+        poll_s: float = 15.0,
+        grace_s: float = 120.0,
+    ) -> None:
+        self.base_model = base_model
+        self.n_update_steps = n_update_steps
+        self.on_error = on_error
+        self.request_options = request_options
+        self.epoch_count = epoch_count
+        self.adapter_size = adapter_size
+        self.learning_rate_multiplier = learning_rate_multiplier
+        self.location = location
+        self.bucket = bucket
+        self.delete_data = delete_data
+        self.poll_s = poll_s
+        self.grace_s = grace_s

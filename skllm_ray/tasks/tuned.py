@@ -1,0 +1,24 @@
+"""Asking a model that was tuned to turn one text into another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skllm_ray.tasks.base import ChatRequest, Reply, Row
+
+
+@dataclass(frozen=True)
+class TunedTextTask:
+    """Send each text as it is: what to do with it, the model has learnt."""
+
+    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:  # noqa: ARG002
+        """Return one request per text."""
+        return [ChatRequest(({"role": "user", "content": text},)) for text in texts]
+
+    def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[str]]:  # noqa: ARG002
+        """Return one row per reply."""
+        return [Row(reply.text, reply.text is not None, reply) for reply in replies]
