@@ -9,12 +9,16 @@ import click
 
 from skllm_ray import __version__
 from skllm_ray.errors import SkllmRayError
+from skllm_ray.tune_cli import tune
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="skllm-ray")
 def main() -> None:
     """scikit-llm's scikit-learn API for language models, on a Ray cluster."""
+
+
+main.add_command(tune)
 
 
 @main.command()

@@ -34,7 +34,7 @@ LAYERS = {
     "vectorization": {"models"},
     "tuning": {"execution.tuning_jobs", "llm.tuning", "errors"},
     "testing_tuning": set(),
-    "tune_cli": {"classification", "config", "errors", "execution.session", "tuning"},
+    "tune_cli": {"", "classification", "text2text", "errors", "execution.session", "tuning"},
     "testing": {"llm.base", "tasks.base", "config", "errors"},
     "demo": {"", "classification", "config", "datasets", "errors", "execution.status", "llm.registry"},
     "cli": {"", "demo", "errors", "execution.rate_limiter", "tune_cli"},

@@ -123,6 +123,7 @@ def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
         world.server.__exit__()
 
 
+@pytest.mark.slow
 def test_the_crash_matrix(worlds, capsys) -> None:
     rows: list[tuple[str, str, str, str, int]] = []
 
@@ -180,7 +181,7 @@ def cluster_rows(worlds) -> list[tuple[str, str, str, str, int]]:
     """Kill the driver, the watcher and the whole cluster, one after the other."""
     skllm_ray.shutdown()
     world: World = worlds("custom_url")
-    world.server.states = ("PENDING", *["RUNNING"] * 40, "SUCCEEDED")
+    world.server.states = ("PENDING", *["RUNNING"] * 25, "SUCCEEDED")
     world.server.slow_s = 3.0
     world.server.faults.append(SubmitFault.SLOW)
     rows = []
@@ -217,7 +218,7 @@ def cluster_rows(worlds) -> list[tuple[str, str, str, str, int]]:
         cluster.shutdown()
         cluster = start_cluster()
         before = world.server.n_looks
-        resume = "import skllm_ray.tuning as t\nprint(len(t.resume_all(polling=t.Polling(0.3))))"
+        resume = "import skllm_ray.tuning as t\nprint(len(t.resume_all(polling=t.Polling(0.3, longest_s=1.0))))"
         done = run_script(resume, RAY_ADDRESS=cluster.address, **settings)
         assert done.stdout == "1\n", done.stderr
         until(lambda: world.server.n_looks > before + 3)  # although the driver is gone
