@@ -34,6 +34,7 @@ test: setup ## Run the tests
 
 conformance: setup ## Test against servers that others wrote: aimock (npm) and llama-cpp-python's own
 	-npm install --silent --no-fund --no-audit --prefix .conformance @copilotkit/aimock@1.43.0
+	-$(BIN)/pip install --quiet gcp-storage-emulator
 	$(BIN)/pytest -q -rs tests/conformance
 
 test-slow: setup ## Run the tests that take minutes, too
