@@ -2,11 +2,13 @@
 
     python -m benchmarks.estimators latency
     python -m benchmarks.estimators dataset --rows 1000000
-    python -m benchmarks.estimators examples --rows 256
+    python -m benchmarks.estimators examples --rows 64
+    python -m benchmarks.estimators prompts
 
 ``latency`` and ``dataset`` use a backend that answers at once, so that what is left is this library's own time;
 ``dataset`` compares with a Ray Data map that formats the same prompts and parses the same answers by hand. ``examples``
-runs dynamic few-shot on ``gguf::demo`` with the examples in the canonical order and with the nearest first.
+runs dynamic few-shot on ``gguf::demo`` with the examples in the canonical order and with the nearest first; ``prompts``
+zero-shot with the text last and first.
 """
 
 from __future__ import annotations
@@ -40,12 +42,12 @@ class Instant(ZeroShotGPTClassifier):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["latency", "dataset", "examples"])
+    parser.add_argument("what", choices=["latency", "dataset", "examples", "prompts"])
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--calls", type=int, default=200)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    found = {"latency": latency, "dataset": dataset, "examples": examples}[given.what](given)
+    found = {"latency": latency, "dataset": dataset, "examples": examples, "prompts": prompts}[given.what](given)
     width = max(map(len, found))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in found.items()))  # noqa: T201
     if given.json:
@@ -177,6 +179,39 @@ def examples(given: argparse.Namespace) -> dict[str, Any]:
         found[f"{name}, rows/s"] = round(n_rows / statistics.median(times), 1)
         found[f"{name}, share of prompt tokens reused"] = round(statistics.median(shares), 3)
     found["speed-up"] = round(found["canonical order, rows/s"] / found["nearest first, rows/s"], 2)
+    skllm_ray.shutdown()
+    return found
+
+
+def prompts(given: argparse.Namespace) -> dict[str, Any]:
+    """Compare the library's template, whose text comes last, with the same one whose text comes first."""
+    from skllm_ray.datasets import get_classification_dataset
+    from skllm_ray.execution.block import open_here
+    from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+    from skllm_ray.prompts.templates import ZERO_SHOT_CLF_PROMPT_TEMPLATE as LAST
+
+    n_rows = given.rows or 256
+    X, y = get_classification_dataset()
+    texts = [text for text, _ in zip(_endless(list(X)), range(n_rows), strict=False)]
+    truth = [label for label, _ in zip(list(y) * n_rows, range(n_rows), strict=False)]
+    body, _, text = LAST.partition("Text:\n")
+    skllm_ray.init(local_mode=True)
+    found: dict[str, Any] = {"rows": n_rows}
+    for name, template in (("text last", LAST), ("text first", f"Text:\n{text}\n\n{body}")):
+        clf = ZeroShotGPTClassifier(model="gguf::demo", prompt_template=template).fit(X, y)
+        times, shares = [], []
+        for _ in range(3):
+            ModelCache.clear()
+            clf.predict(["warm"])
+            engine = open_here(clf._spec(), {})._engine  # type: ignore[attr-defined]
+            before, start = engine.n_reused, time.perf_counter()
+            details = clf.predict_details(texts)
+            times.append(time.perf_counter() - start)
+            shares.append((engine.n_reused - before) / details["prompt_tokens"].sum())
+        found[f"{name}, rows/s"] = round(n_rows / statistics.median(times), 1)
+        found[f"{name}, share of prompt tokens reused"] = round(statistics.median(shares), 3)
+        found[f"{name}, accuracy"] = round(float(np.mean(details["prediction"].to_numpy() == truth)), 3)
+    found["speed-up"] = round(found["text last, rows/s"] / found["text first, rows/s"], 2)
     skllm_ray.shutdown()
     return found
 
