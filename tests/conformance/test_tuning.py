@@ -43,7 +43,9 @@ def test_a_bucket_that_ignores_preconditions_is_refused(tmp_path, monkeypatch):
     port = Place.root.rpartition(":")[2]
     run = "from gcp_storage_emulator.__main__ import main; main()"
     command = [sys.executable, "-c", run, "start", "--host", "127.0.0.1", "--port", port, "--in-memory"]
-    with serving([*command, "--default-bucket", "bucket"], Place.root, "/storage/v1/b"):
-        # It ignores ifGenerationMatch, so that two drivers could both believe to be the first: refused, not trusted.
-        with pytest.raises(ConfigurationError, match="ignores if_generation_match=0"):
-            open_store("gs://bucket/jobs")
+    # It ignores ifGenerationMatch, so that two drivers could both believe to be the first: refused, not trusted.
+    with (
+        serving([*command, "--default-bucket", "bucket"], Place.root, "/storage/v1/b"),
+        pytest.raises(ConfigurationError, match="ignores if_generation_match=0"),
+    ):
+        open_store("gs://bucket/jobs")
