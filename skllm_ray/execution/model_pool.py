@@ -15,14 +15,14 @@ import uuid
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from skllm_ray.errors import ClusterError, ModelLoadError, PlacementError, SkllmRayError, SkllmRayWarning
-from skllm_ray.execution import session
+from skllm_ray.execution import children, session
 from skllm_ray.execution.model_actor import IdleExit, ModelActor, ReplicaInfo
 from skllm_ray.execution.progress import download_bar
 from skllm_ray.execution.session import NAMESPACE
@@ -34,6 +34,7 @@ PLACEMENT_TIMEOUT_S = 60.0
 """How long model actors may wait for room before the call fails."""
 _logger = logging.getLogger(__name__)
 _SHARED_POOL_IDLE_S = 24 * 3600.0
+_CHILDREN_KEEP_ALIVE_S = 20.0
 _MOST_THREADS = 8  # per replica, where the user does not say: llama.cpp gains little beyond on most machines
 
 
@@ -290,23 +291,53 @@ def _resources(found: dict[str, float]) -> dict[str, float]:
 _pools: dict[str, Any] = {}
 
 
-def _pool(*, shared: bool = False) -> Any:
-    """Return this job's pool actor, or the one that all jobs share, created by the first process that asks."""
-    key = f"{session.job_key()} shared" if shared else session.job_key()
-    if key in _pools and shared and not _answers(_pools[key]):
+Owner = Literal["job", "parent", "all"]
+"""Whose a pool is: this job's, that of the process which started this one, or that of all jobs."""
+
+
+def _pool(owner: Owner = "job") -> Any:
+    """Return the pool actor of `owner`, created by the first process that asks; a parent's must be there."""
+    key = f"{session.job_key()} {owner}"
+    if key in _pools and owner != "job" and not _answers(_pools[key]):
         del _pools[key]
     if key not in _pools:
+        if owner == "parent":
+            _pools[key] = ray.get_actor(f"pool-{_parent_job()}", namespace=NAMESPACE)
+            return _pools[key]
         job = ray.get_runtime_context().get_job_id()
         actor = ray.remote(_Pool).options(
-            name="pool-shared" if shared else f"pool-{job}",
+            name="pool-shared" if owner == "all" else f"pool-{job}",
             namespace=NAMESPACE,
             get_if_exists=True,
-            lifetime="detached" if shared else None,
+            lifetime="detached" if owner == "all" else None,
             num_cpus=0,
             max_concurrency=32,
         )
-        _pools[key] = actor.remote(shared=shared)  # kept: the actor lives as long as its handle
+        _pools[key] = actor.remote(shared=owner == "all")  # kept: the actor lives as long as its handle
     return _pools[key]
+
+
+def _parent_job() -> str:
+    """Return the job of the process that started this one, if it told; else an empty string."""
+    known = None if session.in_ray_worker() else children.parent()
+    return known[1] if known else ""
+
+
+def _owner(spec: BackendSpec) -> tuple[Owner, BackendSpec]:
+    """Return whose actors hold the model of `spec`, and the spec as they are to load it.
+
+    The children of one process, such as joblib's, share models: each is a job of its own to Ray, and they would take
+    the room from one another.
+    """
+    if spec.placement.keep_alive_s is not None:
+        return "all", spec
+    if not _parent_job():
+        return "job", spec
+    with contextlib.suppress(ValueError, RayActorError):
+        if _call(_pool("parent").is_open.remote(spec.key)):
+            return "parent", spec
+    own: Any = spec
+    return "all", replace(own, resources=replace(own.resources, keep_alive_s=_CHILDREN_KEEP_ALIVE_S))
 
 
 def _answers(pool: Any) -> bool:
@@ -329,17 +360,19 @@ def connect(spec: BackendSpec) -> PooledBackend:
     """
     held = ModelCache.get(spec.key)
     job = session.job_key()
-    if not isinstance(held, PooledBackend) or held.job != job:
+    if not isinstance(held, PooledBackend) or held.job != job or (held.shared and not held.is_open()):
+        owner, spec = _owner(spec)
+        pool = _pool(owner)
         share = plan(spec)
-        _refuse_impossible(spec, share)
-        shared = spec.placement.keep_alive_s is not None
-        pool = _pool(shared=shared)
+        if not _call(pool.is_open.remote(spec.key)):
+            _refuse_impossible(spec, share)
         opening = pool.open.remote(spec, share)
         _watch_download(pool, opening, spec)
         loaded, n_replicas = _call(opening)
-        held = PooledBackend(loaded, n_replicas, job, shared=shared)
+        ModelCache.forget(spec.key)  # closing the old one would close the new one
+        held = PooledBackend(loaded, n_replicas, job, owner)
         ModelCache.store(spec.key, held)
-    if held.spec != spec:
+    if held.spec != spec and not _parent_job():
         warnings.warn(
             f"{spec.model} stays loaded with the settings of its first use; changed ones take effect after "
             "ModelCache.clear().",
@@ -401,11 +434,16 @@ def is_nested_without_room(spec: BackendSpec) -> bool:
 class PooledBackend:
     """A backend whose model lives in a pool's actors. Picklable: Dataset tasks hold it too."""
 
-    def __init__(self, spec: BackendSpec, n_replicas: int, job: str, *, shared: bool = False) -> None:
+    def __init__(self, spec: BackendSpec, n_replicas: int, job: str, owner: Owner = "job") -> None:
         self.spec = spec
         self.n_replicas = n_replicas
         self.job = job
-        self.shared = shared
+        self.owner = owner
+
+    @property
+    def shared(self) -> bool:
+        """Whether the model stays when this job ends."""
+        return self.owner != "job"
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request; a block from the driver is spread over all replicas at once."""
@@ -426,9 +464,16 @@ class PooledBackend:
         """Return where the model's replicas live."""
         return list(ray.get(self._pool.replicas.remote(self.spec.key)))
 
+    def is_open(self) -> bool:
+        """Return whether the model is still loaded: others may have unloaded a shared one."""
+        try:
+            return bool(_call(self._pool.is_open.remote(self.spec.key)))
+        except (ValueError, RayActorError):  # the pool has ended, and with it its models
+            return False
+
     @property
     def _pool(self) -> Any:
-        return _pool(shared=self.shared)
+        return _pool(self.owner)
 
     def _spread(self, verb: str, items: Sequence[Any], crashed: Crashed) -> list[Any]:
         n_slices = 1 if len(items) <= _SMALLEST_SLICE else self.n_replicas

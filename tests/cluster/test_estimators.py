@@ -19,7 +19,9 @@ from skllm_ray.classification import (
     ZeroShotGPTClassifier,
 )
 from skllm_ray.config import SKLLMConfig
+from skllm_ray.datasets import get_reviews_dataset
 from skllm_ray.errors import InputError
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 from skllm_ray.models.gpt.tagging.ner import GPTExplainableNER
 from skllm_ray.testing import ChatServer, StatusFault, prompt_of
 from skllm_ray.text2text import GPTSummarizer
@@ -158,3 +160,23 @@ def test_child_processes_join_this_ray_and_find_its_credentials():
 def _predict(clf, texts):
     labels = clf.predict(texts).tolist()
     return labels, ray.get_runtime_context().gcs_address, os.getpid()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize("loaded", [True, False], ids=["parent's model", "model of their own"])
+def test_children_and_joblib_s_ray_share_a_gguf_model(loaded):
+    import joblib
+    from ray.util.joblib import register_ray
+
+    ModelCache.clear()
+    texts, y = get_reviews_dataset()
+    texts, y = texts[:12], y[:12]
+    clf = ZeroShotGPTClassifier(model="gguf::demo")
+    if loaded:
+        clf.fit(None, sorted(set(y))).predict(texts[:2])
+    by_loky = cross_val_predict(clf, texts, y, cv=4, n_jobs=4)
+    register_ray()
+    with joblib.parallel_backend("ray", n_jobs=2):
+        by_ray = cross_val_predict(clf, texts, y, cv=2)
+    assert len(by_loky) == len(by_ray) == 12

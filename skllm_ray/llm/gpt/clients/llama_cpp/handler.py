@@ -66,6 +66,12 @@ class ModelCache:
             before.close()
 
     @classmethod
+    def forget(cls, key: str) -> None:
+        """Forget what is stored under `key`, if anything is, and leave it open."""
+        with cls._lock:
+            cls._stores.pop(key, None)
+
+    @classmethod
     def remove(cls, key: str) -> None:
         """Close and forget what is stored under `key`, if anything is."""
         with cls._lock:
