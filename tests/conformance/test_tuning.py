@@ -9,8 +9,9 @@ from skllm_ray.classification import GPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.tuning import open_store
+from skllm_ray.llm.vertex.storage import open_bucket
 from tests.conformance.conftest import free_port, serving
-from tests.tuning_worlds import LABELS, TEXTS, google_environment
+from tests.tuning_worlds import LABELS, TEXTS, google_environment, job_of, service_of
 
 pytestmark = pytest.mark.usefixtures("local_mode")
 
@@ -48,4 +49,9 @@ def test_a_bucket_that_ignores_preconditions_is_refused(tmp_path, monkeypatch):
         serving([*command, "--default-bucket", "bucket"], Place.root, "/storage/v1/b"),
         pytest.raises(ConfigurationError, match="ignores if_generation_match=0"),
     ):
+        spec, data = job_of("vertex", Place)  # type: ignore[arg-type]
+        uploaded = service_of(spec).upload(data, spec.key)  # the data set itself needs no precondition
+        assert uploaded.startswith("gs://bucket/")
+        bucket = open_bucket(None, "bucket")
+        assert bucket.blob(uploaded.removeprefix("gs://bucket/")).download_as_bytes() == data
         open_store("gs://bucket/jobs")

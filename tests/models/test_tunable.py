@@ -224,6 +224,7 @@ def test_the_command_line(server, tmp_path):
     [job] = [json.loads(line) for line in run("list", "--json").splitlines()]
     assert job["id"] == "ftjob-1"
     assert "ftjob-1" in run("status", "ftjob-1")
+    assert "succeeded" in run("status", "ftjob-1") + run("status", "ftjob-1")
     assert "succeeded" in run("wait", job["key"], "--timeout", "100")
     assert "ftjob-1" in run("list")
     assert "succeeded" in run("cancel", "ftjob-1")
@@ -233,3 +234,13 @@ def test_the_command_line(server, tmp_path):
         "submit", "GPTClassifier", "--data", str(tmp_path / "data.csv"), "--answer-column", "x", code=2
     )
     assert server.n_jobs == 1
+
+
+def test_azure_needs_a_deployment_of_what_it_tuned(server):
+    SKLLMConfig.set_azure_api_base(server.root)
+    clf = GPTClassifier("azure::gpt-4.1-mini", key="sk-local", **QUICK).fit(TEXTS, LABELS)
+    assert server.n_jobs == 1 and clf.tuned_model_
+    with pytest.raises(NotSupportedError, match="once it is deployed"):
+        clf.predict(TEXTS)
+    again = GPTClassifier("azure::gpt-4.1-mini", key="sk-local", **QUICK).fit(TEXTS, LABELS)
+    assert again.tuning_job_id_ == clf.tuning_job_id_ and server.n_jobs == 1
