@@ -146,7 +146,7 @@ def test_a_row_that_kills_its_model_costs_itself_alone(monkeypatch: pytest.Monke
     # The pool actor runs in a process of its own, so it is given the class that dies.
     monkeypatch.setattr(model_pool, "_pools", {})
     pool = ray.remote(PoolWithPoison).options(num_cpus=0, max_concurrency=8).remote()
-    model_pool._pools[session.job_key()] = pool
+    model_pool._pools[f"{session.job_key()} job"] = pool
     table = classifier().predict_details(texts)
     assert table["error_kind"].tolist() == [None, "model_crashed", None, None]
     assert table["valid"].tolist() == [True, False, True, True]
