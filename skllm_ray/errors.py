@@ -14,6 +14,8 @@
     │   ├── PlacementError                    no room for the model actors
     │   └── WorkerMismatchError               the workers' packages differ from the driver's
     ├── JobFailedError                        the backend refused for a reason that every row shares
+    ├── OutputMismatchError (ValueError)      a batch job's output belongs to another job
+    ├── OutputInUseError                      another run writes to the same output
     ├── AmbiguousSubmission                   a tuning job was sent, and nobody knows whether it was taken
     └── PartialResultError                    some rows failed; ``.details`` holds every row
 
@@ -40,6 +42,8 @@ __all__ = [
     "MissingKeyError",
     "ModelLoadError",
     "NotSupportedError",
+    "OutputInUseError",
+    "OutputMismatchError",
     "PartialResultError",
     "PlacementError",
     "SkllmRayError",
@@ -121,6 +125,16 @@ class WorkerMismatchError(ClusterError):
 
 class JobFailedError(SkllmRayError):
     """The backend refused for a reason that every row shares, such as a wrong key."""
+
+
+class OutputMismatchError(SkllmRayError, ValueError):
+    """A batch job's output belongs to a job with another input, question or model."""
+
+
+class OutputInUseError(SkllmRayError):
+    """Another run writes to the same output."""
+
+    retryable = True
 
 
 class AmbiguousSubmission(SkllmRayError):  # noqa: N818  it is a state of the job as much as an error

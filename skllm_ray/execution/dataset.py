@@ -36,7 +36,7 @@ def on_cluster(
     if stateful and session.in_ray_worker() and any(map(is_nested_without_room, stateful)):
         yield from process_here(texts, task, spec, secrets)
         return
-    work = _Work.connect(task, spec, secrets)
+    work = Connected.connect(task, spec, secrets)
     if len(texts) <= BLOCK_ROWS:
         yield range(len(texts)), work.process(texts, secrets) if work.backend is not None else _one_block(texts, work)
         return
@@ -44,8 +44,8 @@ def on_cluster(
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What every block of a call needs. It travels through the object store, once to each node."""
+class Connected:
+    """A task and its backends, started: what every block of a call needs. It travels to each node once."""
 
     task: Task[Any]
     spec: BackendSpec
@@ -54,7 +54,7 @@ class _Work:
     embedder: PooledBackend | None
 
     @classmethod
-    def connect(cls, task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]) -> _Work:
+    def connect(cls, task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]) -> Connected:
         """Return the work with its models started, and the secrets where workers find them."""
         specs = [spec, embedding_of(task)]
         pools = [connect(one) if one is not None and one.placement.stateful else None for one in specs]
@@ -67,17 +67,22 @@ class _Work:
         """Blocks at once."""
         return 2 * self.backend.n_replicas if self.backend is not None else _API_TASKS
 
-    def process(self, texts: Sequence[str], secrets: Mapping[str, str] | None = None) -> list[Row[Any]]:
-        """Process one block, here."""
+    def open(self, secrets: Mapping[str, str] | None = None) -> tuple[Backend, Backend | None]:
+        """Return the backend and the embedder, open here."""
         embedding = embedding_of(self.task)
         backend = self.backend if self.backend is not None else _open(self.spec, secrets)
         embedder: Backend | None = self.embedder
         if embedder is None and embedding is not None:
             embedder = _open(embedding, secrets)
+        return backend, embedder
+
+    def process(self, texts: Sequence[str], secrets: Mapping[str, str] | None = None) -> list[Row[Any]]:
+        """Process one block, here."""
+        backend, embedder = self.open(secrets)
         return process(texts, self.task, backend, self.spec, embedder)
 
 
-def _one_block(texts: Sequence[str], work: _Work) -> list[Row[Any]]:
+def _one_block(texts: Sequence[str], work: Connected) -> list[Row[Any]]:
     """Process one block on a worker without a Dataset, which would take a hundred milliseconds to start and end."""
     answer = _process_remotely.remote(work, list(texts))
     try:
@@ -91,16 +96,18 @@ def _one_block(texts: Sequence[str], work: _Work) -> list[Row[Any]]:
 
 
 @ray.remote(num_cpus=0)
-def _process_remotely(work: _Work, texts: Sequence[str]) -> list[Row[Any]]:
+def _process_remotely(work: Connected, texts: Sequence[str]) -> list[Row[Any]]:
     return work.process(texts)
 
 
 def _open(spec: BackendSpec, secrets: Mapping[str, str] | None) -> Backend:
     """Open a stateless backend: with the driver's own secrets, or, on a worker, with those that were handed over."""
-    return open_here(spec, _worker_secrets() if secrets is None else secrets)
+    return open_here(spec, worker_secrets() if secrets is None else secrets)
 
 
-def _through_dataset(texts: Sequence[str], work: _Work) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
+def _through_dataset(
+    texts: Sequence[str], work: Connected
+) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
     size = _block_size(len(texts), work.in_flight)
     tables = [
         pa.table({"row": pa.array(range(start, min(start + size, len(texts)))), "text": texts[start : start + size]})
@@ -141,7 +148,7 @@ def map_dataset(
     """
     session.ensure()
     compare_workers(spec)
-    work = _Work.connect(task, spec, dict(secrets))
+    work = Connected.connect(task, spec, dict(secrets))
     return dataset.map_batches(
         _map_columns,  # type: ignore[arg-type]
         fn_kwargs={"job": ray.put((work, to_columns)), "text_column": text_column},
@@ -180,7 +187,7 @@ def _block_size(n_texts: int, in_flight: int) -> int:
 
 def _map_block(batch: pa.Table, work: Any) -> pa.Table:
     """Process one block on a worker. The rows travel back as one value: they are Python objects, not columns."""
-    held: _Work = ray.get(work)
+    held: Connected = ray.get(work)
     rows = held.process(batch["text"].to_pylist())
     return pa.table(
         {
@@ -190,7 +197,8 @@ def _map_block(batch: pa.Table, work: Any) -> pa.Table:
     )
 
 
-def _worker_secrets() -> dict[str, str]:
+def worker_secrets() -> dict[str, str]:
+    """Return the credentials that the driver handed over, with this worker under the cluster's limit."""
     use_cluster_limiter()
     return fetch_secrets()
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from skllm_ray.execution.metrics import show_quotas
 from skllm_ray.execution.session import NAMESPACE, job_key
 from skllm_ray.llm.gate import current_limiter, install_limiter
 from skllm_ray.llm.quota import BucketInfo, Grant, Quotas, Report
@@ -19,6 +21,7 @@ __all__ = ["BucketInfo", "ClusterLimiter", "show_limits", "use_cluster_limiter"]
 _NAME = "rate-limiter"
 _ANSWER_S = 5.0
 _LONGEST_RETRY_S = 1.0
+_SHOW_S = 5.0
 _logger = logging.getLogger(__name__)
 _installing = threading.Lock()
 
@@ -28,9 +31,14 @@ class _LimiterActor:
 
     def __init__(self) -> None:
         self._quotas = Quotas()
+        self._shown_at = 0.0
 
     def exchange(self, report: Report) -> Grant:
-        return self._quotas.exchange(report)
+        grant = self._quotas.exchange(report)
+        if time.monotonic() - self._shown_at > _SHOW_S:
+            self._shown_at = time.monotonic()
+            show_quotas(self._quotas.show())
+        return grant
 
     def show(self) -> list[BucketInfo]:
         return self._quotas.show()

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -140,19 +140,42 @@ class CachedBackend:
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request; those from the cache have ``attempts=0`` and cost nothing."""
+        return self.complete_each(requests, None)
+
+    def complete_each(self, requests: Sequence[ChatRequest], tell: Callable[[int, Reply], None] | None) -> list[Reply]:
+        """Do what `complete` does, and call `tell` with each reply and its position when it is there."""
         keys = [self._key(request) for request in requests]
         held = self._look_up(list(dict.fromkeys(keys)))
-        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in held}
-        asked = dict(zip(missing, self._backend.complete(list(missing.values())), strict=True)) if missing else {}
+        missing = {key: i for i, key in reversed(list(enumerate(keys))) if key not in held}
+        places = sorted(missing.values())
+        asked = dict(
+            zip([keys[i] for i in places], self._ask([requests[i] for i in places], places, tell), strict=True)
+        )
         self._keep(asked)
-        first = set(asked)
         replies = []
-        for key in keys:
-            if key in first:
-                first.discard(key)
+        for i, key in enumerate(keys):
+            if missing.get(key) == i:
                 replies.append(asked[key])
-            else:
-                replies.append(_free(held[key] if key in held else asked[key]))
+                continue
+            replies.append(_free(held[key] if key in held else asked[key]))
+            if tell is not None:
+                tell(i, replies[i])
+        return replies
+
+    def _ask(
+        self, requests: list[ChatRequest], places: Sequence[int], tell: Callable[[int, Reply], None] | None
+    ) -> list[Reply]:
+        if not requests:
+            return []
+        each = getattr(self._backend, "complete_each", None)
+        if tell is None:
+            return self._backend.complete(requests)
+        if each is not None:
+            found: list[Reply] = each(requests, lambda i, reply: tell(places[i], reply))
+            return found
+        replies = self._backend.complete(requests)
+        for place, reply in zip(places, replies, strict=True):
+            tell(place, reply)
         return replies
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:

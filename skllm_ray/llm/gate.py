@@ -7,6 +7,7 @@ import os
 import threading
 import uuid
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -30,6 +31,11 @@ _FAREWELL_S = 2.0
 
 _state: dict[str, object] = {}
 _installing = threading.Lock()
+
+
+def observe(tell: Callable[[float], object]) -> None:
+    """Let `tell` know how long every request of this process took, in seconds; called on event loops."""
+    _state["observer"] = tell
 
 
 def install_limiter(limiter: Limiter | None) -> None:
@@ -174,6 +180,9 @@ class Gate:
         self._news.settled.append((date, Settled(permit.lease, 1, permit.tokens, tokens, 0.0, 1)))
         self._news.done += 1
         self._news.seconds += now - permit.sent_at
+        observer = _state.get("observer")
+        if callable(observer):
+            observer(now - permit.sent_at)
         if permit.left != (None, None):
             self._news.left = permit.left
         if permit.refusal_s is not None:

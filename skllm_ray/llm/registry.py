@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from skllm_ray.config import OPENAI_KEY_ENV, Secret, SecretRef, SKLLMConfig
+from skllm_ray.config import OPENAI_KEY_ENV, Price, Secret, SecretRef, SKLLMConfig
 from skllm_ray.errors import ConfigurationError, SkllmRayWarning, UnknownModelError
 from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.models import price_of
+from skllm_ray.tasks.base import ChatRequest
 
 Options = Mapping[str, Any] | None
 
@@ -54,6 +56,34 @@ def secrets_of(key: str | None) -> dict[str, str]:
     """Return the credentials that this process can hand to workers, by fingerprint."""
     found = [Secret(key) if key else None, SKLLMConfig.get_openai_key()]
     return {secret.fingerprint: secret.reveal() for secret in found if isinstance(secret, Secret) and secret.reveal()}
+
+
+def price_of_spec(spec: BackendSpec) -> Price | None:
+    """Return what a model costs: the user's own price, or the provider's list price; None where neither is known."""
+    own: Price | None = getattr(spec, "price", None)
+    if own is not None:
+        return own
+    if spec.model.startswith("gguf::"):
+        return Price(0.0)
+    listed = getattr(spec, "costs_list_price", False) and getattr(spec, "api", "") == "openai"
+    return price_of(spec.model) if listed else None
+
+
+def count_prompt_tokens(spec: BackendSpec, requests: Sequence[ChatRequest]) -> tuple[list[int], bool]:
+    """Return the tokens of each prompt, and whether they were counted with the model's own tokenizer.
+
+    Elsewhere four bytes are taken for a token, and four tokens for what stands around a message.
+    """
+    if spec.model.startswith("gguf::"):
+        from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
+        from skllm_ray.llm.gpt.clients.llama_cpp.backend import count_prompt_tokens as counted
+
+        found = counted(spec, requests) if isinstance(spec, GGUFSpec) else None
+        if found is not None:
+            return found, True
+    return [
+        round(sum(len(m["content"].encode("utf-8", "replace")) / 4 + 4 for m in r.messages)) for r in requests
+    ], False
 
 
 def _openai(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:

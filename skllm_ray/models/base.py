@@ -185,6 +185,21 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         del rows
         return [values]
 
+    def _columns_of(
+        self, values: list[Any], process: Process, mode: OnError, *, details: bool = True
+    ) -> tuple[list[Sequence[Any]], list[Row[Any]]]:
+        """Return the output columns' values for a block of a text column, and its rows."""
+        texts = as_texts(values, "the text column")
+        if mode == "raise":
+            refuse_missing(texts, "the text column")
+        rows = self._rows(texts, mode, process)
+        columns = self._columns(self._predictions(texts, rows, mode), rows)
+        return columns + (results.detail_values(rows) if details else []), rows
+
+    def _output_types(self) -> dict[str, pa.DataType | None]:
+        """Return the output columns, details among them, and their types; None lets the values decide."""
+        return {**self._column_types(), **results.DETAIL_TYPES}
+
     def _results(self, X: Any, on_error: OnError | None, num_workers: int | None = None, **wanted: bool) -> Any:
         texts, rows, mode = self._run(X, on_error, num_workers, **wanted)
         self._warn_invalid(rows)
@@ -282,13 +297,7 @@ def _to_columns(
     process: Process,
 ) -> dict[str, pa.Array]:
     """Turn a block of a text column into output columns, on a worker."""
-    texts = as_texts(values, "the text column")
-    if mode == "raise":
-        refuse_missing(texts, "the text column")
-    rows = estimator._rows(texts, mode, process)
-    columns = estimator._columns(estimator._predictions(texts, rows, mode), rows)
-    if details:
-        columns += results.detail_values(rows)
+    columns, _ = estimator._columns_of(values, process, mode, details=details)
     return {name: pa.array(column, kind) for (name, kind), column in zip(types.items(), columns, strict=True)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,11 @@ class VertexBackend:
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request, in order. Failures are replies with an ``error``."""
-        return self._dispatcher.run(requests, Job(self._ask, self._tokens.of_request, Reply))
+        return self.complete_each(requests, None)
+
+    def complete_each(self, requests: Sequence[ChatRequest], tell: Callable[[int, Reply], None] | None) -> list[Reply]:
+        """Do what `complete` does, and call `tell` with each reply and its position when it arrives."""
+        return self._dispatcher.run(requests, Job(self._ask, self._tokens.of_request, Reply), tell)
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Return one embedding per text, in order. Failures are embeddings with an ``error``.

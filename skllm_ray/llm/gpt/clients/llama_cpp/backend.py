@@ -17,7 +17,7 @@ from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
-from skllm_ray.llm.gpt.clients.llama_cpp.download import local_file
+from skllm_ray.llm.gpt.clients.llama_cpp.download import file_if_here, local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.embedding import Embedder, Vector
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generator
@@ -131,6 +131,22 @@ class GGUFSpec:
         path = local_file(self.name, self.download_path)
         _logger.info("loading %s: %s", self.model, memory_needed(str(path)))
         return GGUFBackend(path, self.model, self.n_gpu_layers, self.n_threads or _own_threads(), verbose=self.verbose)
+
+
+def count_prompt_tokens(spec: GGUFSpec, requests: Sequence[ChatRequest]) -> list[int] | None:
+    """Return the tokens of each prompt by the model's own tokenizer; None where its file is not on this machine."""
+    require_installed()
+    path = file_if_here(spec.name, spec.download_path)
+    if path is None:
+        return None
+    engine = Engine(EngineOptions(str(path), vocab_only=True))
+    try:
+        chat = ChatFormat(engine)
+        opened = [request.choices.opening if request.choices else "" for request in requests]
+        texts = [chat.render(request.messages) + begun for request, begun in zip(requests, opened, strict=True)]
+        return [len(chat.tokens(text)) for text in texts]
+    finally:
+        engine.close()
 
 
 class GGUFBackend:

@@ -56,6 +56,16 @@ def local_file(name: str, download_path: str) -> Path:
         return path
 
 
+def file_if_here(name: str, download_path: str) -> Path | None:
+    """Return the file of the model `name` if it is on this machine; nothing is downloaded."""
+    if name == "demo" or is_path(name):
+        return local_file(name, download_path)
+    known = supported_models.get(name)
+    repo, file = (known.repo, known.file) if known else hub_file(name) or ("", "")
+    path = Path(download_path) / repo / file
+    return path if _is_ready(path, known) else None
+
+
 def _is_ready(path: Path, known: CatalogModel | None) -> bool:
     checked = _checked(path)
     return bool(checked) and (known is None or checked == known.sha256)

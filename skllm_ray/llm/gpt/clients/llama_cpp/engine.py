@@ -46,6 +46,8 @@ class EngineOptions:
     """Tokens in one ``llama_decode``; None takes 256 on a CPU, where a token looks at all cells of its batch, so that
     wide batches cost small models time, and 2,048 where layers are on a GPU."""
     verbose: bool = False
+    vocab_only: bool = False
+    """Whether the tokenizer alone is loaded."""
 
 
 class Engine:
@@ -74,7 +76,8 @@ class Engine:
         self.n_outputs = max(32, min(MAX_SEQUENCES, _LOGITS_BYTES // (4 * self.n_vocab)))
         self.is_embedding_model = self.metadata(f"{self.metadata('general.architecture')}.pooling_type") is not None
         self.n_batch = min(options.n_batch or (256 if options.n_gpu_layers == 0 else 2048), self.n_ctx)
-        self._context = None if self.is_embedding_model else self._open_context()
+        tokenizes_only = options.vocab_only or self.is_embedding_model
+        self._context = None if tokenizes_only else self._open_context()
         self._memory = self.lib.llama_get_memory(self._context) if self._context else None
         self._batch = Batch()
         self._prefix: list[int] = []
@@ -96,6 +99,7 @@ class Engine:
             )
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers
+        params.vocab_only = options.vocab_only
         return load_model(lib, options.path, params)
 
     def _open_context(self) -> Any:

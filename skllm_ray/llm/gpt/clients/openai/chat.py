@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,11 @@ class OpenAIBackend:
         SkllmRayWarning
             Once for every parameter that the server does not accept, and that is left out from then on.
         """
-        replies = self._dispatcher.run(requests, Job(self._ask, self._tokens.of_request, Reply))
+        return self.complete_each(requests, None)
+
+    def complete_each(self, requests: Sequence[ChatRequest], tell: Callable[[int, Reply], None] | None) -> list[Reply]:
+        """Do what `complete` does, and call `tell` with each reply and its position when it arrives."""
+        replies = self._dispatcher.run(requests, Job(self._ask, self._tokens.of_request, Reply), tell)
         self._tell()
         return replies
 

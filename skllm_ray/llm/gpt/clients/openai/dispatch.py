@@ -70,12 +70,15 @@ class Dispatcher:
         self._thread = threading.Thread(target=self._loop.run_forever, name="skllm-ray-requests", daemon=True)
         self._thread.start()
 
-    def run(self, questions: Sequence[Q], job: Job[Q, R]) -> list[R]:
-        """Return one answer per question, in order. After a fatal one, what was not asked yet is cancelled."""
+    def run(self, questions: Sequence[Q], job: Job[Q, R], tell: Callable[[int, R], None] | None = None) -> list[R]:
+        """Return one answer per question, in order. After a fatal one, what was not asked yet is cancelled.
+
+        `tell` gets every answer when it arrives, with the question's position; it is called on the event loop.
+        """
         with self._closing:
             if self._closed:
                 raise RuntimeError("This backend was closed.")
-            future = asyncio.run_coroutine_threadsafe(self._run(questions, job), self._loop)
+            future = asyncio.run_coroutine_threadsafe(self._run(questions, job, tell), self._loop)
         try:
             return future.result()
         except CancelledError:
@@ -94,17 +97,22 @@ class Dispatcher:
         self._thread.join()
         self._loop.close()
 
-    async def _run(self, questions: Sequence[Q], job: Job[Q, R]) -> list[R]:
+    async def _run(self, questions: Sequence[Q], job: Job[Q, R], tell: Callable[[int, R], None] | None) -> list[R]:
         answers = [job.empty()] * len(questions)
         rows = iter(enumerate(questions))
         stop: asyncio.Future[RowError] = self._loop.create_future()
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_MOST_ROWS, len(questions))):
-                group.create_task(self._work(rows, answers, job, stop))
+                group.create_task(self._work(rows, answers, job, stop, tell))
         return answers
 
     async def _work(
-        self, rows: Iterator[tuple[int, Q]], answers: list[R], job: Job[Q, R], stop: asyncio.Future[RowError]
+        self,
+        rows: Iterator[tuple[int, Q]],
+        answers: list[R],
+        job: Job[Q, R],
+        stop: asyncio.Future[RowError],
+        tell: Callable[[int, R], None] | None,
     ) -> None:
         for row, question in rows:
             answer = await self._persist(question, job, stop)
@@ -113,6 +121,8 @@ class Dispatcher:
                 stop.set_result(error)
                 self._gate.drop(stop)
             answers[row] = answer
+            if tell is not None:
+                tell(row, answer)
 
     async def _persist(self, question: Q, job: Job[Q, R], stop: asyncio.Future[RowError]) -> R:
         """Ask until there is an answer, or asking again cannot help, or time, tries or the job are over."""

@@ -1,0 +1,192 @@
+"""Files in, files out: a question about millions of rows that may be stopped and resumed at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from skllm_ray.batch.job import BatchEstimator, Job, JobOptions, JobResult, KeepReplies
+from skllm_ray.batch.screen import LineScreen, Screen, open_screen
+from skllm_ray.batch.storage import StorageOptions
+from skllm_ray.batch.work import template_fields
+from skllm_ray.config import SKLLMConfig
+from skllm_ray.errors import ConfigurationError
+
+__all__ = ["JobResult", "LineScreen", "Screen", "job_for", "open_screen", "run"]
+
+
+def run(
+    estimator: BatchEstimator,
+    input: str | Sequence[str],  # noqa: A002  the word for it
+    output: str,
+    *,
+    text_column: str = "text",
+    text_template: str | None = None,
+    keep_columns: Sequence[str] | None = None,
+    output_prefix: str = "",
+    keep_replies: KeepReplies = "none",
+    limit: int | None = None,
+    retry_errors: bool = False,
+    budget_usd: float | None = None,
+    input_price: float | None = None,
+    output_price: float | None = None,
+    max_output_tokens: int | None = None,
+    workers: int | None = None,
+    unit_rows: int | None = None,
+    wait_for_server_s: float = 600.0,
+    storage_options: Mapping[str, Any] | None = None,
+    screen: Screen | None = None,
+) -> JobResult:
+    r"""Ask a fitted estimator about every row of some files, and write Parquet parts.
+
+    Whatever ends a run, the same call goes on where it was: rows with a part are not asked again, and of the others
+    only those whose answers were not written down yet. Rows that failed are in the parts, with their error.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Any fitted estimator of this library. Its ``on_error="default"`` puts the default in place of failed rows;
+        otherwise they are null.
+    input : str or sequence of str
+        Files, folders or patterns such as ``"s3://bucket/in/*.parquet"``, of Parquet, CSV or JSON lines. CSV has no
+        types: its columns come out as texts.
+    output : str
+        A folder for the parts. Each has the input's columns, the results, ``probability``, ``valid``, ``error_kind``,
+        ``error``, ``attempts``, ``prompt_tokens``, ``completion_tokens``, ``cost_usd`` and ``model``.
+    text_column : str, default="text"
+        The column with the texts.
+    text_template : str or None, default=None
+        Makes the texts of several columns, such as ``"{title}\n{body}"``; then `text_column` is not used.
+    keep_columns : sequence of str or None, default=None
+        The input's columns that the parts keep; None keeps all.
+    output_prefix : str, default=""
+        Put before the names of the new columns.
+    keep_replies : {"none", "errors", "all"}, default="none"
+        Which raw answers are kept in a column ``raw_reply``: of rows without a valid result, or of all.
+    limit : int or None, default=None
+        Rows after which to stop; the same call without it does the others.
+    retry_errors : bool, default=False
+        Whether to ask the failed rows of finished parts again.
+    budget_usd : float or None, default=None
+        The most that the output may cost in all, earlier runs included. What each request may cost at most is set
+        aside before it is sent, and what came of requests without an answer counts as spent.
+    input_price, output_price : float or None, default=None
+        US dollars per million tokens, where the model's price is not known or another one holds.
+    max_output_tokens : int or None, default=None
+        The largest answer, in tokens, where the task does not say; with a budget 1,024.
+    workers : int or None, default=None
+        Units at once; None lets the cluster decide.
+    unit_rows : int or None, default=None
+        Rows in a part, at most; None takes 256 to 8,192 by the size of the input. Fixed by the first run.
+    wait_for_server_s : float, default=600
+        How long a server that gives no answer is waited for, in seconds, before the run ends.
+    storage_options : mapping or None, default=None
+        What opens the filesystem: the arguments of ``pyarrow.fs.S3FileSystem`` or ``GcsFileSystem`` for ``s3://`` and
+        ``gs://``, those of fsspec's filesystem otherwise.
+    screen : Screen or None, default=None
+        Where progress is shown; None shows it in a terminal.
+
+    Returns
+    -------
+    JobResult
+        How the job stands; ``complete`` tells whether all that was wanted is done.
+
+    Raises
+    ------
+    ConfigurationError
+        If a parameter cannot work, or a budget is asked for a model of unknown price.
+    InputError
+        If the input, or a column of it, is not there.
+    OutputMismatchError
+        If the output belongs to a job with another input, question or model.
+    OutputInUseError
+        If another run writes to it.
+
+    Examples
+    --------
+    >>> import tempfile, pandas as pd, skllm_ray
+    >>> from skllm_ray.classification import ZeroShotGPTClassifier
+    >>> skllm_ray.init(local_mode=True)
+    >>> folder = tempfile.mkdtemp()
+    >>> pd.DataFrame({"text": ["I love it!", "It broke at once."]}).to_parquet(f"{folder}/in.parquet")
+    >>> clf = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["positive", "negative"])
+    >>> run(clf, f"{folder}/in.parquet", f"{folder}/out").complete
+    True
+    >>> pd.read_parquet(f"{folder}/out")["prediction"].tolist()
+    ['positive', 'negative']
+    >>> skllm_ray.shutdown()
+    """
+    job = job_for(
+        estimator,
+        input,
+        output,
+        storage_options=storage_options,
+        text_column=text_column,
+        text_template=text_template,
+        keep_columns=None if keep_columns is None else tuple(keep_columns),
+        output_prefix=output_prefix,
+        keep_replies=keep_replies,
+        limit=limit,
+        retry_errors=retry_errors,
+        budget_usd=budget_usd,
+        input_price=input_price,
+        output_price=output_price,
+        max_output_tokens=max_output_tokens,
+        workers=workers,
+        unit_rows=unit_rows,
+        outage_s=wait_for_server_s,
+    )
+    return job.run(screen or open_screen(SKLLMConfig.get_show_progress()))
+
+
+def job_for(
+    estimator: BatchEstimator,
+    input: str | Sequence[str],  # noqa: A002  as above
+    output: str,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Job:
+    """Return the job that :func:`run` runs, its parameters checked."""
+    if not hasattr(estimator, "_columns_of"):
+        raise ConfigurationError(
+            f"estimator must be a fitted estimator of skllm_ray; got {type(estimator).__name__}.",
+            "Such as ZeroShotGPTClassifier(model=…).fit(None, labels).",
+        )
+    inputs = [input] if isinstance(input, str) else list(input)
+    if not inputs or not all(isinstance(one, str) and one for one in inputs):
+        raise ConfigurationError(f"input must be a path or paths; got {input!r}.", "Such as 'reviews/*.parquet'.")
+    if not isinstance(output, str) or not output:
+        raise ConfigurationError(f"output must be a folder's path; got {output!r}.")
+    checked = JobOptions(**options)
+    _check(checked)
+    return Job(estimator, inputs, output, checked, StorageOptions.of(storage_options))
+
+
+def _check(options: JobOptions) -> None:
+    for name in ("limit", "workers", "unit_rows", "max_output_tokens"):
+        value = getattr(options, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigurationError(f"{name} must be an int of at least 1; got {value!r}.")
+    for name in ("budget_usd", "input_price", "output_price", "outage_s"):
+        value = getattr(options, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
+            raise ConfigurationError(f"{name} must be a number of at least 0; got {value!r}.")
+    if options.keep_replies not in get_args(KeepReplies):
+        raise ConfigurationError(f"keep_replies must be 'none', 'errors' or 'all'; got {options.keep_replies!r}.")
+    if options.text_template is not None:
+        _check_template(options.text_template)
+
+
+def _check_template(template: str) -> None:
+    try:
+        names = template_fields(template)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"text_template={template!r} is no template: {error}.", "Write literal braces twice: '{{'."
+        ) from None
+    if not names or not all(name.isidentifier() for name in names):
+        raise ConfigurationError(
+            f"text_template={template!r} must name columns in braces, such as '{{title}}: {{body}}'.",
+            "Names with other signs than letters, digits and '_' are not possible there.",
+        )

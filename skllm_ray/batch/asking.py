@@ -1,0 +1,369 @@
+"""A backend under a job's rules: nothing is asked twice, nothing is sent above the budget, an outage is waited out."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol, TypeVar
+
+from skllm_ray.batch.journal import Journal
+from skllm_ray.batch.ledger import Grant, Progress
+from skllm_ray.config import Price
+from skllm_ray.llm.base import Backend
+from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
+
+_REPORT_S: Final = 1.0
+_BUDGET_POLL_S: Final = 0.25
+_PER_MESSAGE: Final = 16
+_FEW: Final = 16  # rows: as many may well fail for reasons of their own
+_FEW_WAIT_S: Final = 120.0
+_PAUSES_S: Final = (1.0, 5.0, 10.0, 20.0, 30.0)
+_ROUNDS: Final = 2  # more, where the server answers others
+_UNKNOWN: Final = frozenset({"timeout", "connection", "malformed_response"})
+
+A = TypeVar("A", Reply, Embedding)
+Q = TypeVar("Q")
+
+
+class SharedLedger(Protocol):
+    """The job's ledger, wherever it is."""
+
+    def reserve(self, worker: str, costs: list[float]) -> Grant:
+        """Ask for permission to send."""
+        ...
+
+    def settle(self, worker: str, spent_usd: float) -> None:
+        """Tell what it did cost."""
+        ...
+
+    def report(self, progress: Progress, *, answered: bool) -> None:
+        """Tell what was done; does not wait."""
+        ...
+
+    def wait_for(self, worker: str, reason: str) -> None:
+        """Tell that this worker waits; does not wait itself."""
+        ...
+
+    def answered_within(self, seconds: float) -> bool:
+        """Return whether the server answered anyone lately."""
+        ...
+
+    def stopped(self) -> str:
+        """Return why the job was told to stop."""
+        ...
+
+
+class UnitStopped(Exception):  # noqa: N818  it is a state of the unit as much as an error
+    """The unit cannot go on now; what was paid for is in its journal.
+
+    Parameters
+    ----------
+    kind : str
+        "fatal", "outage", "budget" or "stopped".
+    reason : str
+        What the user is told.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind = kind
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The rules of a job."""
+
+    price: Price | None = None
+    """None where it is not known, or where nothing is paid."""
+    free: bool = False
+    """Whether nothing is paid."""
+    max_output_tokens: int | None = None
+    """Put into requests that say nothing themselves, so that their price has an upper bound."""
+    outage_s: float = 600.0
+    """How long a server that does not answer is waited for, in seconds."""
+    block_rows: int = 1024
+    """Requests that are asked together."""
+
+    def most_usd(self, request: ChatRequest) -> float:
+        """Return the most that a request can cost: no tokenizer makes more tokens than there are bytes."""
+        if self.price is None:
+            return 0.0
+        n_prompt = sum(_size(message["content"]) + _PER_MESSAGE for message in request.messages)
+        return self.price.cost_usd(n_prompt, request.max_output_tokens or self.max_output_tokens or 0)
+
+    def most_usd_of_text(self, text: str) -> float:
+        """Return the most that the embedding of a text can cost."""
+        return 0.0 if self.price is None else self.price.cost_usd(_size(text), 0)
+
+
+class JournalledBackend:
+    """Asks `backend` for what the journal does not hold.
+
+    Parameters
+    ----------
+    backend : Backend
+        Who is asked.
+    journal : Journal
+        What is known already, and where answers go.
+    ledger : SharedLedger
+        The job's.
+    worker : str
+        Names this unit's attempt.
+    terms : Terms
+        The job's rules.
+    counts_rows : bool, default=True
+        Whether an answer is a row's result, and not merely a step towards it.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        journal: Journal,
+        ledger: SharedLedger,
+        worker: str,
+        terms: Terms,
+        *,
+        counts_rows: bool = True,
+    ) -> None:
+        self._backend = backend
+        self._journal = journal
+        self._ledger = ledger
+        self._worker = worker
+        self._terms = terms
+        self._counts_rows = counts_rows
+        self._resumed = frozenset(journal.answers)
+        self._news = Progress()
+        self._told_at = time.monotonic()
+        self.total = Progress()
+        self.unknown_usd = 0.0
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
+        """Return one reply per request; equal ones are asked once, and the copies have ``attempts=0``."""
+        bound = self._terms.max_output_tokens
+        if bound is not None:
+            requests = [
+                request if request.max_output_tokens is not None else replace(request, max_output_tokens=bound)
+                for request in requests
+            ]
+        keys = [request_key(request) for request in requests]
+        each = getattr(self._backend, "complete_each", None)
+        ask = each or (lambda some, _: self._backend.complete(some))
+        questions = dict(zip(keys, requests, strict=True))
+        return self._spread(keys, self._obtain(questions, self._terms.most_usd, ask, streams=each is not None))
+
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        """Return one embedding per text, likewise."""
+        keys = [f"e{_digest(text)}" for text in texts]
+        questions = dict(zip(keys, texts, strict=True))
+        found = self._obtain(
+            questions, self._terms.most_usd_of_text, lambda some, _: self._backend.embed(some), streams=False
+        )
+        return self._spread(keys, found)
+
+    def close(self) -> None:
+        """Leave the backend open: it serves the next unit."""
+
+    def finish_block(self, n_rows: int, errors: Mapping[str, int]) -> None:
+        """Report what the answers alone did not tell: rows without one of their own, and rows that failed."""
+        self._news.rows += n_rows - self._counted
+        self._news.errors.update(errors)
+        self._counted = 0
+        self._tell()
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    _counted = 0
+
+    def _spread(self, keys: Sequence[str], answers: Mapping[str, A]) -> list[A]:
+        seen: set[str] = set()
+        found = []
+        for key in keys:
+            answer = answers[key]
+            if key in seen and answer.error is None:
+                self._news.duplicates += self._counts_rows
+                answer = replace(answer, attempts=0, usage=replace(answer.usage, cost_usd=0.0))
+            elif key in self._resumed:
+                self._news.reused += self._counts_rows
+            seen.add(key)
+            found.append(answer)
+        return found
+
+    def _obtain(
+        self,
+        questions: Mapping[str, Q],
+        most_usd: Callable[[Q], float],
+        ask: Callable[[list[Q], Any], list[A]],
+        *,
+        streams: bool,
+    ) -> dict[str, A]:
+        known: Any = self._journal.answers
+        missing = [key for key in questions if key not in known]
+        failed: dict[str, A] = {}
+        patience = _Patience(self._terms.outage_s)
+        while missing:
+            began = time.monotonic()
+            some = patience.probe(missing)
+            answers = {}
+            for part in self._granted(some, questions, most_usd):
+                answers.update(self._ask(part, questions, most_usd, ask, streams=streams))
+            failed.update({key: answer for key, answer in answers.items() if answer.error is not None})
+            again = {key for key, answer in answers.items() if answer.error is not None and answer.error.retryable}
+            answered = len(again) < len(answers) or self._ledger.answered_within(time.monotonic() - began)
+            missing = [key for key in missing if key not in answers or key in again]
+            if not missing or not again:
+                patience.answered()
+                continue
+            error: Any = failed[next(iter(again))].error
+            if not self._wait(patience, len(missing), error, answered=answered):
+                break
+        self._ledger.wait_for(self._worker, "") if patience.rounds else None
+        return {key: known[key] if key in known else failed[key] for key in questions}
+
+    def _wait(self, patience: _Patience, n_missing: int, error: RowError, *, answered: bool) -> bool:
+        """Wait before asking again; return False where the rows are to be given up."""
+        pause_s = patience.pause_s(n_missing, answered=answered)
+        if pause_s is None:
+            if answered or n_missing < _FEW:
+                return False
+            raise UnitStopped("outage", f"The model's server did not answer ({error.kind}: {error.message})")
+        self._journal.flush()
+        if not answered:
+            self._ledger.wait_for(self._worker, f"waiting for the server ({error.kind})")
+        deadline = time.monotonic() + pause_s
+        while time.monotonic() < deadline:
+            self._check_stopped()
+            time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+        return True
+
+    def _granted(
+        self, keys: Sequence[str], questions: Mapping[str, Q], most_usd: Callable[[Q], float]
+    ) -> Iterator[Sequence[str]]:
+        """Yield the keys in parts, each as large as the budget lets through."""
+        at = 0
+        while at < len(keys):
+            part = keys[at : at + self._terms.block_rows]
+            costs = [most_usd(questions[key]) for key in part] if self._terms.price else [0.0] * len(part)
+            grant = self._ledger.reserve(self._worker, costs)
+            if grant.stop:
+                self._journal.flush()
+                raise UnitStopped("budget" if not self._ledger.stopped() else "stopped", self._ledger.stopped())
+            if grant.wait:
+                time.sleep(_BUDGET_POLL_S)
+                continue
+            yield part[: grant.n]
+            at += grant.n
+
+    def _ask(
+        self,
+        keys: Sequence[str],
+        questions: Mapping[str, Q],
+        most_usd: Callable[[Q], float],
+        ask: Callable[[list[Q], Any], list[A]],
+        *,
+        streams: bool,
+    ) -> dict[str, A]:
+        """Ask once for some keys; answers go to the journal as they come."""
+        asked = [questions[key] for key in keys]
+        if self._terms.price is not None:
+            self._journal.intend({key: most_usd(question) for key, question in zip(keys, asked, strict=True)})
+        found = ask(asked, lambda i, answer: self._take(keys[i], answer))
+        if not streams:
+            for key, answer in zip(keys, found, strict=True):
+                self._take(key, answer)
+        answers = dict(zip(keys, found, strict=True))
+        self._settle(answers, questions, most_usd)
+        fatal = next((answer.error for answer in found if answer.error is not None and answer.error.fatal), None)
+        if fatal is not None:
+            self._journal.flush()
+            raise UnitStopped("fatal", f"{fatal.kind}: {fatal.message}")
+        return answers
+
+    def _settle(self, answers: Mapping[str, A], questions: Mapping[str, Q], most_usd: Callable[[Q], float]) -> None:
+        if self._terms.price is None:
+            return
+        spent = 0.0
+        for key, answer in answers.items():
+            spent += answer.usage.cost_usd or 0.0
+            if answer.error is not None and answer.error.kind in _UNKNOWN:
+                unknown = most_usd(questions[key]) * answer.attempts
+                self.unknown_usd += unknown
+                spent += unknown
+        self._ledger.settle(self._worker, spent)
+
+    def _take(self, key: str, answer: Answer) -> None:
+        """Keep an answer, and count it. Called from a client's event loop."""
+        self._journal.add(key, answer)
+        news = self._news
+        news.asked += answer.attempts > 0
+        news.prompt_tokens += answer.usage.prompt_tokens
+        news.completion_tokens += answer.usage.completion_tokens
+        news.cached_tokens += answer.usage.cached_tokens
+        if answer.error is None:
+            news.rows += self._counts_rows
+            self._counted += self._counts_rows
+            if answer.usage.cost_usd is None and not self._terms.free and answer.attempts:
+                news.unpriced += 1
+        news.cost_usd += answer.usage.cost_usd or 0.0
+        if time.monotonic() - self._told_at >= _REPORT_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        news, self._news = self._news, Progress()
+        self._told_at = time.monotonic()
+        self.total.add(news)
+        self._ledger.report(news, answered=news.asked > sum(news.errors.values()) and news.rows > 0)
+
+    def _check_stopped(self) -> None:
+        reason = self._ledger.stopped()
+        if reason:
+            raise UnitStopped("stopped", reason)
+
+
+Answer = Reply | Embedding
+
+
+class _Patience:
+    """Decides how often and how long a block's failed rows are asked again."""
+
+    def __init__(self, outage_s: float) -> None:
+        self._outage_s = outage_s
+        self._since: float | None = None
+        self.rounds = 0
+
+    def probe(self, keys: Sequence[str]) -> Sequence[str]:
+        """Return whom to ask: all, or, while nobody gets an answer, one after the other."""
+        if self._since is None:
+            return keys
+        return [keys[self.rounds % len(keys)]]
+
+    def answered(self) -> None:
+        """Note that the server is there."""
+        self._since = None
+
+    def pause_s(self, n_missing: int, *, answered: bool) -> float | None:
+        """Return how long to wait; None where it is enough."""
+        pause_s = _PAUSES_S[min(self.rounds, len(_PAUSES_S) - 1)]
+        self.rounds += 1
+        if answered:
+            self._since = None
+            return pause_s if self.rounds <= _ROUNDS else None
+        now = time.monotonic()
+        self._since = self._since or now
+        most_s = self._outage_s if n_missing >= _FEW else min(_FEW_WAIT_S, self._outage_s)
+        return None if now - self._since + pause_s > most_s else pause_s
+
+
+def request_key(request: ChatRequest) -> str:
+    """Return what tells a request from the others of its job."""
+    return _digest("\0".join(message["content"] for message in request.messages))
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,213 @@
+"""What a job would take, before it is run."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from skllm_ray.batch.job import Job
+from skllm_ray.batch.manifest import Manifest
+from skllm_ray.batch.sampling import Sample, draw
+from skllm_ray.config import Price, RateLimit
+from skllm_ray.llm.registry import count_prompt_tokens, price_of_spec
+from skllm_ray.tasks.base import ChatRequest
+from skllm_ray.tasks.embedding import EmbeddingTask
+
+_COUNTED: Final = 500
+_SECONDS_A_MINUTE: Final = 60.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the rest of a job takes. Pairs are the lowest and the highest likely value."""
+
+    rows_total: int
+    rows_left: int
+    requests: int
+    prompt_tokens: tuple[int, int]
+    completion_tokens: tuple[int, int]
+    cost_usd: tuple[float, float] | None
+    """None where the price is not known."""
+    seconds: tuple[float, float] | None
+    """None where nothing tells how fast it will be."""
+    duplicates: float
+    """Share of the rows that are answered by another row of their unit."""
+    missing: float
+    """Share of the rows without a text; they are not asked."""
+    how: str
+    """How tokens were counted."""
+    limited_by: str
+    """What decides the duration."""
+    sample_rows: int = 0
+    sample_cost_usd: float | None = None
+    """What the sample that was asked did cost."""
+
+    def facts(self) -> dict[str, str]:
+        """Return it in words."""
+        found = {
+            "rows": f"{self.rows_left:,} left of {self.rows_total:,}",
+            "requests": f"{self.requests:,}",
+            "not asked": f"{self.missing:.1%} without a text, {self.duplicates:.1%} same as another of their unit",
+            "prompt tokens": f"{_range(self.prompt_tokens)} ({self.how})",
+            "completion tokens": _range(self.completion_tokens),
+            "cost": "price not known: give --input-price and --output-price"
+            if self.cost_usd is None
+            else f"{_range(self.cost_usd, 4)} USD",
+            "duration": "not known before a --sample, or a limit" if self.seconds is None else _times(self.seconds),
+            "limited by": self.limited_by,
+        }
+        if self.sample_rows:
+            cost = "price not known" if self.sample_cost_usd is None else f"{self.sample_cost_usd:,.4f} USD"
+            found["sample"] = f"{self.sample_rows:,} rows asked; it cost {cost}"
+        return {name: value for name, value in found.items() if value}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a sample of rows took."""
+
+    rows: int
+    prompt_ratio: float
+    """Prompt tokens as the model counted them, to those that were reckoned."""
+    completion: tuple[float, float]
+    """Completion tokens of a row: its mean, and the error of that."""
+    rows_per_s: float
+    cost_usd: float | None
+
+
+def estimate_job(job: Job, sample: int | None = None) -> Estimate:
+    """Return what the rest of `job` takes.
+
+    Parameters
+    ----------
+    job : Job
+        Not run by this.
+    sample : int or None, default=None
+        Rows to ask the model, at its price, so that tokens and speed are measured; None asks nothing.
+    """
+    manifest = job.plan()
+    drawn = draw(job, manifest)
+    texts = list(dict.fromkeys(text for text in drawn.texts if text is not None and text.strip()))
+    if not texts:
+        return _nothing(manifest, drawn)
+    requests = job.requests_for(texts[:_COUNTED])
+    counted, own = count_prompt_tokens(job.spec, requests)
+    measured = _ask(job, texts, sample) if sample else None
+    n_requests = round(drawn.rows_left * (1 - drawn.missing) * drawn.unique)
+    per_row = statistics.fmean(counted)
+    spread = 2 * statistics.pstdev(counted) / math.sqrt(len(counted))
+    ratio, slack = (measured.prompt_ratio, 0.03) if measured else (1.0, 0.02 if own else 0.25)
+    low, high = (per_row - spread) * ratio * (1 - slack), (per_row + spread) * ratio * (1 + slack)
+    answers = _answers(job, requests, texts, measured)
+    prompt = round(n_requests * max(0.0, low)), round(n_requests * high)
+    completion = round(n_requests * answers[0]), round(n_requests * answers[1])
+    seconds, limited_by = _duration(job.spec.limit, n_requests, prompt, completion, measured)
+    how = "measured on the sample" if measured else "counted by the model's tokenizer" if own else "4 bytes a token"
+    return Estimate(
+        rows_total=manifest.rows_total,
+        rows_left=drawn.rows_left,
+        requests=n_requests,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cost_usd=_cost(price_of_spec(job.spec), prompt, completion),
+        seconds=seconds,
+        duplicates=(1 - drawn.missing) * (1 - drawn.unique),
+        missing=drawn.missing,
+        how=how,
+        limited_by=limited_by,
+        sample_rows=measured.rows if measured else 0,
+        sample_cost_usd=measured.cost_usd if measured else None,
+    )
+
+
+def _nothing(manifest: Manifest, drawn: Sample) -> Estimate:
+    none = (0, 0)
+    return Estimate(
+        manifest.rows_total, drawn.rows_left, 0, none, none, (0.0, 0.0), (0.0, 0.0), 0.0, drawn.missing, "", ""
+    )
+
+
+def _ask(job: Job, texts: Sequence[str], n_rows: int) -> _Measured:
+    asked = list(texts[:n_rows])
+    reckoned, _ = count_prompt_tokens(job.spec, job.requests_for(asked))
+    job.ask(asked[:1])  # starts what has to be started
+    began = time.perf_counter()
+    found = job.ask(asked)
+    seconds = time.perf_counter() - began
+    good = [row for row in found if row.error is None]
+    prompt = [row.reply.usage.prompt_tokens for row in good] or [0]
+    completion = [float(row.reply.usage.completion_tokens) for row in good] or [0.0]
+    costs = [row.reply.usage.cost_usd for row in found]
+    share = sum(prompt) / max(1, sum(n for n, row in zip(reckoned, found, strict=True) if row.error is None))
+    error = 2 * statistics.pstdev(completion) / math.sqrt(len(completion))
+    cost = None if any(one is None for one in costs) else sum(one or 0.0 for one in costs)
+    if cost is None and price_of_spec(job.spec) == Price(0.0):
+        cost = 0.0
+    return _Measured(len(asked), share, (statistics.fmean(completion), error), len(asked) / seconds, cost)
+
+
+def _answers(
+    job: Job, requests: Sequence[ChatRequest], texts: Sequence[str], measured: _Measured | None
+) -> tuple[float, float]:
+    """Return a row's completion tokens, at least and at most."""
+    if measured is not None:
+        mean, error = measured.completion
+        return max(0.0, mean - error), mean + error
+    if isinstance(job.task, EmbeddingTask):
+        return 0.0, 0.0
+    choices = requests[0].choices
+    if choices is not None:
+        if job.spec.model.startswith("gguf::"):
+            return 0.0, 0.0  # labels are scored, not written
+        sizes = [len(choices.answer([label]).encode()) for label in choices.labels]
+        return min(sizes) / 5, max(sizes) / 2.5 * (choices.max_labels if choices.multiple else 1)
+    if requests[0].max_output_tokens is not None:
+        return requests[0].max_output_tokens / 10, float(requests[0].max_output_tokens)
+    mean = statistics.fmean(len(text.encode("utf-8", "replace")) / 4 for text in texts[:_COUNTED])
+    return 0.2 * mean, 2.0 * mean + 20
+
+
+def _duration(
+    limit: RateLimit | None,
+    n_requests: int,
+    prompt: tuple[int, int],
+    completion: tuple[int, int],
+    measured: _Measured | None,
+) -> tuple[tuple[float, float] | None, str]:
+    low, high, why = 0.0, 0.0, ""
+    if limit is not None and limit.requests_per_minute:
+        low = high = n_requests / limit.requests_per_minute * _SECONDS_A_MINUTE
+        why = f"{limit.requests_per_minute:,} requests/min"
+    if limit is not None and limit.tokens_per_minute:
+        tokens = [p + c for p, c in zip(prompt, completion, strict=True)]
+        by_tokens = [n / limit.tokens_per_minute * _SECONDS_A_MINUTE for n in tokens]
+        if by_tokens[1] > high:
+            low, high, why = by_tokens[0], by_tokens[1], f"{limit.tokens_per_minute:,} tokens/min"
+    if measured is not None:
+        at_rate = n_requests / max(1e-9, measured.rows_per_s)
+        if at_rate > high:
+            low, high, why = 0.7 * at_rate, 1.2 * at_rate, f"{measured.rows_per_s:,.1f} rows/s, as the sample"
+    return ((low, high) if why else None), why
+
+
+def _cost(price: Price | None, prompt: tuple[int, int], completion: tuple[int, int]) -> tuple[float, float] | None:
+    if price is None:
+        return None
+    price = replace(price, cached_input=None)
+    return price.cost_usd(prompt[0], completion[0]), price.cost_usd(prompt[1], completion[1])
+
+
+def _range(pair: tuple[Any, Any], digits: int = 0) -> str:
+    low, high = (f"{value:,.{digits}f}" for value in pair)
+    return low if low == high else f"{low} to {high}"
+
+
+def _times(pair: tuple[float, float]) -> str:
+    from skllm_ray.batch.screen import span
+
+    low, high = map(span, pair)
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,189 @@
+"""What fixes a job: its input, its question and its model, written down before the first row is asked."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+import skllm_ray
+from skllm_ray.batch.inputs import InputFile
+from skllm_ray.batch.storage import Folder
+from skllm_ray.config import Secret
+from skllm_ray.errors import OutputMismatchError
+
+_NAME: Final = "manifest.json"
+_FORMAT: Final = 1
+_PRIVATE: Final = frozenset({"key", "org", "verbose"})
+_PROBE: Final = "⟦probe⟧"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What fixes a job. A job with another one does not write to the same output."""
+
+    input: tuple[str, ...]
+    text_column: str | None
+    text_template: str | None
+    keep_columns: tuple[str, ...]
+    output_prefix: str
+    keep_replies: str
+    task: str
+    """The estimator's class."""
+    model: str
+    identity: str
+    """The backend's endpoint, model and request parameters; no credential."""
+    params: str
+    """The estimator's parameters, as JSON."""
+    question: str
+    """A hash of the task with all that was fitted."""
+    prompt: str
+    """The prompt for a probe text."""
+    labels: tuple[str, ...] | None
+    input_schema: str
+    """The input's columns, in Arrow's own form, base64."""
+    schema: str
+    """The parts' columns, likewise."""
+    prediction_columns: tuple[str, ...]
+    unit_rows: int
+    files: tuple[InputFile, ...]
+    cuts: tuple[tuple[int, int], ...] = ()
+    """Where runs were told to stop: (file, row) pairs."""
+    template: str | None = None
+    """The prompt template that is in use, where the task has one."""
+    version: str = skllm_ray.__version__
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def rows_total(self) -> int:
+        """Rows in the input."""
+        return sum(file.n_rows for file in self.files)
+
+    def arrow_schema(self) -> pa.Schema:
+        """Return the parts' schema."""
+        return read_schema(self.schema)
+
+    def save(self, folder: Folder) -> None:
+        """Write it down."""
+        told = {**asdict(self), "files": [file.dump() for file in self.files], "format": _FORMAT}
+        folder.write(_NAME, json.dumps(told, ensure_ascii=False, indent=1).encode())
+
+    def check_same(self, other: Manifest) -> None:
+        """Raise unless `other` asks the same question of the same model and writes the same columns.
+
+        Raises
+        ------
+        OutputMismatchError
+            Naming what differs.
+        """
+        names = ["task", "params", "labels", "model", "identity", "text_column", "text_template"]
+        names += ["keep_columns", "output_prefix", "keep_replies", "input"]
+        if self.version == other.version:
+            names += ["question", "prompt"]
+        for name in names:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise OutputMismatchError(
+                    f"The output belongs to a job with another {name}: {_shown(mine)}; now: {_shown(theirs)}.",
+                    "Write to another output, or run with the old settings; the finished parts stay as they are.",
+                )
+
+
+def load_manifest(folder: Folder) -> Manifest | None:
+    """Return the manifest of an output, or None where there is none.
+
+    Raises
+    ------
+    OutputMismatchError
+        If it is of a later version of this library.
+    """
+    try:
+        told = json.loads(folder.read(_NAME))
+    except FileNotFoundError:
+        return None
+    if told.pop("format", None) != _FORMAT:
+        raise OutputMismatchError("The output was begun by another version of skllm_ray.", "Use that version.")
+    told["files"] = tuple(InputFile.load(file) for file in told["files"])
+    for name in ("input", "keep_columns", "prediction_columns", "cuts", "labels"):
+        told[name] = None if told[name] is None else tuple(told[name])
+    told["cuts"] = tuple((number, row) for number, row in told["cuts"])
+    return Manifest(**told)
+
+
+def schema_text(schema: pa.Schema) -> str:
+    """Return a schema in the form that a manifest holds."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def read_schema(text: str) -> pa.Schema:
+    """Return the schema in what `schema_text` made."""
+    return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text)))
+
+
+def params_text(estimator: Any) -> str:
+    """Return an estimator's parameters as JSON, credentials left out."""
+    params = {name: value for name, value in estimator.get_params(deep=False).items() if name not in _PRIVATE}
+    return json.dumps(params, sort_keys=True, ensure_ascii=False, default=_plain)
+
+
+def question_hash(task: Any) -> str:
+    """Return a hash of a task and all its data, the same in every process."""
+    digest = hashlib.sha256()
+    for piece in _pieces(task):
+        digest.update(piece.encode("utf-8", "replace") + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def probe_prompt(task: Any) -> str:
+    """Return what a task asks about a probe text; empty where that takes vectors."""
+    if getattr(task, "embedding", None) is not None:
+        return ""
+    request = task.render([_PROBE])[0]
+    return "\n\n".join(message["content"] for message in request.messages)
+
+
+def with_template(task: Any, template: str | None) -> Any:
+    """Return `task` with the prompt template of the manifest: a later version's default may be another."""
+    if template is None or getattr(task, "template", None) in {None, template}:
+        return task
+    return replace(task, template=template)
+
+
+def _pieces(value: Any) -> Sequence[str]:
+    """Return a value as texts that depend on nothing but its content."""
+    if is_dataclass(value) and not isinstance(value, type):
+        held = {one.name: getattr(value, one.name) for one in fields(value)}
+        return [type(value).__name__, *_pieces(held)]
+    if isinstance(value, Mapping):
+        return [piece for name in sorted(value, key=str) for piece in (str(name), *_pieces(value[name]))]
+    if isinstance(value, (list, tuple)):
+        return [str(len(value)), *(piece for one in value for piece in _pieces(one))]
+    if isinstance(value, (set, frozenset)):
+        return _pieces(sorted(value, key=str))
+    if isinstance(value, np.ndarray):
+        return [str(value.dtype), str(value.shape), hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()]
+    if value is None or isinstance(value, (str, int, float, bool, bytes)):
+        return [repr(str(value)) if isinstance(value, Secret) else repr(value)]
+    if callable(value):
+        return [getattr(value, "__qualname__", type(value).__name__)]
+    return [type(value).__name__, *_pieces(vars(value))] if hasattr(value, "__dict__") else [type(value).__name__]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "…"

@@ -1,0 +1,77 @@
+"""Rows of a job's input, drawn at random, without reading all of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from skllm_ray.batch.inputs import Unit, read
+from skllm_ray.batch.job import Job
+from skllm_ray.batch.manifest import Manifest, read_schema
+from skllm_ray.batch.work import filled, template_fields
+from skllm_ray.errors import InputError
+
+_UNITS: Final = 8
+_ROWS: Final = 20_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of some units."""
+
+    texts: list[str | None]
+    extra: list[Any]
+    """The values of the column that was asked for besides."""
+    rows_left: int
+    """Rows of the whole job without a part."""
+    missing: float
+    """Share of the rows that have no text."""
+    unique: float
+    """Share of the other rows whose text is the first of its kind in its unit."""
+
+
+def draw(job: Job, manifest: Manifest, column: str | None = None, seed: int = 0, n_units: int = _UNITS) -> Sample:
+    """Return the rows of some units, all equally likely, in a random order."""
+    units = job.units_left(manifest)
+    chosen = random.Random(seed).sample(units, min(n_units, len(units)))
+    texts: list[str | None] = []
+    extra: list[Any] = []
+    n_rows = n_missing = n_unique = 0
+    for unit in chosen:
+        found, values = _rows_of(job, manifest, unit, column)
+        present = [text for text in found if text is not None and text.strip()]
+        n_rows += len(found)
+        n_missing += len(found) - len(present)
+        n_unique += len(set(present))
+        texts += found
+        extra += values
+        if n_rows >= _ROWS:
+            break
+    order = list(range(len(texts)))
+    random.Random(seed).shuffle(order)
+    present_rows = max(1, n_rows - n_missing)
+    return Sample(
+        [texts[i] for i in order],
+        [extra[i] for i in order],
+        sum(unit.n_rows for unit in units),
+        n_missing / max(1, n_rows),
+        n_unique / present_rows,
+    )
+
+
+def _rows_of(job: Job, manifest: Manifest, unit: Unit, column: str | None) -> tuple[list[str | None], Sequence[Any]]:
+    schema = read_schema(manifest.input_schema)
+    template = manifest.text_template
+    names = sorted(template_fields(template)) if template else [manifest.text_column or ""]
+    if column is not None and column not in schema.names:
+        raise InputError(f"label_column: the input has no column {column!r}.", f"Columns: {', '.join(schema.names)}.")
+    wanted = list(dict.fromkeys([*names, *([column] if column else [])]))
+    table = read(job.source, unit, wanted, schema)
+    if template:
+        fields = template_fields(template)
+        texts = [filled(template, row, fields) for row in table.select(names).to_pylist()]
+    else:
+        texts = table.column(names[0]).to_pylist()
+    return texts, table.column(column).to_pylist() if column else [None] * len(texts)

@@ -1,0 +1,215 @@
+"""What a person sees of a running job: a live table in a terminal, plain lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, Self
+
+from skllm_ray.batch.ledger import Progress, Snapshot
+
+_LINE_S: Final = 10.0
+_WINDOW_S: Final = 60.0
+_KINDS: Final = 4
+
+
+@dataclass
+class State:
+    """How far a job is."""
+
+    model: str
+    rows_total: int
+    rows_before: int
+    """Rows that earlier runs did."""
+    n_units: int = 0
+    units_done: int = 0
+    n_tasks: int = 0
+    progress: Progress = field(default_factory=Progress)
+    waiting_for: str = ""
+    stopped: str = ""
+    began: float = field(default_factory=time.monotonic)
+    _past: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def see(self, snapshot: Snapshot | None) -> None:
+        """Take the ledger's numbers."""
+        if snapshot is None:
+            return
+        self.progress, self.waiting_for, self.stopped = snapshot.progress, snapshot.waiting_for, snapshot.stopped
+        now = time.monotonic()
+        self._past.append((now, self.progress.rows))
+        while self._past[0][0] < now - _WINDOW_S:
+            self._past.popleft()
+
+    @property
+    def rows(self) -> int:
+        """Rows that are done."""
+        return min(self.rows_total, self.rows_before + self.progress.rows)
+
+    @property
+    def rate(self) -> float:
+        """Rows per second over the last minute."""
+        if not self._past:
+            return 0.0
+        since, rows = self._past[0]
+        if len(self._past) == 1 or since - self.began < _LINE_S:
+            since, rows = self.began, 0
+        return (self.progress.rows - rows) / max(1e-3, time.monotonic() - since)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds that are left at this rate; None where there is none."""
+        rate = self.rate
+        return (self.rows_total - self.rows) / rate if rate > 0 else None
+
+    def facts(self) -> dict[str, str]:
+        """Return what is worth telling, in words."""
+        done = self.progress
+        found = {
+            "rate": f"{self.rate:,.1f} rows/s",
+            "tokens": f"{done.prompt_tokens:,} in, {done.completion_tokens:,} out",
+            "cost": _cost(done),
+            "workers": f"{self.n_tasks} at {self.n_units - self.units_done:,} of {self.n_units:,} units",
+        }
+        if done.reused or done.duplicates:
+            found["not asked again"] = f"{done.reused:,} paid before, {done.duplicates:,} same texts"
+        if done.errors:
+            kinds = done.errors.most_common(_KINDS)
+            found["failed rows"] = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+        if self.stopped:
+            found["stopping"] = self.stopped
+        elif self.waiting_for:
+            found["waiting"] = self.waiting_for
+        return found
+
+
+class Screen(Protocol):
+    """Shows a job's state."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def show(self, state: State) -> None:
+        """Show it, as often as is good for this kind of screen."""
+        ...
+
+
+class LineScreen:
+    """Writes a line now and then.
+
+    Parameters
+    ----------
+    write : callable
+        Takes a line.
+    every_s : float, default=10
+        Seconds between two lines.
+    """
+
+    def __init__(self, write: Callable[[str], object], every_s: float = _LINE_S) -> None:
+        self._write = write
+        self._every_s = every_s
+        self._last: tuple[float, int] = (0.0, -1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def show(self, state: State) -> None:
+        """Write a line if it is time, and at the end."""
+        ended = state.rows >= state.rows_total or (state.units_done and state.units_done == state.n_units)
+        now = time.monotonic()
+        if (now - self._last[0] < self._every_s and not ended) or self._last[1] == state.units_done == state.n_units:
+            return
+        self._last = now, state.units_done
+        share = 100 * state.rows / max(1, state.rows_total)
+        facts = "; ".join(f"{name}: {value}" for name, value in state.facts().items())
+        left = f"; ETA {span(state.eta_s)}" if state.eta_s is not None and not ended else ""
+        self._write(f"{state.rows:,} of {state.rows_total:,} rows ({share:.1f}%){left}; {facts}")
+
+
+class LiveScreen:
+    """Keeps a bar and a few lines up to date in a terminal."""
+
+    def __init__(self, console: Any = None) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = console or Console(stderr=True)
+        self._live = Live(console=self._console, refresh_per_second=4, transient=False)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.stop()
+
+    def show(self, state: State) -> None:
+        """Show it now."""
+        self._live.update(self._page(state))
+
+    def _page(self, state: State) -> Any:
+        from rich.columns import Columns
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        head = Columns(
+            [
+                Text(state.model, style="bold"),
+                ProgressBar(total=max(1, state.rows_total), completed=state.rows, width=40),
+                Text(f"{state.rows:,} / {state.rows_total:,} rows"),
+                Text(f"ETA {span(state.eta_s)}" if state.eta_s is not None else "", style="cyan"),
+                Text(span(time.monotonic() - state.began), style="dim"),
+            ]
+        )
+        table = Table.grid(padding=(0, 2))
+        for name, value in state.facts().items():
+            style = {"failed rows": "red", "waiting": "yellow", "stopping": "yellow"}.get(name, "")
+            table.add_row(Text(name, style="dim"), Text(value, style=style))
+        return Group(head, table)
+
+
+class NoScreen:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def show(self, state: State) -> None:
+        """Show nothing."""
+
+
+def open_screen(show: bool) -> Screen:
+    """Return a live screen where a person looks at the terminal, else none."""
+    return LiveScreen() if show and sys.stderr.isatty() else NoScreen()
+
+
+def _cost(done: Progress) -> str:
+    if done.unpriced and not done.cost_usd:
+        return "price not known"
+    return f"{done.cost_usd:,.4f} USD" + (" and more of unknown price" if done.unpriced else "")
+
+
+def span(seconds: float | None) -> str:
+    """Return a time in words, such as ``2 h 05 min``.
+
+    Examples
+    --------
+    >>> span(7500)
+    '2 h 05 min'
+    """
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

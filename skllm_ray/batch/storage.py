@@ -1,0 +1,278 @@
+"""Folders and files on any filesystem: local paths, and what pyarrow or fsspec can open (S3, GCS, Azure, …)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from skllm_ray.config import Secret
+from skllm_ray.errors import ConfigurationError, InputError
+
+_SCHEME: Final = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_WILD: Final = re.compile(r"[*?\[]")
+_NATIVE: Final = {"s3": "S3FileSystem", "gs": "GcsFileSystem", "gcs": "GcsFileSystem"}
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """What opens a filesystem, such as an endpoint and a key. It travels as a fingerprint, never as its text."""
+
+    text: Secret | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any] | None) -> StorageOptions:
+        """Return the options in a mapping."""
+        return cls(Secret(json.dumps(dict(options), sort_keys=True)) if options else None)
+
+    def secrets(self) -> dict[str, str]:
+        """Return what workers need to know besides, by fingerprint."""
+        return {} if self.text is None else {self.text.fingerprint: self.text.reveal()}
+
+    def reveal(self, secrets: Mapping[str, str]) -> dict[str, Any]:
+        """Return the options themselves, from `secrets` where this object came from another process."""
+        if self.text is None:
+            return {}
+        text = self.text.reveal() or secrets.get(self.text.fingerprint, "")
+        return dict(json.loads(text)) if text else {}
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file of the input, and what tells whether it has changed."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+class Folder:
+    """A folder of an open filesystem.
+
+    Parameters
+    ----------
+    filesystem : pyarrow.fs.FileSystem
+        Where it is.
+    path : str
+        Its path there.
+    """
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
+        self.filesystem = filesystem
+        self.path = path.rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on a filesystem of this machine, which has exclusive creation and atomic renaming."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def at(self, name: str) -> str:
+        """Return the path of a file in it."""
+        return f"{self.path}/{name}"
+
+    def below(self, name: str) -> Folder:
+        """Return a folder in it."""
+        return Folder(self.filesystem, self.at(name))
+
+    def names(self, *, recursive: bool = False) -> dict[str, int]:
+        """Return the files in it, with their sizes in bytes; empty where it does not exist."""
+        selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+        start = len(self.path) + 1
+        found = self.filesystem.get_file_info(selector)
+        return {info.path[start:]: info.size for info in found if info.type == pafs.FileType.File}
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none of this name.
+        """
+        with self.filesystem.open_input_stream(self.at(name), compression=None) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, content: bytes | pa.Buffer) -> None:
+        """Write a whole file: others see all of it or nothing."""
+        path = self.at(name)
+        if not self.is_local:  # an object store shows an object when it is complete
+            with self.filesystem.open_output_stream(path, compression=None) as stream:
+                stream.write(content)
+            return
+        target = Path(path)
+        part = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(content)
+            part.replace(target)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file that must not exist yet; return whether this caller made it.
+
+        Atomic on local filesystems. Elsewhere the file is read back after it was written, which shows all but two
+        callers of the very same moment.
+        """
+        if self.is_local:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+            try:
+                with Path(self.at(name)).open("xb") as file:
+                    file.write(content)
+            except FileExistsError:
+                return False
+            return True
+        if name in self.names():
+            return False
+        self.write(name, content)
+        return self.read(name) == content
+
+    def delete(self, name: str) -> None:
+        """Delete a file, or a folder with all that is in it; nothing happens where there is none."""
+        with suppress(FileNotFoundError):
+            info = self.filesystem.get_file_info(self.at(name))
+            if info.type == pafs.FileType.Directory:
+                self.filesystem.delete_dir(info.path)
+            elif info.type == pafs.FileType.File:
+                self.filesystem.delete_file(info.path)
+
+
+def open_folder(uri: str, options: StorageOptions, secrets: Mapping[str, str]) -> Folder:
+    """Return the folder at `uri`, which need not exist.
+
+    Raises
+    ------
+    ConfigurationError
+        If nothing can open such an address, or the options are not its filesystem's.
+    """
+    filesystem, path = _open(uri, json.dumps(options.reveal(secrets), sort_keys=True), os.getpid())
+    return Folder(filesystem, path)
+
+
+def base_of(uri: str) -> str:
+    """Return the folder or file that `uri` names before any wildcard."""
+    return _split(uri)[0]
+
+
+def list_inputs(uri: str, options: StorageOptions, secrets: Mapping[str, str]) -> list[FileInfo]:
+    """Return the files that `uri` means: a file, a folder with all below it, or a pattern such as ``s3://b/x/*.parquet``.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    base, pattern = _split(uri)
+    folder = open_folder(base, options, secrets)
+    info = folder.filesystem.get_file_info(folder.path)
+    if info.type == pafs.FileType.File:
+        return [_file(info)]
+    if info.type == pafs.FileType.NotFound and not pattern:
+        raise InputError(
+            f"input={uri!r} does not exist.", "Give a file, a folder, or a pattern such as 'in/*.parquet'."
+        )
+    selector = pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
+    found = [one for one in folder.filesystem.get_file_info(selector) if one.type == pafs.FileType.File]
+    wanted = _matcher(folder.path, pattern)
+    files = [_file(one) for one in found if wanted(one.path)]
+    if not files:
+        raise InputError(
+            f"input={uri!r} holds no file of a known kind.",
+            f"Known: {', '.join(sorted(FORMATS))}. Names that begin with '.' or '_' are passed over in folders.",
+        )
+    return sorted(files, key=lambda file: file.path)
+
+
+FORMATS: Final = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
+"""Endings of the files that can be read, and what they mean."""
+
+
+def format_of(path: str) -> str | None:
+    """Return the format of a file by its name; None where it is not known.
+
+    Examples
+    --------
+    >>> format_of("s3/reviews.PARQUET")
+    'parquet'
+    """
+    return FORMATS.get(os.path.splitext(path)[1].lower())  # noqa: PTH122  it may be the path of an object
+
+
+def _file(info: pafs.FileInfo) -> FileInfo:
+    return FileInfo(info.path, info.size, info.mtime_ns or 0)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """Return the part of `uri` before the first wildcard's segment, and the whole as a pattern if it has one."""
+    found = _WILD.search(uri)
+    if found is None or (_SCHEME.match(uri) is None and Path(uri).exists()):
+        return uri, ""
+    head = uri[: found.start()]
+    return (head.rpartition("/")[0] or ("/" if head.startswith("/") else ".")), uri
+
+
+def _matcher(base: str, pattern: str) -> Any:
+    if not pattern:
+        return lambda path: format_of(path) is not None and not _hidden(path[len(base) :])
+    from fsspec.utils import glob_translate
+
+    tail = pattern[len(_split(pattern)[0]) :].lstrip("/")
+    expression = re.compile(glob_translate(tail))
+    return lambda path: expression.match(path[len(base) :].lstrip("/")) is not None
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path.split("/") if part)
+
+
+@lru_cache(maxsize=16)
+def _open(uri: str, options_text: str, pid: int) -> tuple[pafs.FileSystem, str]:
+    del pid  # a connection does not survive a fork
+    options = json.loads(options_text)
+    found = _SCHEME.match(uri)
+    scheme = found.group(1).lower() if found else ""
+    if scheme in {"", "file"}:
+        path = uri.removeprefix("file://") if scheme else uri
+        return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+    try:
+        return _remote(uri, scheme, options)
+    except (pa.ArrowException, ImportError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        names = ", ".join(sorted(options)) or "none"
+        raise ConfigurationError(
+            f"{scheme}:// cannot be opened ({type(error).__name__}); storage_options given: {names}.",
+            "Options are those of pyarrow.fs.S3FileSystem and GcsFileSystem for s3:// and gs://, and of fsspec's "
+            "filesystem otherwise, whose package must be installed.",
+        ) from None
+
+
+def _remote(uri: str, scheme: str, options: dict[str, Any]) -> tuple[pafs.FileSystem, str]:
+    path = uri.partition("://")[2]
+    if scheme in _NATIVE and options:
+        return getattr(pafs, _NATIVE[scheme])(**options), path
+    if scheme in _NATIVE:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+        return filesystem, str(path)
+    import fsspec
+
+    opened = fsspec.filesystem(scheme, **options)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(opened)), str(opened._strip_protocol(uri))

@@ -1,0 +1,349 @@
+"""One unit, on a worker: read its rows, ask, write its part."""
+
+from __future__ import annotations
+
+import json
+import string
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from skllm_ray.batch.asking import JournalledBackend, SharedLedger, Terms, UnitStopped
+from skllm_ray.batch.inputs import Unit, read, short
+from skllm_ray.batch.journal import Journal
+from skllm_ray.batch.ledger import Progress
+from skllm_ray.batch.manifest import Manifest, read_schema
+from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
+from skllm_ray.errors import SkllmRayError
+from skllm_ray.execution.block import process
+from skllm_ray.execution.units import node_name
+from skllm_ray.llm.base import Backend, BackendSpec
+from skllm_ray.tasks.base import Row, Task
+
+SYSTEM: Final = "_skllm_ray"
+"""The folder in the output for what is not a part; readers of Parquet folders pass over it."""
+JOURNAL: Final = f"{SYSTEM}/journal"
+_META: Final = b"skllm_ray"
+_KEPT_ERRORS: Final = frozenset({"missing_text"})
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is to be done with a unit."""
+
+    unit: Unit
+    resumes: bool = False
+    """Whether there may be a journal of it."""
+    retries: bool = False
+    """Whether its part is there, and its failed rows are to be asked again."""
+
+
+@dataclass(frozen=True)
+class UnitSummary:
+    """What became of a unit."""
+
+    unit: str
+    file: str
+    rows: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    asked: int = 0
+    reused: int = 0
+    duplicates: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cost_usd: float | None = None
+    unknown_usd: float = 0.0
+    """What was perhaps paid for requests that have no answer."""
+    started: float = 0.0
+    """Seconds since 1970-01-01 UTC."""
+    seconds: float = 0.0
+    node: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Why a unit has no part."""
+
+    kind: str
+    """"fatal", "outage", "budget", "stopped", "unreadable", "storage" or "crashed"."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class UnitWork:
+    """What every unit of a job needs. It travels to each node once."""
+
+    estimator: Any
+    task: Task[Any]
+    spec: BackendSpec
+    manifest: Manifest
+    input_uri: str
+    output_uri: str
+    options: StorageOptions
+    mode: str
+    """What stands for a row that failed: "default" or "coerce"."""
+    terms: Terms
+    types: Mapping[str, pa.DataType]
+    """The estimator's output columns."""
+
+    def __call__(
+        self,
+        call: Call,
+        backend: Backend,
+        embedder: Backend | None,
+        ledger: SharedLedger,
+        secrets: Mapping[str, str],
+    ) -> UnitSummary | Unfinished:
+        """Do a unit."""
+        output = open_folder(self.output_uri, self.options, secrets)
+        source = open_folder(self.input_uri, self.options, secrets)
+        try:
+            table = read(source, call.unit, self._columns, self._input_schema)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            return Unfinished("unreadable", short(error))
+        journal = Journal(output.below(f"{JOURNAL}/{call.unit.key}"), resumes=call.resumes)
+        try:
+            summary, part = self._process(call, table, output, journal, (backend, embedder), ledger)
+            output.write(call.unit.part_name, part)
+        except UnitStopped as stop:
+            return _unfinished(journal, stop.kind, stop.reason)
+        except OSError as error:
+            return _unfinished(journal, "storage", short(error))
+        except SkllmRayError as error:
+            return _unfinished(journal, "fatal", str(error))
+        except BaseException:  # cancelled: what was paid for is kept
+            journal.close(keep=True)
+            raise
+        journal.close(keep=False)
+        return summary
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _process(
+        self,
+        call: Call,
+        table: pa.Table,
+        output: Folder,
+        journal: Journal,
+        backends: tuple[Backend, Backend | None],
+        ledger: SharedLedger,
+    ) -> tuple[UnitSummary, pa.Buffer]:
+        started, clock = time.time(), time.perf_counter()
+        worker = f"{call.unit.key} {uuid.uuid4().hex[:6]}"
+        backend = JournalledBackend(backends[0], journal, ledger, worker, self.terms)
+        embedder = None
+        if backends[1] is not None:
+            embedder = JournalledBackend(backends[1], journal, ledger, worker, self.terms, counts_rows=False)
+        old = _old_part(output, call.unit) if call.retries else None
+        if old is None:
+            found, rows = self._ask(self._texts(table), backend, embedder)
+            result = self._table(table, found)
+        else:
+            result, rows = self._mend(old, table, backend, embedder)
+        journal.flush()
+        counts = backend.total
+        summary = UnitSummary(
+            unit=call.unit.key,
+            file=call.unit.path,
+            rows=result.num_rows,
+            asked=counts.asked,
+            reused=counts.reused,
+            duplicates=counts.duplicates,
+            unknown_usd=backend.unknown_usd + (embedder.unknown_usd if embedder else 0.0) + journal.lost_usd,
+            started=started,
+            seconds=time.perf_counter() - clock,
+            node=node_name(),
+            model=next((row.reply.model for row in rows if row.reply.model), self.manifest.model),
+            **_sums(result, self.manifest.output_prefix),
+        )
+        if old is not None:  # what the failed rows had cost stays spent
+            before = _sums(old, self.manifest.output_prefix)["cost_usd"] or 0.0
+            again = _sums(
+                old.filter(_column(old, self.manifest.output_prefix, "error_kind").is_null()),
+                self.manifest.output_prefix,
+            )
+            summary = replace(summary, unknown_usd=summary.unknown_usd + before - (again["cost_usd"] or 0.0))
+        return summary, self._serialise(result, summary)
+
+    def _ask(
+        self, texts: Sequence[Any], backend: JournalledBackend, embedder: JournalledBackend | None
+    ) -> tuple[dict[str, pa.Array], list[Row[Any]]]:
+        """Return the output columns of some texts, and their rows."""
+        from_block: list[dict[str, pa.Array]] = []
+        rows: list[Row[Any]] = []
+        for start in range(0, len(texts), self.terms.block_rows):
+            block = list(texts[start : start + self.terms.block_rows])
+            values, some = self.estimator._columns_of(
+                block, lambda present: process(present, self.task, backend, self.spec, embedder), self.mode
+            )
+            columns = {
+                name: _array(value, kind) for (name, kind), value in zip(self.types.items(), values, strict=True)
+            }
+            if self.manifest.keep_replies != "none":
+                columns["raw_reply"] = pa.array(_replies(some, self.manifest.keep_replies), pa.string())
+            backend.finish_block(len(block), Counter(row.error.kind for row in some if row.error is not None))
+            from_block.append(columns)
+            rows += some
+        if not from_block:
+            return {}, rows
+        return {name: pa.chunked_array([block[name] for block in from_block]) for name in from_block[0]}, rows
+
+    def _texts(self, table: pa.Table) -> Sequence[Any]:
+        if self.manifest.text_column is not None:
+            column = table.column(self.manifest.text_column)
+            return list(column.to_pylist())
+        return [filled(self.manifest.text_template or "", row, self._fields) for row in table.to_pylist()]
+
+    def _table(self, table: pa.Table, found: Mapping[str, pa.Array]) -> pa.Table:
+        """Return a part: the input's columns, then ours, in the one schema that all parts have."""
+        schema = self.manifest.arrow_schema()
+        prefix = self.manifest.output_prefix
+        held = {prefix + name: column for name, column in found.items()}
+        arrays = [held[name] if name in held else table.column(name) for name in schema.names]
+        return pa.table(
+            [a.cast(f.type) if a.type != f.type else a for a, f in zip(arrays, schema, strict=True)], schema
+        )
+
+    def _mend(
+        self, old: pa.Table, table: pa.Table, backend: JournalledBackend, embedder: JournalledBackend | None
+    ) -> tuple[pa.Table, list[Row[Any]]]:
+        """Return an old part, the rows that had failed asked again."""
+        kinds = old.column(self.manifest.output_prefix + "error_kind").to_pylist()
+        again = [i for i, kind in enumerate(kinds) if kind is not None and kind not in _KEPT_ERRORS]
+        texts = self._texts(table)
+        found, rows = self._ask([texts[i] for i in again], backend, embedder)
+        mended = self._table(table.take(again), found)
+        place = {row: old.num_rows + i for i, row in enumerate(again)}
+        order = [place.get(i, i) for i in range(old.num_rows)]
+        schema = self.manifest.arrow_schema()
+        return pa.concat_tables([old.cast(schema), mended.cast(schema)]).take(order), rows
+
+    def _serialise(self, table: pa.Table, summary: UnitSummary) -> pa.Buffer:
+        told = {
+            **asdict(summary),
+            "version": self.manifest.version,
+            "prompt": self.manifest.prompt,
+            "question": self.manifest.question,
+        }
+        table = table.replace_schema_metadata({_META: json.dumps(told, ensure_ascii=False).encode()})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        return sink.getvalue()
+
+    @cached_property
+    def _fields(self) -> frozenset[str]:
+        return template_fields(self.manifest.text_template or "")
+
+    @cached_property
+    def _columns(self) -> list[str]:
+        """Return the input's columns that are read."""
+        names = [self.manifest.text_column] if self.manifest.text_column else sorted(self._fields)
+        return list(dict.fromkeys([*self.manifest.keep_columns, *names]))
+
+    @cached_property
+    def _input_schema(self) -> pa.Schema:
+        return read_schema(self.manifest.input_schema)
+
+
+def summary_of(output: Folder, part_name: str) -> UnitSummary | None:
+    """Return the summary in a part's own metadata; None where the part cannot be read."""
+    try:
+        with output.filesystem.open_input_file(output.at(part_name)) as source:
+            told = json.loads((pq.read_schema(source).metadata or {})[_META])
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return None
+    return UnitSummary(**{name: told[name] for name in UnitSummary.__dataclass_fields__})
+
+
+def template_fields(template: str) -> frozenset[str]:
+    """Return the columns that a template such as ``{title}: {body}`` names.
+
+    Examples
+    --------
+    >>> sorted(template_fields("{title}: {body}"))
+    ['body', 'title']
+    """
+    return frozenset(name for _, name, _, _ in string.Formatter().parse(template) if name is not None)
+
+
+def filled(template: str, row: Mapping[str, Any], fields: frozenset[str]) -> str | None:
+    """Return a row's text; None where all the columns that it takes are empty."""
+    values = {name: "" if row[name] is None else str(row[name]) for name in fields}
+    return template.format_map(values) if any(value.strip() for value in values.values()) else None
+
+
+def _old_part(output: Folder, unit: Unit) -> pa.Table:
+    with output.filesystem.open_input_file(output.at(unit.part_name)) as source:
+        return pq.read_table(source).replace_schema_metadata(None)
+
+
+def _unfinished(journal: Journal, kind: str, reason: str) -> Unfinished:
+    try:
+        journal.close(keep=True)
+    except OSError as error:
+        return Unfinished("storage", short(error))
+    return Unfinished(kind, reason)
+
+
+def _column(table: pa.Table, prefix: str, name: str) -> pa.ChunkedArray:
+    return table.column(prefix + name)
+
+
+def _sums(table: pa.Table, prefix: str) -> dict[str, Any]:
+    """Return a part's tokens, cost and errors; copies of another row's answer count nothing."""
+    sent = pc.greater(_column(table, prefix, "attempts"), 0)
+    tokens = [
+        pc.sum(pc.if_else(sent, _column(table, prefix, f"{kind}_tokens"), 0)) for kind in ("prompt", "completion")
+    ]
+    cost = _column(table, prefix, "cost_usd")
+    kinds = pc.value_counts(_column(table, prefix, "error_kind").drop_null()).to_pylist()
+    unknown = pc.any(pc.is_null(cost, nan_is_null=True)).as_py()
+    return {
+        "prompt_tokens": tokens[0].as_py() or 0,
+        "completion_tokens": tokens[1].as_py() or 0,
+        "cost_usd": None if unknown else pc.sum(cost).as_py() or 0.0,
+        "errors": {one["values"]: one["counts"] for one in kinds},
+    }
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Return a column; values that have no type of their own are written as JSON."""
+    if pa.types.is_string(kind):
+        plain = (str, type(None))
+        values = [v if isinstance(v, plain) else json.dumps(v, ensure_ascii=False, default=str) for v in values]
+    return pa.array(values, kind)
+
+
+def _replies(rows: Sequence[Row[Any]], keep: str) -> list[str | None]:
+    return [row.reply.text if keep == "all" or not row.valid else None for row in rows]
+
+
+def add_up(summaries: Sequence[UnitSummary]) -> Progress:
+    """Return what units did together."""
+    total = Progress()
+    for one in summaries:
+        total.add(
+            Progress(
+                rows=one.rows,
+                asked=one.asked,
+                reused=one.reused,
+                duplicates=one.duplicates,
+                prompt_tokens=one.prompt_tokens,
+                completion_tokens=one.completion_tokens,
+                cached_tokens=one.cached_tokens,
+                cost_usd=one.cost_usd or 0.0,
+                unpriced=int(one.cost_usd is None),
+                errors=Counter(one.errors),
+            )
+        )
+    return total

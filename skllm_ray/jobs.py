@@ -1,0 +1,289 @@
+"""A batch job as one file: its settings, checked, and the estimator that they describe."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import joblib
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from skllm_ray import classification, text2text, vectorization
+from skllm_ray.config import SKLLMConfig
+from skllm_ray.errors import ConfigurationError
+from skllm_ray.models.gpt.tagging.ner import GPTExplainableNER
+from skllm_ray.models.vertex.tagging.ner import VertexExplainableNER
+
+__all__ = ["JobFile", "estimator_of", "job_schema", "read_job"]
+
+Task = Literal["classify", "multilabel", "cot", "few-shot", "summarize", "translate", "ner", "embed"]
+_LABELLED: Final = frozenset({"classify", "multilabel", "cot"})
+
+
+class JobFile(BaseModel):
+    """The settings of ``skllm-ray run``, ``estimate`` and ``evaluate``: of the YAML file and of the flags alike.
+
+    Examples
+    --------
+    >>> JobFile(task="classify", input=["in.parquet"], output="out", labels=["a", "b"]).text_column
+    'text'
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: Task | None = Field(None, description="What is asked; not needed with an estimator.")
+    estimator: str | None = Field(None, description="A fitted estimator that joblib.dump wrote, in place of a task.")
+    input: list[str] = Field([], description="Files, folders or patterns: Parquet, CSV, JSON lines.")
+    output: str | None = Field(None, description="The folder for the parts.")
+    model: str | None = Field(None, description="Such as gpt-5.4-mini, gguf::qwen2.5-0.5b…, custom_url::…, vertex::….")
+
+    text_column: str = Field("text", description="The column with the texts.")
+    text_template: str | None = Field(None, description="Makes the text of several columns: '{title}: {body}'.")
+    keep_columns: list[str] | None = Field(None, description="Columns of the input that are kept; all by default.")
+    output_prefix: str = Field("", description="Put before the names of the new columns.")
+    keep_replies: Literal["none", "errors", "all"] = Field("none", description="Which raw answers are kept.")
+
+    labels: list[str] = Field([], description="The candidate labels.")
+    labels_file: str | None = Field(None, description="A text file with a label in each line.")
+    label_descriptions: dict[str, str] | None = Field(None, description="What labels mean.")
+    default_label: str = Field("Random", description="What stands for an answer that names no label.")
+    max_labels: int = Field(5, ge=1, description="multilabel: the most labels of a text.")
+    examples: str | None = Field(None, description="few-shot: a CSV, JSONL or Parquet file with labelled texts.")
+    label_column: str = Field("label", description="few-shot and evaluate: the column with the labels.")
+    n_examples: int | None = Field(None, ge=1, description="few-shot: nearest examples of each label; all by default.")
+    max_words: int = Field(15, ge=1, description="summarize: about how many words.")
+    focus: str | None = Field(None, description="summarize: what to look at.")
+    language: str = Field("English", description="translate: into which language.")
+    entities: dict[str, str] | None = Field(None, description="ner: entities and what they are.")
+    prompt_template: str | None = Field(None, description="A prompt of your own.")
+    request_options: dict[str, Any] | None = Field(None, description="Extra request parameters.")
+    on_error: Literal["coerce", "default"] = Field("coerce", description="Failed rows: null, or the default.")
+    random_state: int | None = Field(None, description="Seed of random default labels.")
+
+    limit: int | None = Field(None, ge=1, description="Stop after so many rows; later runs go on.")
+    retry_errors: bool = Field(False, description="Ask the failed rows of finished parts again.")
+    budget_usd: float | None = Field(None, ge=0, description="The most that the output may cost, in US dollars.")
+    input_price: float | None = Field(None, ge=0, description="US dollars per million prompt tokens.")
+    output_price: float | None = Field(None, ge=0, description="US dollars per million completion tokens.")
+    max_output_tokens: int | None = Field(None, ge=1, description="The largest answer.")
+    workers: int | None = Field(None, ge=1, description="Units at once.")
+    unit_rows: int | None = Field(None, ge=1, description="Rows in a part.")
+    wait_for_server_s: float = Field(600.0, ge=0, description="How long a dead server is waited for, in seconds.")
+    storage_options: dict[str, Any] | None = Field(None, description="What opens the filesystem.")
+
+    requests_per_minute: int | None = Field(None, ge=1, description="The model's quota.")
+    tokens_per_minute: int | None = Field(None, ge=1, description="The model's quota.")
+    max_concurrency: int | None = Field(None, ge=1, description="The most requests in flight.")
+    reply_cache: str | None = Field(None, description="A file that keeps replies for later jobs.")
+    gpt_url: str | None = Field(None, description="The server of custom_url:: models.")
+    gpu_layers: int | None = Field(None, ge=-1, description="gguf: layers on the GPU; -1 for all.")
+    replicas: int | None = Field(None, ge=1, description="gguf: the most model actors.")
+    address: str | None = Field(None, description="A Ray cluster's address.")
+
+
+def job_schema() -> dict[str, Any]:
+    """Return the JSON schema of a job file."""
+    return JobFile.model_json_schema()
+
+
+def read_job(path: str | None, given: Mapping[str, Any]) -> JobFile:
+    """Return the settings in a YAML file, under those that are `given` besides.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming each setting that is unknown or cannot be, and what would work.
+    """
+    told: Any = {}
+    if path is not None:
+        try:
+            told = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"config={path!r} cannot be read: {error}.") from None
+        if not isinstance(told, dict):
+            raise ConfigurationError(f"config={path!r} must hold settings by name; it holds a {type(told).__name__}.")
+    try:
+        return JobFile(**{**told, **given})
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(_complaint(one) for one in error.errors())) from None
+
+
+def apply_settings(job: JobFile) -> None:
+    """Put what a job says of limits, caches and placement into ``SKLLMConfig``."""
+    if job.model and (job.requests_per_minute or job.tokens_per_minute or job.max_concurrency):
+        SKLLMConfig.set_rate_limit(
+            job.model.removeprefix("vertex::"),
+            requests_per_minute=job.requests_per_minute,
+            tokens_per_minute=job.tokens_per_minute,
+            max_concurrency=job.max_concurrency,
+        )
+    if job.reply_cache:
+        SKLLMConfig.set_reply_cache(job.reply_cache)
+    if job.gpt_url:
+        SKLLMConfig.set_gpt_url(job.gpt_url)
+    if job.gpu_layers is not None:
+        SKLLMConfig.set_gguf_max_gpu_layers(job.gpu_layers)
+    if job.replicas is not None:
+        SKLLMConfig.set_gguf_resources(max_replicas=job.replicas)
+
+
+def estimator_of(job: JobFile, model: str | None = None) -> Any:
+    """Return the fitted estimator that a job describes.
+
+    Raises
+    ------
+    ConfigurationError
+        If the task lacks something, or the estimator cannot be loaded.
+    """
+    if job.estimator is not None:
+        return _loaded(job.estimator)
+    if job.task is None:
+        raise ConfigurationError("task is missing.", "Name one, such as classify, or give an estimator.")
+    return _MAKERS[job.task](job, model or job.model)
+
+
+def examples_of(job: JobFile, path: str) -> tuple[list[str], list[Any]]:
+    """Return the texts and labels of a labelled file."""
+    table = _read_table(path)
+    missing = [name for name in (job.text_column, job.label_column) if name not in table]
+    if missing:
+        raise ConfigurationError(f"{path} has no column {missing[0]!r}.", f"Columns: {', '.join(table)}.")
+    return table[job.text_column], table[job.label_column]
+
+
+# --- inside -------------------------------------------------------------------------------------------------------
+
+
+def _classify(job: JobFile, model: str | None) -> Any:
+    return _classifier(job, model, "ZeroShot{}Classifier").fit(None, _labels(job))
+
+
+def _multilabel(job: JobFile, model: str | None) -> Any:
+    made = _classifier(job, model, "MultiLabelZeroShot{}Classifier", max_labels=job.max_labels)
+    return made.fit(None, [_labels(job)])
+
+
+def _cot(job: JobFile, model: str | None) -> Any:
+    return _classifier(job, model, "CoT{}Classifier").fit(None, _labels(job))
+
+
+def _few_shot(job: JobFile, model: str | None) -> Any:
+    if job.examples is None:
+        raise ConfigurationError("examples is missing.", "few-shot takes a file with labelled texts: --examples FILE.")
+    texts, labels = examples_of(job, job.examples)
+    if job.n_examples is None:
+        return _classifier(job, model, "FewShot{}Classifier").fit(texts, labels)
+    more: dict[str, Any] = {"n_examples": job.n_examples}
+    if model is not None and model.startswith("gguf::"):
+        more["vectorizer"] = vectorization.GPTVectorizer(model=model)
+    return _classifier(job, model, "DynamicFewShot{}Classifier", **more).fit(texts, labels)
+
+
+def _summarize(job: JobFile, model: str | None) -> Any:
+    return _writer(job, model, "{}Summarizer", max_words=job.max_words, focus=job.focus)
+
+
+def _translate(job: JobFile, model: str | None) -> Any:
+    return _writer(job, model, "{}Translator", output_language=job.language)
+
+
+def _ner(job: JobFile, model: str | None) -> Any:
+    if not job.entities:
+        raise ConfigurationError("entities is missing.", "Such as {'PERSON': 'a human being'}: --entities, as JSON.")
+    made: Any = VertexExplainableNER if _is_vertex(model) else GPTExplainableNER
+    return made(**_model(model), entities=job.entities, request_options=job.request_options, on_error="coerce").fit()
+
+
+def _embed(job: JobFile, model: str | None) -> Any:
+    made: Any = vectorization.VertexVectorizer if _is_vertex(model) else vectorization.GPTVectorizer
+    return made(**_model(model), request_options=job.request_options, on_error="coerce").fit()
+
+
+_MAKERS: Final[Mapping[str, Callable[[JobFile, str | None], Any]]] = {
+    "classify": _classify,
+    "multilabel": _multilabel,
+    "cot": _cot,
+    "few-shot": _few_shot,
+    "summarize": _summarize,
+    "translate": _translate,
+    "ner": _ner,
+    "embed": _embed,
+}
+
+
+def _classifier(job: JobFile, model: str | None, name: str, **more: Any) -> Any:
+    made = getattr(classification, name.format("Vertex" if _is_vertex(model) else "GPT"))
+    return made(
+        **_model(model),
+        default_label=job.default_label,
+        prompt_template=job.prompt_template,
+        label_descriptions=job.label_descriptions,
+        random_state=job.random_state,
+        request_options=job.request_options,
+        on_error=job.on_error,
+        **more,
+    )
+
+
+def _writer(job: JobFile, model: str | None, name: str, **more: Any) -> Any:
+    made = getattr(text2text, name.format("Vertex" if _is_vertex(model) else "GPT"))
+    return made(**_model(model), request_options=job.request_options, on_error="coerce", **more).fit()
+
+
+def _model(model: str | None) -> dict[str, str]:
+    return {} if model is None else {"model": model.removeprefix("vertex::")}
+
+
+def _is_vertex(model: str | None) -> bool:
+    return (model or "").startswith("vertex::")
+
+
+def _labels(job: JobFile) -> list[str]:
+    labels = list(job.labels)
+    if job.labels_file is not None:
+        try:
+            lines = Path(job.labels_file).read_text("utf-8").splitlines()
+        except OSError as error:
+            raise ConfigurationError(f"labels_file={job.labels_file!r} cannot be read: {error.strerror}.") from None
+        labels += [line.strip() for line in lines if line.strip()]
+    if not labels:
+        raise ConfigurationError(f"labels is missing: {job.task} needs the candidate labels.", "--labels a,b,c")
+    return labels
+
+
+def _loaded(path: str) -> Any:
+    try:
+        return joblib.load(path)
+    except (OSError, ValueError, EOFError, ImportError, AttributeError) as error:
+        raise ConfigurationError(
+            f"estimator={path!r} cannot be loaded: {type(error).__name__}.",
+            "Write it with joblib.dump(estimator, path).",
+        ) from None
+
+
+def _read_table(path: str) -> dict[str, list[Any]]:
+    file = Path(path)
+    try:
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return dict(pq.read_table(file).to_pydict())
+        text = file.read_text("utf-8-sig")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}.") from None
+    if file.suffix in {".jsonl", ".ndjson"}:
+        rows: Sequence[Mapping[str, Any]] = [json.loads(line) for line in text.splitlines() if line.strip()]
+    else:
+        rows = list(csv.DictReader(text.splitlines(keepends=True)))
+    return {name: [row.get(name) for row in rows] for name in (rows[0] if rows else {})}
+
+
+def _complaint(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"]) or "the job"
+    given = "" if error["type"] in {"missing", "extra_forbidden"} else f"; got {str(error.get('input'))[:80]!r}"
+    message = "is no setting" if error["type"] == "extra_forbidden" else error["msg"]
+    return f"{name}: {message}{given}"

@@ -1,0 +1,316 @@
+"""``skllm-ray run``, ``estimate``, ``evaluate`` and ``report``: batch jobs on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final, get_args, get_origin
+
+import click
+
+from skllm_ray.errors import SkllmRayError
+
+if TYPE_CHECKING:
+    from skllm_ray.batch import JobResult
+    from skllm_ray.jobs import JobFile
+
+_TASKS: Final = ("classify", "multilabel", "cot", "few-shot", "summarize", "translate", "ner", "embed")
+_UNFINISHED: Final = 3
+_RUN: Final = (
+    "text_column",
+    "text_template",
+    "keep_columns",
+    "output_prefix",
+    "keep_replies",
+    "limit",
+    "retry_errors",
+    "budget_usd",
+    "input_price",
+    "output_price",
+    "max_output_tokens",
+    "workers",
+    "unit_rows",
+    "wait_for_server_s",
+    "storage_options",
+)
+
+
+class _LazyOptions(click.Command):
+    """A command whose options are the fields of a job file, looked up when they are needed: pydantic takes time."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not any(param.name == "input" for param in self.params):
+            self.params += _options()
+        return super().get_params(ctx)
+
+
+@click.command(cls=_LazyOptions)
+@click.argument("task", required=False, type=click.Choice(_TASKS))
+@click.option("--config", type=click.Path(dir_okay=False), help="A YAML file with these settings; flags win over it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def run(config: str | None, as_json: bool, **given: Any) -> None:
+    """Ask a model about every row of some files, and write Parquet parts.
+
+    The same command goes on after any interruption. Exit code 0: all rows are done, be it with a result or an error;
+    3: something remains, the same command does it; 1 or 2: nothing could be done as asked.
+    """
+    with _messages():
+        from skllm_ray.batch import LineScreen, job_for, open_screen
+
+        job = _job(config, given)
+        screen = open_screen(True)
+        if not sys.stderr.isatty():
+            screen = LineScreen(lambda line: click.echo(line, err=True))
+        with _ray(job):
+            result = job_for(_estimator(job), job.input, job.output or "", **_batch_options(job)).run(screen)
+    if as_json:
+        click.echo(json.dumps({**asdict(result), "complete": result.complete}))
+    else:
+        _show(result)
+    if not result.complete or result.stopped:
+        sys.exit(_UNFINISHED)
+
+
+@click.command(cls=_LazyOptions)
+@click.argument("task", required=False, type=click.Choice(_TASKS))
+@click.option("--config", type=click.Path(dir_okay=False), help="A YAML file with these settings; flags win over it.")
+@click.option("--sample", type=click.IntRange(1), default=None, help="Ask so many rows, which costs, to know better.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def estimate(config: str | None, sample: int | None, as_json: bool, **given: Any) -> None:
+    """Tell what a job would take: rows, tokens, cost, time. Asks nothing, unless --sample says so."""
+    with _messages():
+        from skllm_ray.batch import job_for
+        from skllm_ray.batch.estimate import estimate_job
+
+        job = _job(config, given, needs_output=False)
+        made = _estimator(job)
+        with _ray(job):
+            found = estimate_job(job_for(made, job.input, job.output or "/nowhere", **_batch_options(job)), sample)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+        return
+    _table("Estimate", found.facts())
+
+
+@click.command(cls=_LazyOptions)
+@click.argument("task", required=False, type=click.Choice(_TASKS))
+@click.option("--config", type=click.Path(dir_okay=False), help="A YAML file with these settings; flags win over it.")
+@click.option("--models", default=None, help="Models to compare, separated by commas; by default the job's.")
+@click.option("--sample", type=click.IntRange(2), default=200, show_default=True, help="Rows to ask each model.")
+@click.option("--seed", default=0, show_default=True, help="Which rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(config: str | None, models: str | None, sample: int, seed: int, as_json: bool, **given: Any) -> None:
+    """Compare models on labelled rows (--label-column) before the big job: accuracy, cost, speed."""
+    with _messages():
+        from skllm_ray.batch import job_for
+        from skllm_ray.batch.evaluate import evaluate_models
+
+        job = _job(config, given, needs_output=False)
+        given_names = [name.strip() for name in (models or job.model or "").split(",") if name.strip()]
+        names: list[str | None] = [*given_names] or [None]
+        with _ray(job):
+            jobs = {
+                name or "default": job_for(_estimator(job, name), job.input, "/nowhere", **_batch_options(job))
+                for name in names
+            }
+            found = evaluate_models(jobs, job.label_column, sample, seed)
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found]))
+        return
+    from rich.console import Console
+
+    for shown in _comparison(found):
+        Console().print(shown)
+
+
+@click.command()
+@click.argument("output")
+@click.option("--to", default=None, type=click.Path(dir_okay=False), help="The page; by default report.html here.")
+@click.option("--storage-options", default=None, help="JSON: what opens the filesystem.")
+def report(output: str, to: str | None, storage_options: str | None) -> None:
+    """Write an HTML page about the job whose parts are in OUTPUT."""
+    with _messages():
+        from skllm_ray.batch.report import write_report
+
+        path = write_report(output, to or "report.html", _json("storage-options", storage_options))
+    click.echo(f"wrote {path}")
+
+
+@click.command("job-schema")
+def schema() -> None:
+    """Print the JSON schema of a job file, for editors and checks."""
+    from skllm_ray.jobs import job_schema
+
+    click.echo(json.dumps(job_schema(), indent=2))
+
+
+# --- inside -------------------------------------------------------------------------------------------------------
+
+
+def _options() -> list[click.Parameter]:
+    """Return an option for each field of a job file that a flag can say."""
+    from skllm_ray.jobs import JobFile
+
+    found: list[click.Parameter] = []
+    for name, field in JobFile.model_fields.items():
+        if name == "task":
+            continue
+        kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
+        kind = kinds[0] if get_origin(field.annotation) is not None and len(kinds) == 1 else field.annotation
+        options: dict[str, Any] = {"help": field.description, "default": None}
+        if name in {"keep_replies", "on_error"}:
+            options["type"] = click.Choice(get_args(field.annotation))
+        elif get_origin(kind) is dict or kind is dict or "dict" in str(kind):
+            options.update(callback=_from_json, metavar="JSON")
+        elif "list" in str(field.annotation):
+            options.update(multiple=True, callback=_as_list, metavar="TEXT[,TEXT…]")
+        elif kind is bool:
+            options.update(is_flag=True)
+        elif kind in {int, float}:
+            options["type"] = kind
+        found.append(click.Option([f"--{name.replace('_', '-')}"], **options))
+    return found
+
+
+def _as_list(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[str] | None:
+    del ctx
+    if not value:
+        return None
+    if param.name == "input":  # a path may hold a comma
+        return list(value)
+    return [part.strip() for one in value for part in one.split(",") if part.strip()]
+
+
+def _from_json(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    del ctx
+    return _json(str(param.name), value)
+
+
+def _json(name: str, value: str | None) -> Any:
+    """Return the JSON in `value`, or in the file that it names after an ``@``; its text appears in no message."""
+    if value is None:
+        return None
+    try:
+        if value.startswith("@"):
+            with click.open_file(value[1:]) as file:
+                value = file.read()
+        return json.loads(value)
+    except (OSError, ValueError):
+        raise click.BadParameter("it must be JSON, or @FILE with JSON.", param_hint=f"--{name}") from None
+
+
+def _job(config: str | None, given: Mapping[str, Any], *, needs_output: bool = True) -> JobFile:
+    from skllm_ray.errors import ConfigurationError
+    from skllm_ray.jobs import apply_settings, read_job
+
+    said = {name: value for name, value in given.items() if value is not None and value is not False}
+    job = read_job(config, said)
+    if not job.input:
+        raise ConfigurationError("input is missing.", "Name files, a folder or a pattern: --input 'in/*.parquet'.")
+    if needs_output and not job.output:
+        raise ConfigurationError("output is missing.", "Name a folder for the parts: --output out.")
+    apply_settings(job)
+    return job
+
+
+def _estimator(job: JobFile, model: str | None = None) -> Any:
+    from skllm_ray.jobs import estimator_of
+
+    return estimator_of(job, model)
+
+
+def _batch_options(job: JobFile) -> dict[str, Any]:
+    options = {name: getattr(job, name) for name in _RUN}
+    options["outage_s"] = options.pop("wait_for_server_s")
+    options["keep_columns"] = None if job.keep_columns is None else tuple(job.keep_columns)
+    return options
+
+
+@contextmanager
+def _ray(job: JobFile) -> Iterator[None]:
+    """Be in the cluster that the job names; a process that `ray job submit` started finds its own."""
+    import skllm_ray
+
+    if job.address:
+        skllm_ray.init(job.address)
+    try:
+        yield
+    finally:
+        skllm_ray.shutdown()
+
+
+def _show(result: JobResult) -> None:
+    total = result.total
+    cost = "not known" if total.unpriced and not total.cost_usd else f"{total.cost_usd:,.4f} USD"
+    facts = {
+        "rows": f"{result.rows_done:,} of {result.rows_total:,}",
+        "failed rows": ", ".join(f"{n:,} {kind}" for kind, n in sorted(result.errors.items())) or "none",
+        "tokens": f"{total.prompt_tokens:,} in, {total.completion_tokens:,} out",
+        "cost": cost + (f", and up to {result.unknown_usd:,.4f} for lost requests" if result.unknown_usd else ""),
+        "this run": f"{result.this_run.rows:,} rows in {result.seconds:,.1f} s",
+        "output": result.output,
+    }
+    for name, reason in list(result.unreadable.items())[:20]:
+        facts[f"not done: {name}"] = reason
+    if result.stopped:
+        facts["stopped"] = result.stopped
+    if not result.complete:
+        facts["next"] = "run the same command again"
+    elif result.rows_done < result.rows_total:
+        facts["next"] = "run it without --limit for the other rows"
+    _table("Done" if result.complete else "Not all is done", facts)
+
+
+def _table(title: str, facts: Mapping[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _comparison(found: Any) -> Iterator[Any]:
+    from rich.table import Table
+
+    table = Table(title="Models", title_justify="left")
+    for heading in ("model", "rows", "accuracy", "95% interval", "failed", "USD / 1,000 rows", "rows/s"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for one in found:
+        cost = "not known" if one.usd_per_1000 is None else f"{one.usd_per_1000:,.4f}"
+        interval = f"{one.low:.1%} to {one.high:.1%}"
+        table.add_row(
+            one.model, str(one.rows), f"{one.accuracy:.1%}", interval, str(one.failed), cost, f"{one.rows_per_s:,.1f}"
+        )
+    yield table
+    for one in found:
+        matrix = Table(title=f"{one.model}: rows are the truth, columns the answers", title_justify="left")
+        matrix.add_column("")
+        for label in one.labels:
+            matrix.add_column(label, justify="right", overflow="fold")
+        for label, counts in zip(one.labels, one.confusion, strict=True):
+            matrix.add_row(label, *map(str, counts))
+        yield matrix
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Turn this library's errors into a line, and Ctrl-C into a word on how to go on."""
+    try:
+        yield
+    except SkllmRayError as error:
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        click.echo("Interrupted. What was paid for is kept; the same command goes on.", err=True)
+        sys.exit(130)
+
+
+def commands() -> list[click.Command]:
+    """Return the commands of this module."""
+    return [run, estimate, evaluate, report, schema]
