@@ -490,7 +490,10 @@ class FakeBackend:
 
     def _reply(self, request: ChatRequest) -> Reply:
         answer = self.answer(request)
-        n_prompt = sum(len(message["content"]) for message in request.messages) // 4
+        n_prompt = 0
+        for message in request.messages:
+            n_prompt += len(message["content"])
+        n_prompt //= 4
         if isinstance(answer, RowError):
             return Reply(error=answer, model="fake")
         return Reply(answer, usage=Usage(n_prompt, len(answer) // 4), model="fake")

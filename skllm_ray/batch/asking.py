@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
-from skllm_ray.batch.journal import Journal
+from skllm_ray.batch.journal import Journal, digest
 from skllm_ray.batch.ledger import Grant, Progress
 from skllm_ray.config import Price
 from skllm_ray.llm.base import Backend
@@ -134,9 +133,9 @@ class JournalledBackend:
         self._worker = worker
         self._terms = terms
         self._counts_rows = counts_rows
-        self._resumed = frozenset(journal.answers)
         self._news = Progress()
         self._told_at = time.monotonic()
+        self._checked_at = 0.0
         self.total = Progress()
         self.unknown_usd = 0.0
 
@@ -148,20 +147,18 @@ class JournalledBackend:
                 request if request.max_output_tokens is not None else replace(request, max_output_tokens=bound)
                 for request in requests
             ]
-        keys = [request_key(request) for request in requests]
+        keys = [request.messages[-1]["content"] for request in requests]  # what a task says before is always the same
         each = getattr(self._backend, "complete_each", None)
         ask = each or (lambda some, _: self._backend.complete(some))
-        questions = dict(zip(keys, requests, strict=True))
-        return self._spread(keys, self._obtain(questions, self._terms.most_usd, ask, streams=each is not None))
+        return self._obtain(keys, requests, self._terms.most_usd, ask, streams=each is not None)
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Return one embedding per text, likewise."""
-        keys = [f"e{_digest(text)}" for text in texts]
-        questions = dict(zip(keys, texts, strict=True))
-        found = self._obtain(
-            questions, self._terms.most_usd_of_text, lambda some, _: self._backend.embed(some), streams=False
+        keys = [f"\0vector\0{text}" for text in texts]
+        terms = self._terms
+        return self._obtain(
+            keys, texts, terms.most_usd_of_text, lambda some, _: self._backend.embed(some), streams=False
         )
-        return self._spread(keys, found)
 
     def close(self) -> None:
         """Leave the backend open: it serves the next unit."""
@@ -171,56 +168,82 @@ class JournalledBackend:
         self._news.rows += n_rows - self._counted
         self._news.errors.update(errors)
         self._counted = 0
+        self.tell_if_due()
+
+    def finish(self) -> Progress:
+        """Report the rest, and return what this backend did in all."""
         self._tell()
+        return self.total
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
     _counted = 0
 
-    def _spread(self, keys: Sequence[str], answers: Mapping[str, A]) -> list[A]:
-        seen: set[str] = set()
-        found = []
-        for key in keys:
-            answer = answers[key]
-            if key in seen and answer.error is None:
-                self._news.duplicates += self._counts_rows
-                answer = replace(answer, attempts=0, usage=replace(answer.usage, cost_usd=0.0))
-            elif key in self._resumed:
-                self._news.reused += self._counts_rows
-            seen.add(key)
-            found.append(answer)
-        return found
-
     def _obtain(
         self,
-        questions: Mapping[str, Q],
+        keys: Sequence[str],
+        asked: Sequence[Q],
         most_usd: Callable[[Q], float],
         ask: Callable[[list[Q], Any], list[A]],
         *,
         streams: bool,
-    ) -> dict[str, A]:
+    ) -> list[A]:
+        """Return an answer for each key: one that is known, or one that is asked for now."""
+        questions = dict(zip(keys, asked, strict=True))
+        resumed = self._resume(questions)
         known: Any = self._journal.answers
         missing = [key for key in questions if key not in known]
         failed: dict[str, A] = {}
         patience = _Patience(self._terms.outage_s)
+        first = set(missing)
         while missing:
             began = time.monotonic()
             some = patience.probe(missing)
-            answers = {}
+            answers: dict[str, A] = {}
             for part in self._granted(some, questions, most_usd):
                 answers.update(self._ask(part, questions, most_usd, ask, streams=streams))
-            failed.update({key: answer for key, answer in answers.items() if answer.error is not None})
-            again = {key for key, answer in answers.items() if answer.error is not None and answer.error.retryable}
-            answered = len(again) < len(answers) or self._ledger.answered_within(time.monotonic() - began)
+            bad = {key: answer for key, answer in answers.items() if answer.error is not None}
+            failed.update(bad)
+            again = {key for key, answer in bad.items() if answer.error is not None and answer.error.retryable}
             missing = [key for key in missing if key not in answers or key in again]
             if not missing or not again:
                 patience.answered()
                 continue
+            answered = len(again) < len(answers) or self._ledger.answered_within(time.monotonic() - began)
             error: Any = failed[next(iter(again))].error
             if not self._wait(patience, len(missing), error, answered=answered):
                 break
-        self._ledger.wait_for(self._worker, "") if patience.rounds else None
-        return {key: known[key] if key in known else failed[key] for key in questions}
+        if patience.rounds:
+            self._ledger.wait_for(self._worker, "")
+        found = [known[key] if key in known else failed[key] for key in keys]
+        if len(questions) == len(keys) and len(first) == len(keys):  # neither copies nor what was known
+            return found
+        return self._marked(keys, found, first, resumed)
+
+    def _resume(self, questions: Mapping[str, Any]) -> set[str]:
+        """Take over what an earlier attempt was told."""
+        held = self._journal.resumed
+        if not held:
+            return set()
+        found = {key: held[digest(key)] for key in questions if digest(key) in held}
+        self._journal.answers.update(found)
+        return set(found)
+
+    def _marked(self, keys: Sequence[str], found: Sequence[A], first: set[str], resumed: set[str]) -> list[A]:
+        """Return the answers, the second and later ones to a question as free copies."""
+        seen: set[str] = set()
+        marked = []
+        for key, answer in zip(keys, found, strict=True):
+            fresh = key in first or key in resumed
+            copied = (key in seen or not fresh) and answer.error is None
+            if copied:
+                self._news.duplicates += self._counts_rows
+            elif key in resumed:
+                self._news.reused += self._counts_rows
+            seen.add(key)
+            free = replace(answer.usage, cost_usd=0.0)
+            marked.append(replace(answer, attempts=0, usage=free) if copied else answer)
+        return marked
 
     def _wait(self, patience: _Patience, n_missing: int, error: RowError, *, answered: bool) -> bool:
         """Wait before asking again; return False where the rows are to be given up."""
@@ -245,10 +268,13 @@ class JournalledBackend:
         at = 0
         while at < len(keys):
             part = keys[at : at + self._terms.block_rows]
-            costs = [most_usd(questions[key]) for key in part] if self._terms.price else [0.0] * len(part)
-            grant = self._ledger.reserve(self._worker, costs)
+            if self._terms.price is None:
+                self._check_stopped()
+                yield part
+                at += len(part)
+                continue
+            grant = self._ledger.reserve(self._worker, [most_usd(questions[key]) for key in part])
             if grant.stop:
-                self._journal.flush()
                 raise UnitStopped("budget" if not self._ledger.stopped() else "stopped", self._ledger.stopped())
             if grant.wait:
                 time.sleep(_BUDGET_POLL_S)
@@ -269,15 +295,14 @@ class JournalledBackend:
         asked = [questions[key] for key in keys]
         if self._terms.price is not None:
             self._journal.intend({key: most_usd(question) for key, question in zip(keys, asked, strict=True)})
-        found = ask(asked, lambda i, answer: self._take(keys[i], answer))
-        if not streams:
-            for key, answer in zip(keys, found, strict=True):
-                self._take(key, answer)
+        self._journal.check()
+        found = ask(asked, lambda i, answer: self._take({keys[i]: answer}, urgent=True))
         answers = dict(zip(keys, found, strict=True))
+        if not streams:
+            self._take(answers, urgent=False)
         self._settle(answers, questions, most_usd)
         fatal = next((answer.error for answer in found if answer.error is not None and answer.error.fatal), None)
         if fatal is not None:
-            self._journal.flush()
             raise UnitStopped("fatal", f"{fatal.kind}: {fatal.message}")
         return answers
 
@@ -293,20 +318,29 @@ class JournalledBackend:
                 spent += unknown
         self._ledger.settle(self._worker, spent)
 
-    def _take(self, key: str, answer: Answer) -> None:
-        """Keep an answer, and count it. Called from a client's event loop."""
-        self._journal.add(key, answer)
+    def _take(self, answers: Mapping[str, Answer], *, urgent: bool) -> None:
+        """Keep answers, and count them. Called from a client's event loop."""
+        good = {key: answer for key, answer in answers.items() if answer.error is None}
+        if good:
+            self._journal.add(good, urgent=urgent)
         news = self._news
-        news.asked += answer.attempts > 0
-        news.prompt_tokens += answer.usage.prompt_tokens
-        news.completion_tokens += answer.usage.completion_tokens
-        news.cached_tokens += answer.usage.cached_tokens
-        if answer.error is None:
-            news.rows += self._counts_rows
-            self._counted += self._counts_rows
-            if answer.usage.cost_usd is None and not self._terms.free and answer.attempts:
+        n_rows = len(good) if self._counts_rows else 0
+        news.rows += n_rows
+        self._counted += n_rows
+        for answer in answers.values():
+            usage = answer.usage
+            news.asked += answer.attempts > 0
+            news.prompt_tokens += usage.prompt_tokens
+            news.completion_tokens += usage.completion_tokens
+            news.cached_tokens += usage.cached_tokens
+            if usage.cost_usd is not None:
+                news.cost_usd += usage.cost_usd
+            elif not self._terms.free and answer.attempts and answer.error is None:
                 news.unpriced += 1
-        news.cost_usd += answer.usage.cost_usd or 0.0
+        self.tell_if_due()
+
+    def tell_if_due(self) -> None:
+        """Report, once a second."""
         if time.monotonic() - self._told_at >= _REPORT_S:
             self._tell()
 
@@ -317,6 +351,9 @@ class JournalledBackend:
         self._ledger.report(news, answered=news.asked > sum(news.errors.values()) and news.rows > 0)
 
     def _check_stopped(self) -> None:
+        if time.monotonic() - self._checked_at < _REPORT_S:
+            return
+        self._checked_at = time.monotonic()
         reason = self._ledger.stopped()
         if reason:
             raise UnitStopped("stopped", reason)
@@ -354,15 +391,6 @@ class _Patience:
         self._since = self._since or now
         most_s = self._outage_s if n_missing >= _FEW else min(_FEW_WAIT_S, self._outage_s)
         return None if now - self._since + pause_s > most_s else pause_s
-
-
-def request_key(request: ChatRequest) -> str:
-    """Return what tells a request from the others of its job."""
-    return _digest("\0".join(message["content"] for message in request.messages))
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 def _size(text: str) -> int:

@@ -27,6 +27,7 @@ _MOST_BYTES: Final = 64 << 20
 _INDEX_ROWS: Final = 1024  # a text file's rows between two known positions
 _SCAN_BYTES: Final = 8 << 20
 _THREADS: Final = 16
+_WHOLE_BYTES: Final = 16 << 20  # a row group that is decoded whole for any of its slices
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Unit:
     start: int
     """The first row's position in the file."""
     n_rows: int
+    file: tuple[int, int] = (0, 0)
+    """The file's size, and when it was written."""
     groups: tuple[tuple[int, int, int], ...] = ()
     """Parquet: (row group, rows to skip, rows) of each piece."""
     header: int = 0
@@ -141,7 +144,8 @@ def cut(files: Sequence[InputFile], unit_rows: int, cuts: Sequence[tuple[int, in
         for start, end in pairwise(bounds):
             header = file.index[0] if file.index else 0
             span = _span(file, start, end) if file.index else (0, 0, 0)
-            yield Unit(file.path, number, start, end - start, _pieces(file, start, end), header, span)
+            told = file.size, file.mtime_ns
+            yield Unit(file.path, number, start, end - start, told, _pieces(file, start, end), header, span)
 
 
 def read(folder: Folder, unit: Unit, columns: Sequence[str], schema: pa.Schema) -> pa.Table:
@@ -318,16 +322,31 @@ def _read_parquet(folder: Folder, unit: Unit, columns: Sequence[str], schema: pa
     with folder.filesystem.open_input_file(unit.path) as source:
         parquet = pq.ParquetFile(source)
         held = [name for name in columns if name in parquet.schema_arrow.names]
-        parts = [_of_group(parquet, group, skip, rows, held) for group, skip, rows in unit.groups]
+        parts = [
+            _of_group(parquet, (unit.path, unit.file), group, skip, rows, held) for group, skip, rows in unit.groups
+        ]
     return pa.concat_tables(parts)
 
 
-def _of_group(parquet: pq.ParquetFile, group: int, skip: int, rows: int, columns: Sequence[str]) -> pa.Table:
+_decoded: dict[Any, pa.Table] = {}
+"""The row group that this process decoded last."""
+
+
+def _of_group(
+    parquet: pq.ParquetFile, identity: tuple[Any, ...], group: int, skip: int, rows: int, columns: Sequence[str]
+) -> pa.Table:
     """Return rows of a row group; decoding ends with the last that is wanted."""
     if not columns:
         return pa.table({"": pa.nulls(rows)})
+    told = parquet.metadata.row_group(group)
+    if rows == told.num_rows or told.total_byte_size <= _WHOLE_BYTES:
+        key = (identity, group, tuple(columns))
+        if key not in _decoded:  # the next unit is often of the same row group
+            _decoded.clear()
+            _decoded[key] = parquet.read_row_group(group, list(columns), use_threads=False)
+        return _decoded[key].slice(skip, rows)
     found, at = [], 0
-    for batch in parquet.iter_batches(batch_size=MOST_ROWS, row_groups=[group], columns=list(columns)):
+    for batch in parquet.iter_batches(MOST_ROWS, row_groups=[group], columns=list(columns), use_threads=False):
         first, last = max(skip, at), min(skip + rows, at + batch.num_rows)
         if first < last:
             found.append(batch.slice(first - at, last - first))

@@ -7,6 +7,7 @@ A line is either what was about to be asked (and what it may cost at most), or w
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import threading
 import time
@@ -42,7 +43,9 @@ class Journal:
     Attributes
     ----------
     answers : dict
-        What is known, by key.
+        What this attempt was told, by key.
+    resumed : dict
+        What earlier attempts were told, by the key's hash.
     lost_usd : float
         What earlier attempts may have paid for requests whose answers nobody has.
     """
@@ -56,29 +59,41 @@ class Journal:
         self._state = threading.Condition()
         self._failure: BaseException | None = None
         self._closed = False
+        self._urgent = False
         self._written = resumes
         self._thread: threading.Thread | None = None
-        self.answers, self.lost_usd = load(folder) if resumes else ({}, 0.0)
+        self.answers: dict[str, Answer] = {}
+        self.resumed: dict[str, Answer] = {}
+        self.lost_usd = 0.0
+        if resumes:
+            self.resumed, self.lost_usd = load(folder)
 
     def intend(self, costs: Mapping[str, float]) -> None:
         """Write down what is about to be asked, and what each request may cost, in US dollars."""
         if any(costs.values()):
-            self._write([{"i": list(costs.items())}])
+            self._write([{"i": [(digest(key), cost) for key, cost in costs.items()]}])
 
-    def add(self, key: str, answer: Answer) -> None:
-        """Take an answer; it is on disk two seconds later at the latest. Quick: called from a client's event loop."""
-        if answer.error is not None:
-            return
+    def add(self, answers: Mapping[str, Answer], *, urgent: bool) -> None:
+        """Take answers that are no errors; they are on disk two seconds later at the latest.
+
+        Quick: called from a client's event loop. With `urgent`, 64 of them do not wait for the two seconds.
+        """
         with self._state:
             if not self._pending:
                 self._oldest = time.monotonic()
-            self._pending[key] = answer
-            self.answers[key] = answer
+            self._pending.update(answers)
+            self.answers.update(answers)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._follow, name="skllm-ray-journal", daemon=True)
                 self._thread.start()
-            if len(self._pending) >= SEGMENT_REPLIES:
+            self._urgent = urgent
+            if urgent and len(self._pending) >= SEGMENT_REPLIES:
                 self._state.notify()
+
+    def check(self) -> None:
+        """Raise the ``OSError`` of an answer that could not be written: nothing more may be paid for."""
+        if self._failure is not None:
+            raise self._failure
 
     def flush(self) -> None:
         """Write what is pending now.
@@ -89,8 +104,7 @@ class Journal:
             If an answer could not be written, now or before: nothing more may be paid for.
         """
         self._flush()
-        if self._failure is not None:
-            raise self._failure
+        self.check()
 
     def close(self, *, keep: bool) -> None:
         """End the journal; with `keep`, what is pending is written, else the whole journal is deleted."""
@@ -110,8 +124,9 @@ class Journal:
                 self._state.wait(_TICK_S)
                 if self._closed:
                     return
-                due = len(self._pending) >= SEGMENT_REPLIES or (
-                    self._pending and time.monotonic() - self._oldest >= SEGMENT_S
+                due = bool(self._pending) and (
+                    (self._urgent and len(self._pending) >= SEGMENT_REPLIES)
+                    or time.monotonic() - self._oldest >= SEGMENT_S
                 )
             if due:
                 self._flush()
@@ -120,7 +135,7 @@ class Journal:
         with self._state:
             pending, self._pending = self._pending, {}
         if pending:
-            self._write({"k": key, **_dump(answer)} for key, answer in pending.items())
+            self._write({"k": digest(key), **_dump(answer)} for key, answer in pending.items())
 
     def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines)
@@ -134,8 +149,13 @@ class Journal:
             self._failure = error
 
 
+def digest(key: str) -> str:
+    """Return the form of a key that segments hold."""
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
 def load(folder: Folder) -> tuple[dict[str, Answer], float]:
-    """Return a journal's answers by key, and what may have been paid for requests without one, in US dollars."""
+    """Return a journal's answers by their keys' hashes, and the US dollars that requests without one may have cost."""
     answers: dict[str, Answer] = {}
     intended: dict[str, float] = {}
     names = sorted(folder.names())

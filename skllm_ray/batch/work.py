@@ -150,8 +150,10 @@ class UnitWork:
             result = self._table(table, found)
         else:
             result, rows = self._mend(old, table, backend, embedder)
-        journal.flush()
-        counts = backend.total
+        journal.check()
+        counts = backend.finish()
+        if embedder is not None:
+            embedder.finish()
         summary = UnitSummary(
             unit=call.unit.key,
             file=call.unit.path,

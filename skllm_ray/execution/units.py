@@ -6,6 +6,7 @@ deaths of each, and to go on with the others.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
@@ -24,6 +25,8 @@ from skllm_ray.tasks.base import Task
 _TICK_S: Final = 0.5
 _MOST_DEATHS: Final = 3
 _MOST_TASKS: Final = 8
+_RARELY: Final = (100_000, 20, 20)
+_held: dict[str, Any] = {}
 C = TypeVar("C")
 
 
@@ -226,11 +229,22 @@ def _run_unit(work: list[Any], unit: Any, shared: Shared) -> Any:
     from skllm_ray.execution.dataset import worker_secrets
     from skllm_ray.execution.metrics import observe_requests
 
-    connected, function = ray.get(work[0])
-    secrets = worker_secrets()
-    observe_requests(connected.spec.model)
+    key = work[0].hex()
+    if key not in _held:  # a worker does many units of one job
+        _held.clear()
+        connected, function = ray.get(work[0])
+        secrets = worker_secrets()
+        observe_requests(connected.spec.model)
+        gc.freeze()
+        _held[key] = connected, function, secrets
+    connected, function, secrets = _held[key]
     backend, embedder = connected.open(secrets)
-    return function(unit, backend, embedder, shared, secrets)
+    before = gc.get_threshold()
+    gc.set_threshold(*_RARELY)  # rows are many small objects without cycles
+    try:
+        return function(unit, backend, embedder, shared, secrets)
+    finally:
+        gc.set_threshold(*before)
 
 
 def _result(reference: Any) -> Any:

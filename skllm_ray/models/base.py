@@ -207,7 +207,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _raise_failures(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> None:
         """Raise for failures that every row shares, and, with "raise", for those of single rows."""
-        failed = [row for row in rows if row.error is not None and row.error.kind != "missing_text"]
+        failed = [row for row in rows if row.reply.error is not None and row.reply.error.kind != "missing_text"]
         if not failed:
             return
         fatal = next((row.error for row in failed if row.error is not None and row.error.fatal), None)

@@ -28,6 +28,7 @@ _DTYPES: Final = {
     "cost_usd": "float64",
     "model": "object",
 }
+_NAN: Final = float("nan")
 _ARROW: Final = {"object": pa.string(), "float64": pa.float64(), "bool": pa.bool_(), "int64": pa.int64()}
 
 DETAIL_COLUMNS: Final = tuple(_DTYPES)
@@ -64,17 +65,21 @@ def details(
 
 def detail_values(rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
     """Return the values of the columns in :data:`DETAIL_TYPES`."""
-    return [
-        [_highest(row) for row in rows],
-        [row.valid for row in rows],
-        [_kind(row) for row in rows],
-        [_message(row) for row in rows],
-        [row.reply.attempts for row in rows],
-        [row.reply.usage.prompt_tokens for row in rows],
-        [row.reply.usage.completion_tokens for row in rows],
-        [_cost(row) for row in rows],
-        [row.reply.model for row in rows],
-    ]
+    columns: tuple[list[Any], ...] = tuple([] for _ in DETAIL_TYPES)
+    highest, valid, kind, message, attempts, prompt, completion, cost, model = (column.append for column in columns)
+    for row in rows:  # one pass: there may be millions of rows
+        reply, usage = row.reply, row.reply.usage
+        highest(_highest(row) if reply.log_probs else _NAN)
+        valid(row.valid)
+        good = row.valid and reply.error is None
+        kind(None if good else _kind(row))
+        message(None if good else _message(row))
+        attempts(reply.attempts)
+        prompt(usage.prompt_tokens)
+        completion(usage.completion_tokens)
+        cost(usage.cost_usd if usage.cost_usd is not None else _cost(reply))
+        model(reply.model)
+    return list(columns)
 
 
 def _series(values: Sequence[Any], dtype: str) -> pd.Series[Any]:
@@ -131,13 +136,9 @@ def _message(row: Row[Any]) -> str | None:
     return None if row.valid else "The answer is not one that the task allows."
 
 
-def _cost(row: Row[Any]) -> float:
+def _cost(reply: Reply) -> float:
     """Return 0 for a row that was not sent or ran on a local model, and NaN where the price is not known."""
-    known = row.reply.usage.cost_usd
-    if known is not None:
-        return known
-    local = row.reply.attempts == 0 or row.reply.model.startswith("gguf::")
-    return 0.0 if local else float("nan")
+    return 0.0 if reply.attempts == 0 or reply.model.startswith("gguf::") else _NAN
 
 
 def _prompt(request: ChatRequest | None) -> str | None:

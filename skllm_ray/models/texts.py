@@ -12,6 +12,7 @@ import pandas as pd
 from skllm_ray.errors import InputError
 
 _SHOWN: Final = 5
+_PLAIN: Final = frozenset({str, type(None)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,9 @@ def as_texts(X: Any, name: str = "X") -> Texts:
     values, index = _column(X, name)
     if not len(values):
         raise InputError(f"{name} holds no texts.", f"Pass at least one, such as {name}=['some text'].")
+    if {type(value) for value in values} <= _PLAIN:
+        texts: list[str | None] = [value if value and not value.isspace() else None for value in values]
+        return Texts(texts, pd.RangeIndex(len(texts)) if index is None else index)
     wrong = [
         (position, value) for position, value in enumerate(values) if not isinstance(value, str) and not _is_na(value)
     ]
@@ -61,7 +65,7 @@ def as_texts(X: Any, name: str = "X") -> Texts:
         shown = ", ".join(f"{name}[{position}] is of type {type(value).__name__}" for position, value in wrong[:_SHOWN])
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise InputError(f"{name} must hold strings; {shown}{more}.", "Convert them, for example with .astype(str).")
-    texts: list[str | None] = [str(value) if isinstance(value, str) and value.strip() else None for value in values]
+    texts = [str(value) if isinstance(value, str) and value.strip() else None for value in values]
     return Texts(texts, pd.RangeIndex(len(texts)) if index is None else index)
 
 

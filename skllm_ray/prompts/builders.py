@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 _FENCED = re.compile(r"(?P<open>`{3,})(?P<before>\s*)\{x\}(?P<after>\s*)(?P<close>`{3,})")
+_MARK = "\ue000x\ue001"  # in no template: of the private use area
 _BACKTICKS = re.compile(r"`{3,}")
 
 
@@ -68,6 +69,21 @@ def fill(template: str, x: str, values: Mapping[str, str]) -> str:
 
         template = _FENCED.sub(lengthen, template)
     return template.format(x=x, **values)
+
+
+def filler(template: str, values: Mapping[str, str]) -> Callable[[str], str]:
+    """Return a function that does what `fill` does, with the other values filled in once and not for each text.
+
+    Examples
+    --------
+    >>> filler("{a}: {x}!", {"a": "Text"})("ok")
+    'Text: ok!'
+    """
+    parts = template.format(x=_MARK, **values).split(_MARK)
+    if len(parts) != 2:
+        return lambda text: fill(template, text, values)
+    head, tail = parts
+    return lambda text: fill(template, text, values) if "`" in text else f"{head}{text}{tail}"
 
 
 def fence(text: str) -> str:

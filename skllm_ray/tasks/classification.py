@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from skllm_ray.prompts import fill, format_labels
+from skllm_ray.prompts import filler, format_labels
 from skllm_ray.prompts.templates import (
     CLF_SYSTEM_MESSAGE,
     ZERO_SHOT_CLF_PROMPT_TEMPLATE,
@@ -34,7 +34,14 @@ class ZeroShotTask:
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[str]]:  # noqa: ARG002
         """Return one row per reply; an answer that names no label is marked, not raised."""
         by_name = labels_by_name(self.labels)
-        return [_single(reply, by_name) for reply in replies]
+        known: dict[str | None, str | None] = {}  # answers are few, rows are many
+        rows = []
+        for reply in replies:
+            if reply.text not in known:
+                known[reply.text] = _single(reply.text, by_name)
+            label = known[reply.text]
+            rows.append(Row(label, label is not None, reply))
+        return rows
 
     @property
     def choices(self) -> Choices:
@@ -74,7 +81,8 @@ class MultiLabelZeroShotTask:
 
 def _render(texts: Sequence[str], template: str, values: dict[str, str], choices: Choices) -> list[ChatRequest]:
     system: Message = {"role": "system", "content": CLF_SYSTEM_MESSAGE}
-    return [ChatRequest((system, {"role": "user", "content": fill(template, text, values)}), choices) for text in texts]
+    filled = filler(template, values)
+    return [ChatRequest((system, {"role": "user", "content": filled(text)}), choices) for text in texts]
 
 
 def describe(labels: Sequence[str], descriptions: Mapping[str, str]) -> str:
@@ -85,23 +93,22 @@ def describe(labels: Sequence[str], descriptions: Mapping[str, str]) -> str:
     return "\n".join([format_labels(labels), *(["What they mean:", *lines] if lines else [])])
 
 
-def _answer(reply: Reply) -> object:
+def _answer(text: str | None) -> object:
     """Return the value of the answer's ``label`` key, or None where the text holds no such JSON."""
-    parsed = read_json(reply.text)
+    parsed = read_json(text)
     return parsed.get("label") if isinstance(parsed, dict) else None
 
 
-def _single(reply: Reply, by_name: Mapping[object, str]) -> Row[str]:
-    answer = _answer(reply)
+def _single(text: str | None, by_name: Mapping[object, str]) -> str | None:
+    answer = _answer(text)
     if answer is None:  # a model that ignores the format may still have answered with a label alone
-        text = (reply.text or "").strip()
+        text = (text or "").strip()
         answer = find_label(text, by_name) or text.strip("\"'`.").strip()
     if isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
-    label = find_label(answer, by_name)
-    return Row(label, label is not None, reply)
+    return find_label(answer, by_name)
 
 
 def _multiple(reply: Reply, by_name: Mapping[object, str], max_labels: int) -> Row[tuple[str, ...]]:
-    labels = find_labels(_answer(reply), by_name, max_labels)
+    labels = find_labels(_answer(reply.text), by_name, max_labels)
     return Row(labels, labels is not None, reply)

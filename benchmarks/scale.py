@@ -1,0 +1,209 @@
+"""Batch jobs: millions of rows, resuming, and scaling, with a backend that answers at once or after a fixed time.
+
+    python -m benchmarks.scale throughput --rows 5000000
+    python -m benchmarks.scale resume --parts 10000
+    python -m benchmarks.scale workers
+
+``throughput`` compares with the same work by hand in Ray Data: read Parquet, map (format the prompt of each row, parse
+its answer), write Parquet. ``resume`` plans a job whose parts are all there. ``workers`` runs one job with 1, 2, 4 and 8
+workers against a backend that takes its time, so that waiting is what is shared out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import skllm_ray
+from skllm_ray import batch
+from skllm_ray.classification import ZeroShotGPTClassifier
+from skllm_ray.testing import FakeSpec
+
+LABELS = ["negative", "neutral", "positive"]
+ANSWER = '{"label": "positive"}'
+INSTANT = FakeSpec(lambda _: ANSWER, key="instant")
+SLOW_S = 0.5
+
+
+class Instant(ZeroShotGPTClassifier):
+    """A zero-shot classifier whose backend answers at once."""
+
+    def _resolve(self) -> Any:
+        return INSTANT
+
+
+class Slow(ZeroShotGPTClassifier):
+    """A zero-shot classifier whose backend takes half a second for what it is asked together."""
+
+    def _resolve(self) -> Any:
+        return FakeSpec(lambda _: ANSWER, latency_s=SLOW_S, key="slow")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["throughput", "resume", "workers", "all"])
+    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--parts", type=int, default=10_000)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    todo = {"throughput": throughput, "resume": resume, "workers": workers}
+    folder = Path(tempfile.mkdtemp(prefix="skllm-ray-scale-"))
+    found: dict[str, Any] = {}
+    try:
+        for name, measure in todo.items():
+            if given.what in {name, "all"}:
+                found |= measure(given, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    width = max(map(len, found))
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in found.items()))  # noqa: T201
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+# --- millions of rows ------------------------------------------------------------------------------------------------
+
+
+def throughput(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Time a fifth of the rows and all of them; watch this process's memory."""
+    skllm_ray.init()
+    clf = Instant().fit(None, LABELS)
+    found: dict[str, Any] = {}
+    _write_input(folder / "warm", 20_000)
+    _by_hand(clf, folder / "warm", folder / "warm-hand")
+    _ours(clf, folder / "warm", folder / "warm-ours")
+    for n_rows in (given.rows // 5, given.rows):
+        source = folder / f"in-{n_rows}"
+        _write_input(source, n_rows)
+        for name, run in (("by hand", _by_hand), ("skllm-ray", _ours)):
+            target = folder / f"out-{n_rows}-{name.replace(' ', '-')}"
+            with _Memory() as memory:
+                start = time.perf_counter()
+                run(clf, source, target)
+                seconds = time.perf_counter() - start
+            rows = sum(pq.read_metadata(part).num_rows for part in target.rglob("*.parquet"))
+            if rows != n_rows:
+                raise RuntimeError(f"{name}: {rows} of {n_rows} rows were written")
+            found[f"{n_rows:,} rows, {name}, rows/s"] = round(n_rows / seconds)
+            found[f"{n_rows:,} rows, {name}, driver MB"] = f"{memory.first:,.0f} to {memory.most:,.0f}"
+            shutil.rmtree(target)
+        share = found[f"{n_rows:,} rows, skllm-ray, rows/s"] / found[f"{n_rows:,} rows, by hand, rows/s"]
+        found[f"{n_rows:,} rows, share of by hand"] = round(share, 2)
+        shutil.rmtree(source)
+    skllm_ray.shutdown()
+    return found
+
+
+def _write_input(folder: Path, n_rows: int, rows_per_file: int = 500_000) -> None:
+    folder.mkdir()
+    for number, start in enumerate(range(0, n_rows, rows_per_file)):
+        ids = np.arange(start, min(n_rows, start + rows_per_file))
+        texts = [f"Review number {i}: it works as it should." for i in ids]
+        table = pa.table({"id": ids, "text": texts})
+        pq.write_table(table, folder / f"{number:04d}.parquet", row_group_size=50_000)
+
+
+def _by_hand(clf: ZeroShotGPTClassifier, source: Path, target: Path) -> None:
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    template = clf.render_prompt(["{x}"])[0] or ""
+    head, _, tail = template.partition("{x}")
+
+    def answer(batch: dict[str, Any]) -> dict[str, Any]:
+        prompts = [[{"role": "user", "content": head + text + tail}] for text in batch["text"]]
+        parsed = [json.loads(ANSWER) for _ in prompts]
+        return {**batch, "prediction": np.array([found["label"] for found in parsed])}
+
+    ray.data.read_parquet(str(source)).map_batches(answer, batch_size=1024).write_parquet(str(target))
+
+
+def _ours(clf: ZeroShotGPTClassifier, source: Path, target: Path) -> None:
+    result = batch.run(clf, str(source), str(target))
+    if not result.complete:
+        raise RuntimeError(f"not complete: {result}")
+
+
+class _Memory:
+    """The memory of this process, first and at most, in MB."""
+
+    def __enter__(self) -> _Memory:
+        self._ended = threading.Event()
+        self._process = psutil.Process()
+        self.first = self.most = self._process.memory_info().rss / 1e6
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.2):
+            self.most = max(self.most, self._process.memory_info().rss / 1e6)
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+def resume(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Time how long a job with thousands of finished parts takes to find that nothing is left."""
+    skllm_ray.init(local_mode=True)
+    clf = Instant().fit(None, LABELS)
+    source, target = folder / "resume-in", folder / "resume-out"
+    _write_input(source, given.parts * 20)
+    options = {"unit_rows": 20}
+    batch.run(clf, str(source), str(target), **options)
+    parts = len(list(target.glob("part-*.parquet")))
+    start = time.perf_counter()
+    result = batch.run(clf, str(source), str(target), **options)
+    seconds = time.perf_counter() - start
+    skllm_ray.shutdown()
+    if result.this_run.rows or parts < given.parts:
+        raise RuntimeError(f"{parts} parts, {result.this_run.rows} rows asked again")
+    return {"finished parts": parts, "planning to resume, s": round(seconds, 2)}
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def workers(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Time one job, whose blocks each take half a second of waiting, with 1, 2, 4 and 8 workers."""
+    del given
+    skllm_ray.init(num_cpus=8)
+    clf = Slow().fit(None, LABELS)
+    source = folder / "workers-in"
+    _write_input(source, 64 * 4 * 256)
+    batch.run(clf, str(source), str(folder / "workers-warm"), unit_rows=1024, workers=8, limit=16 * 1024)
+    found: dict[str, Any] = {}
+    alone = 0.0
+    for n_workers in (1, 2, 4, 8):
+        start = time.perf_counter()
+        target = folder / f"workers-{n_workers}"
+        result = batch.run(clf, str(source), str(target), unit_rows=1024, workers=n_workers)
+        seconds = time.perf_counter() - start
+        rate = result.rows_done / seconds
+        alone = alone or rate
+        found[f"{n_workers} workers, rows/s"] = round(rate)
+        found[f"{n_workers} workers, efficiency"] = round(rate / alone / n_workers, 3)
+    skllm_ray.shutdown()
+    return found
+
+
+if __name__ == "__main__":
+    main()
