@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
@@ -490,13 +491,15 @@ class FakeBackend:
 
     def _reply(self, request: ChatRequest) -> Reply:
         answer = self.answer(request)
-        n_prompt = 0
-        for message in request.messages:
-            n_prompt += len(message["content"])
-        n_prompt //= 4
         if isinstance(answer, RowError):
             return Reply(error=answer, model="fake")
-        return Reply(answer, usage=Usage(n_prompt, len(answer) // 4), model="fake")
+        n_prompt = sum([len(message["content"]) for message in request.messages]) // 4
+        return Reply(answer, usage=_usage(n_prompt, len(answer) // 4), model="fake")
+
+
+@lru_cache(maxsize=4096)
+def _usage(n_prompt: int, n_completion: int) -> Usage:
+    return Usage(n_prompt, n_completion)
 
 
 def _hashed_words(text: str) -> NDArray[np.float32]:

@@ -351,8 +351,8 @@ class Job:
                 )
 
     @cached_property
-    def _types(self) -> dict[str, pa.DataType]:
-        return {name: kind or pa.string() for name, kind in self._estimator._output_types().items()}
+    def _types(self) -> dict[str, pa.DataType | None]:
+        return self._estimator._output_types()
 
     def _priced(self, spec: Any) -> Any:
         given = self._options

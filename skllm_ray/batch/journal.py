@@ -59,7 +59,7 @@ class Journal:
         self._state = threading.Condition()
         self._failure: BaseException | None = None
         self._closed = False
-        self._urgent = False
+        self._flushed_at = time.monotonic()
         self._written = resumes
         self._thread: threading.Thread | None = None
         self.answers: dict[str, Answer] = {}
@@ -74,21 +74,25 @@ class Journal:
             self._write([{"i": [(digest(key), cost) for key, cost in costs.items()]}])
 
     def add(self, answers: Mapping[str, Answer], *, urgent: bool) -> None:
-        """Take answers that are no errors; they are on disk two seconds later at the latest.
+        """Take answers that are no errors.
 
-        Quick: called from a client's event loop. With `urgent`, 64 of them do not wait for the two seconds.
+        With `urgent` they arrive one by one: a segment is written for every 64 of them, and two seconds after the first
+        at the latest, by a thread, since this is called from a client's event loop. Without, they come as a block that
+        is written now, unless less than two seconds have passed since the last.
         """
+        now = time.monotonic()
         with self._state:
             if not self._pending:
-                self._oldest = time.monotonic()
+                self._oldest = now
             self._pending.update(answers)
             self.answers.update(answers)
-            if self._thread is None:
+            if urgent and self._thread is None:
                 self._thread = threading.Thread(target=self._follow, name="skllm-ray-journal", daemon=True)
                 self._thread.start()
-            self._urgent = urgent
             if urgent and len(self._pending) >= SEGMENT_REPLIES:
                 self._state.notify()
+        if not urgent and now - self._flushed_at >= SEGMENT_S:
+            self._flush()
 
     def check(self) -> None:
         """Raise the ``OSError`` of an answer that could not be written: nothing more may be paid for."""
@@ -124,16 +128,15 @@ class Journal:
                 self._state.wait(_TICK_S)
                 if self._closed:
                     return
-                due = bool(self._pending) and (
-                    (self._urgent and len(self._pending) >= SEGMENT_REPLIES)
-                    or time.monotonic() - self._oldest >= SEGMENT_S
-                )
+                late = time.monotonic() - self._oldest >= SEGMENT_S
+                due = len(self._pending) >= SEGMENT_REPLIES or (late and self._pending)
             if due:
                 self._flush()
 
     def _flush(self) -> None:
         with self._state:
             pending, self._pending = self._pending, {}
+            self._flushed_at = time.monotonic()
         if pending:
             self._write({"k": digest(key), **_dump(answer)} for key, answer in pending.items())
 

@@ -93,8 +93,8 @@ class UnitWork:
     mode: str
     """What stands for a row that failed: "default" or "coerce"."""
     terms: Terms
-    types: Mapping[str, pa.DataType]
-    """The estimator's output columns."""
+    types: Mapping[str, pa.DataType | None]
+    """The estimator's output columns; None for values that have no type of their own."""
 
     def __call__(
         self,
@@ -188,7 +188,7 @@ class UnitWork:
             values, some = self.estimator._columns_of(
                 block, lambda present: process(present, self.task, backend, self.spec, embedder), self.mode
             )
-            columns = {
+            columns: dict[str, pa.Array] = {
                 name: _array(value, kind) for (name, kind), value in zip(self.types.items(), values, strict=True)
             }
             if self.manifest.keep_replies != "none":
@@ -318,12 +318,12 @@ def _sums(table: pa.Table, prefix: str) -> dict[str, Any]:
     }
 
 
-def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+def _array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
     """Return a column; values that have no type of their own are written as JSON."""
-    if pa.types.is_string(kind):
+    if kind is None:
         plain = (str, type(None))
         values = [v if isinstance(v, plain) else json.dumps(v, ensure_ascii=False, default=str) for v in values]
-    return pa.array(values, kind)
+    return pa.array(values, kind or pa.string())
 
 
 def _replies(rows: Sequence[Row[Any]], keep: str) -> list[str | None]:

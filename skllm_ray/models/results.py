@@ -65,21 +65,22 @@ def details(
 
 def detail_values(rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
     """Return the values of the columns in :data:`DETAIL_TYPES`."""
-    columns: tuple[list[Any], ...] = tuple([] for _ in DETAIL_TYPES)
-    highest, valid, kind, message, attempts, prompt, completion, cost, model = (column.append for column in columns)
-    for row in rows:  # one pass: there may be millions of rows
-        reply, usage = row.reply, row.reply.usage
-        highest(_highest(row) if reply.log_probs else _NAN)
-        valid(row.valid)
-        good = row.valid and reply.error is None
-        kind(None if good else _kind(row))
-        message(None if good else _message(row))
-        attempts(reply.attempts)
-        prompt(usage.prompt_tokens)
-        completion(usage.completion_tokens)
-        cost(usage.cost_usd if usage.cost_usd is not None else _cost(reply))
-        model(reply.model)
-    return list(columns)
+    replies = [row.reply for row in rows]  # column by column: there may be millions of rows
+    usages = [reply.usage for reply in replies]
+    n_rows, valid = len(rows), [row.valid for row in rows]
+    good = all(valid) and not any(reply.error for reply in replies)
+    costs = [usage.cost_usd for usage in usages]
+    return [
+        [_highest(row) for row in rows] if any(reply.log_probs for reply in replies) else [_NAN] * n_rows,
+        valid,
+        [None] * n_rows if good else [_kind(row) for row in rows],
+        [None] * n_rows if good else [_message(row) for row in rows],
+        [reply.attempts for reply in replies],
+        [usage.prompt_tokens for usage in usages],
+        [usage.completion_tokens for usage in usages],
+        [_cost(reply) if cost is None else cost for cost, reply in zip(costs, replies, strict=True)],
+        [reply.model for reply in replies],
+    ]
 
 
 def _series(values: Sequence[Any], dtype: str) -> pd.Series[Any]:
