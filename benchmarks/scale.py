@@ -5,8 +5,8 @@
     python -m benchmarks.scale workers
 
 ``throughput`` compares with the same work by hand in Ray Data: read Parquet, map (format the prompt of each row, parse
-its answer), write Parquet. ``resume`` plans a job whose parts are all there. ``workers`` runs one job with 1, 2, 4 and 8
-workers against a backend that takes its time, so that waiting is what is shared out.
+its answer), write Parquet. ``resume`` plans a job whose parts are all there. ``workers`` runs one job with 1, 2, 4 and
+8 workers against a backend that takes its time, so that waiting is what is shared out.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def workers(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     skllm_ray.init(num_cpus=8)
     clf = Slow().fit(None, LABELS)
     source = folder / "workers-in"
-    _write_input(source, 64 * 4 * 256)
+    _write_input(source, 160 * 1024)
     batch.run(clf, str(source), str(folder / "workers-warm"), unit_rows=1024, workers=8, limit=16 * 1024)
     found: dict[str, Any] = {}
     alone = 0.0

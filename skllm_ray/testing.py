@@ -8,6 +8,7 @@ import json
 import math
 import random
 import re
+import socket
 import threading
 import time
 import uuid
@@ -160,6 +161,9 @@ class ChatServer:
         self._ending.set()
         self._http.shutdown()
         self._http.server_close()
+        for connection in list(self._http.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def most_in_window(self) -> int:
@@ -288,11 +292,23 @@ class _Listener(ThreadingHTTPServer):
     request_queue_size = 256
     chat: ChatServer
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.connections: set[socket.socket] = set()
+        super().__init__(*args, **kwargs)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Listener
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.server.connections.discard(self.connection)
+        super().finish()
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")

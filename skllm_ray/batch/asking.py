@@ -135,7 +135,7 @@ class JournalledBackend:
         self._counts_rows = counts_rows
         self._news = Progress()
         self._told_at = time.monotonic()
-        self._checked_at = 0.0
+        self._checked_at = time.monotonic()
         self.total = Progress()
         self.unknown_usd = 0.0
 
@@ -211,7 +211,7 @@ class JournalledBackend:
                 continue
             answered = len(again) < len(answers) or self._ledger.answered_within(time.monotonic() - began)
             error: Any = failed[next(iter(again))].error
-            if not self._wait(patience, len(missing), error, answered=answered):
+            if not self._wait(patience, len(missing), error, answered=answered or _is_there(error, len(missing))):
                 break
         if patience.rounds:
             self._ledger.wait_for(self._worker, "")
@@ -360,6 +360,11 @@ class JournalledBackend:
 
 
 Answer = Reply | Embedding
+
+
+def _is_there(error: RowError, n_rows: int) -> bool:
+    """Return whether a failure shows that the server is there: it answered, be it with an error, for a few rows."""
+    return n_rows < _FEW and error.kind not in {"connection", "timeout"}
 
 
 class _Patience:

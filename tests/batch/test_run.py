@@ -1,0 +1,469 @@
+"""Jobs from their first row to their last, in this process: what they read, write, skip, refuse and count."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import skllm_ray
+from skllm_ray import batch
+from skllm_ray.batch import lock, work
+from skllm_ray.batch.lock import OutputLock
+from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
+from skllm_ray.config import SKLLMConfig
+from skllm_ray.errors import ConfigurationError, InputError, OutputInUseError, OutputMismatchError
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.testing import ChatServer, StatusFault, WireFault
+from tests.batch.worlds import LABELS, Local, api_classifier, asked, classifier, read, texts, write
+
+
+@pytest.fixture(autouse=True)
+def _world():
+    SKLLMConfig.reset()
+    skllm_ray.init(local_mode=True)
+    asked.clear()
+    ModelCache.clear()
+    yield
+    ModelCache.clear()
+    skllm_ray.shutdown()
+    SKLLMConfig.reset()
+
+
+def test_every_row_gets_its_own_answer_beside_its_own_columns(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(250), extra=[f"x{i}" for i in range(250)])
+    result = batch.run(classifier(), source, str(tmp_path / "out"), unit_rows=40)
+    found = read(tmp_path / "out")
+    assert result.complete
+    assert (result.rows_done, result.rows_failed, result.this_run.rows) == (250, 0, 250)
+    assert found["id"].tolist() == list(range(250))
+    assert found["extra"].tolist() == [f"x{i}" for i in range(250)]
+    assert found["prediction"].tolist() == ["good" if i % 3 else "bad" for i in range(250)]
+    assert set(asked.values()) == {1}
+    assert max(len(pq.read_table(p)) for p in (tmp_path / "out").glob("part-*")) <= 40
+
+
+def test_a_second_run_asks_nothing(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(90))
+    batch.run(classifier(), source, str(tmp_path / "out"), unit_rows=20)
+    asked.clear()
+    result = batch.run(classifier(), source, str(tmp_path / "out"), unit_rows=20)
+    assert (result.complete, result.this_run.rows, sum(asked.values())) == (True, 0, 0)
+
+
+def test_a_lost_part_is_done_again_and_a_damaged_one_too(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(90))
+    batch.run(classifier(), source, str(tmp_path / "out"), unit_rows=30)
+    parts = sorted((tmp_path / "out").glob("part-*"))
+    parts[0].unlink()
+    asked.clear()
+    assert batch.run(classifier(), source, str(tmp_path / "out")).complete
+    assert sum(asked.values()) == 30
+    for file in (tmp_path / "out" / work.SYSTEM / "done").iterdir():
+        file.unlink()
+    parts[1].write_bytes(b"PAR1 cut off")
+    asked.clear()
+    assert batch.run(classifier(), source, str(tmp_path / "out")).complete
+    assert sum(asked.values()) == 30
+    assert len(read(tmp_path / "out")) == 90
+
+
+def test_bad_rows_cost_nobody_else(tmp_path):
+    rows: list[Any] = texts(60)
+    rows[3], rows[7], rows[11], rows[20] = None, "   ", "POISON good", "é" * 50_000 + " good 🦜 {x} ```"
+    result = batch.run(classifier(), write(tmp_path / "in.parquet", rows), str(tmp_path / "out"))
+    found = read(tmp_path / "out").set_index("id")
+    assert result.complete
+    assert result.errors == {"missing_text": 2, "content_filter": 1}
+    assert found.loc[[3, 7, 11], "error_kind"].tolist() == ["missing_text", "missing_text", "content_filter"]
+    assert found.loc[[3, 7, 11], "prediction"].isna().all()
+    assert found.loc[20, "prediction"] == "good"
+    assert found["prediction"].notna().sum() == 57
+
+
+def test_failed_rows_are_asked_again_on_request_and_the_others_are_not(tmp_path, monkeypatch):
+    rows = texts(60)
+    rows[11] = "POISON good"
+    source = write(tmp_path / "in.parquet", rows)
+    batch.run(classifier(), source, str(tmp_path / "out"), unit_rows=20)
+    assert batch.run(classifier(), source, str(tmp_path / "out")).this_run.rows == 0
+    asked.clear()
+    monkeypatch.setattr(Local, "script", staticmethod(lambda request: '{"label": "good"}'))
+    ModelCache.clear()
+    result = batch.run(classifier(), source, str(tmp_path / "out"), retry_errors=True)
+    found = read(tmp_path / "out")
+    assert (result.complete, result.errors, result.this_run.rows) == (True, {}, 1)
+    assert found["id"].tolist() == list(range(60))
+    assert found["prediction"].tolist() == ["good" if i % 3 or i == 11 else "bad" for i in range(60)]
+
+
+def test_identical_texts_are_asked_once_in_a_unit(tmp_path):
+    source = write(tmp_path / "in.parquet", ["good", "bad", "good", "good", "bad"] * 20)
+    result = batch.run(classifier(), source, str(tmp_path / "out"))
+    assert dict(asked) == {"good": 1, "bad": 1}
+    assert result.this_run.duplicates == 98
+    found = read(tmp_path / "out")
+    assert found["prediction"].tolist() == ["good", "bad", "good", "good", "bad"] * 20
+    assert found["attempts"].tolist()[:5] == [1, 1, 0, 0, 0]
+
+
+def test_a_limit_goes_on_to_the_whole(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(300), row_group_size=120)
+    first = batch.run(classifier(), source, str(tmp_path / "out"), limit=70)
+    assert (first.complete, first.rows_done, sum(asked.values())) == (True, 70, 70)
+    smaller = batch.run(classifier(), source, str(tmp_path / "out"), limit=50)
+    assert (smaller.complete, smaller.this_run.rows) == (True, 0)
+    larger = batch.run(classifier(), source, str(tmp_path / "out"), limit=130)
+    assert (larger.rows_done, larger.this_run.rows) == (130, 60)
+    whole = batch.run(classifier(), source, str(tmp_path / "out"))
+    assert (whole.complete, whole.rows_done, whole.this_run.rows) == (True, 300, 170)
+    assert set(asked.values()) == {1}
+    assert read(tmp_path / "out")["id"].tolist() == list(range(300))
+
+
+def test_csv_with_line_breaks_and_short_rows(tmp_path):
+    rows = [(i, f'a good "thing"\r\nin {i} lines, all good' if i % 2 else f"awful {i}") for i in range(2500)]
+    frame = pd.DataFrame(rows, columns=["id", "text"])
+    path = tmp_path / "in" / "a.csv"
+    path.parent.mkdir()
+    frame.to_csv(path, index=False)
+    with path.open("a") as file:
+        file.write("9999\n\n10000,good,too many\n")
+    result = batch.run(classifier(), str(tmp_path / "in"), str(tmp_path / "out"), unit_rows=300)
+    found = read(tmp_path / "out")
+    assert result.complete
+    assert len(found) == 2502
+    assert found["text"].tolist()[:2500] == frame["text"].tolist()
+    assert found["id"].tolist()[-2:] == ["9999", "10000"]
+    assert found["error_kind"].fillna("").tolist()[-2:] == ["missing_text", ""]
+
+
+def test_json_lines_of_mixed_types_and_a_broken_line(tmp_path):
+    lines = [
+        json.dumps({"text": f"good {i}", "n": i if i % 2 else i + 0.5, "tag": i if i == 7 else "t"})
+        for i in range(1500)
+    ]
+    lines.insert(40, '{"text": "cut o')
+    lines.append("")
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    result = batch.run(classifier(), str(tmp_path / "in.jsonl"), str(tmp_path / "out"), unit_rows=100)
+    found = read(tmp_path / "out")
+    assert result.complete
+    assert len(found) == 1501
+    assert found["error_kind"].tolist()[40] == "missing_text"
+    assert (found["tag"].iloc[7], found["tag"].iloc[8]) == ("7", "t")
+    assert found["n"].iloc[1] == 1.0
+    assert result.errors == {"missing_text": 1}
+
+
+def test_files_of_different_columns_give_one_schema(tmp_path):
+    write(tmp_path / "in/a.parquet", texts(20), score=pa.array([1] * 20, pa.int32()))
+    write(tmp_path / "in/b.parquet", texts(20), score=pa.array([0.5] * 20), more=["m"] * 20)
+    batch.run(classifier(), str(tmp_path / "in"), str(tmp_path / "out"))
+    schemas = {str(pq.read_schema(part).remove_metadata()) for part in (tmp_path / "out").glob("part-*")}
+    assert len(schemas) == 1
+    found = read(tmp_path / "out")
+    assert found["score"].tolist() == [1.0] * 20 + [0.5] * 20
+    assert found["more"].isna().sum() == 20
+
+
+def test_an_unreadable_file_costs_itself_and_is_read_when_it_is_mended(tmp_path):
+    write(tmp_path / "in/a.parquet", texts(20))
+    good = Path(write(tmp_path / "b.parquet", texts(20))).read_bytes()
+    (tmp_path / "in/b.parquet").write_bytes(good[: len(good) // 2])
+    write(tmp_path / "in/c.parquet", texts(20))
+    pq.write_table(pa.table({"other": ["x"]}), tmp_path / "in/d.parquet")
+    result = batch.run(classifier(), str(tmp_path / "in"), str(tmp_path / "out"))
+    assert not result.complete
+    assert result.rows_done == 40
+    assert sorted(Path(name).name for name in result.unreadable) == ["b.parquet", "d.parquet"]
+    assert "no column 'text'" in result.unreadable[str(tmp_path / "in/d.parquet")]
+    (tmp_path / "in/b.parquet").write_bytes(good)
+    asked.clear()
+    again = batch.run(classifier(), str(tmp_path / "in"), str(tmp_path / "out"))
+    assert (again.rows_done, again.this_run.rows, len(again.unreadable)) == (60, 20, 1)
+
+
+def test_a_damaged_row_group_costs_itself(tmp_path):
+    path = Path(write(tmp_path / "in.parquet", texts(300), row_group_size=100))
+    start = pq.read_metadata(path).row_group(1).column(1).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 60] = b"\xff" * 60
+    path.write_bytes(content)
+    result = batch.run(classifier(), str(path), str(tmp_path / "out"), unit_rows=100)
+    assert not result.complete
+    assert result.rows_done == 200
+    assert list(result.unreadable) == [f"{path} rows 100 to 199"]
+
+
+def test_a_template_makes_texts_of_columns(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(5), title=["good {x}", None, "", "T", "T"])
+    job = classifier()
+    batch.run(job, source, str(tmp_path / "out"), text_template="{title}|{id}", keep_columns=["title"])
+    assert set(asked) == {"good {x}|0", "|1", "|2", "T|3", "T|4"}
+    assert "id" not in read(tmp_path / "out").columns
+
+
+def test_raw_replies_are_kept_as_asked_for(tmp_path):
+    rows = ["good", "POISON", "bad"]
+    source = write(tmp_path / "in.parquet", rows)
+    batch.run(classifier(), source, str(tmp_path / "all"), keep_replies="all")
+    batch.run(classifier(), source, str(tmp_path / "errors"), keep_replies="errors")
+    assert read(tmp_path / "all")["raw_reply"].fillna("").tolist() == ['{"label": "good"}', "", '{"label": "bad"}']
+    assert read(tmp_path / "errors")["raw_reply"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text_column": "nope"}, "no column 'nope'"),
+        ({"text_column": "id"}, "of type int64"),
+        ({"text_template": "{nope}"}, "no column 'nope'"),
+        ({"text_template": "{id"}, "no template"),
+        ({"text_template": "plain"}, "must name columns"),
+        ({"keep_columns": ["nope"]}, "no column 'nope'"),
+        ({"keep_replies": "some"}, "keep_replies"),
+        ({"limit": 0}, "limit must be"),
+        ({"budget_usd": -1}, "budget_usd must be"),
+        ({"budget_usd": 1.0}, "price of fake is not known"),
+        ({"workers": True}, "workers must be"),
+        ({"storage_options": {"anon": True}, "output_uri": "nowhere://x"}, "nowhere:// cannot be opened"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_asked(tmp_path, options, message):
+    source = write(tmp_path / "in.parquet", texts(5))
+    output = options.pop("output_uri", str(tmp_path / "out"))
+    with pytest.raises((ConfigurationError, InputError), match=message):
+        batch.run(classifier(), source, output, **options)
+    assert not asked
+    assert not (tmp_path / "out" / work.SYSTEM / "manifest.json").exists()
+
+
+def test_a_result_column_that_the_input_has_is_refused_and_a_prefix_mends_it(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(5), model=["mine"] * 5)
+    with pytest.raises(InputError, match="'model', which is also"):
+        batch.run(classifier(), source, str(tmp_path / "out"))
+    batch.run(classifier(), source, str(tmp_path / "out"), output_prefix="llm_")
+    found = read(tmp_path / "out")
+    assert found["model"].tolist() == ["mine"] * 5
+    assert found["llm_prediction"].notna().all()
+
+
+def test_another_job_does_not_mix_with_the_output(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(30))
+    output = str(tmp_path / "out")
+    batch.run(classifier(), source, output, limit=10)
+    asked.clear()
+    with pytest.raises(OutputMismatchError, match="another params"):
+        batch.run(classifier(default_label="good"), source, output)
+    with pytest.raises(OutputMismatchError, match="another labels"):
+        batch.run(Local(on_error="coerce").fit(None, ["good", "worse"]), source, output)
+    with pytest.raises(OutputMismatchError, match="another text_column"):
+        batch.run(classifier(), source, output, text_template="{text}!")
+    os.utime(source, (1, 1))
+    with pytest.raises(OutputMismatchError, match="has changed files"):
+        batch.run(classifier(), source, output)
+    assert not asked
+
+
+def test_new_files_in_the_input_are_refused_with_advice(tmp_path):
+    write(tmp_path / "in/a.parquet", texts(5))
+    batch.run(classifier(), str(tmp_path / "in"), str(tmp_path / "out"))
+    write(tmp_path / "in/b.parquet", texts(5))
+    with pytest.raises(OutputMismatchError, match=r"has new files.*b.parquet.*another output"):
+        batch.run(classifier(), str(tmp_path / "in"), str(tmp_path / "out"))
+
+
+def test_a_later_version_with_another_prompt_uses_the_jobs_own(tmp_path, monkeypatch):
+    source = write(tmp_path / "in.parquet", texts(30))
+    batch.run(classifier(), source, str(tmp_path / "out"), limit=10)
+    path = tmp_path / "out" / work.SYSTEM / "manifest.json"
+    told = json.loads(path.read_text())
+    told["version"], told["template"] = "0.0.1", "Of old: {labels}\nText:\n{x}"
+    path.write_text(json.dumps(told))
+    seen = []
+    monkeypatch.setattr(
+        Local,
+        "script",
+        staticmethod(lambda request: seen.append(request.messages[-1]["content"]) or '{"label": "good"}'),
+    )
+    ModelCache.clear()
+    batch.run(classifier(), source, str(tmp_path / "out"))
+    assert len(seen) == 20
+    assert all(prompt.startswith("Of old:") for prompt in seen)
+
+
+def test_a_run_beside_another_is_refused_and_a_dead_ones_lock_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.1)
+    folder = open_folder(str(tmp_path), StorageOptions(), {})
+    with OutputLock(folder), pytest.raises(OutputInUseError, match=r"process \d+ on"), OutputLock(folder):
+        pass
+    dead = {"token": "t", "beat": 3, "host": "elsewhere", "pid": 1}
+    folder.write("lock.json", json.dumps(dead).encode())
+    with OutputLock(folder):
+        assert json.loads((tmp_path / "lock.json").read_text())["token"] != "t"
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_only_one_of_many_takes_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.1)
+    won, lost, go = [], [], threading.Barrier(6)
+
+    def try_it() -> None:
+        folder = open_folder(str(tmp_path), StorageOptions(), {})
+        go.wait()
+        try:
+            with OutputLock(folder):
+                won.append(1)
+                time.sleep(1.5)
+        except OutputInUseError:
+            lost.append(1)
+
+    threads = [threading.Thread(target=try_it) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(lost)) == (1, 5)
+
+
+# --- an API, over real sockets -----------------------------------------------------------------------------------
+
+
+def test_a_full_disk_ends_the_run_and_what_was_paid_for_is_kept(tmp_path, monkeypatch):
+    source = write(tmp_path / "in.parquet", texts(200))
+    whole = Folder.write
+
+    def full(self: Folder, name: str, content: bytes) -> None:
+        if name.startswith("part-") and full.on:
+            raise OSError(28, "No space left on device")
+        whole(self, name, content)
+
+    full.on = True
+    monkeypatch.setattr(Folder, "write", full)
+    with ChatServer() as server:
+        result = batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=100)
+        assert not result.complete
+        assert "No space left" in result.stopped
+        before = server.n_requests
+        assert before == 100
+        full.on = False
+        again = batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=100)
+        assert again.complete
+        assert server.n_requests == 200
+        assert again.this_run.reused == 100
+
+
+def test_a_wrong_key_stops_the_job_with_one_line(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(500))
+    with ChatServer(lambda _: StatusFault(401, "wrong key")) as server:
+        result = batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=100)
+        assert result.stopped.startswith("fatal: authentication")
+        assert server.n_requests < 200
+    assert list((tmp_path / "out").glob("part-*")) == []
+
+
+def test_a_server_that_is_down_for_a_while_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("skllm_ray.batch.asking._PAUSES_S", (0.2,))
+    source = write(tmp_path / "in.parquet", texts(300))
+    down_until = [0.0]
+    seen = [0]
+
+    def answer(body: dict[str, Any]) -> str | WireFault:
+        seen[0] += 1
+        if seen[0] == 150:
+            down_until[0] = time.monotonic() + 12
+        return WireFault.DROP if time.monotonic() < down_until[0] else '{"label": "good"}'
+
+    with ChatServer(answer) as server:
+        result = batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=100)
+    assert result.complete
+    assert result.errors == {}
+    assert read(tmp_path / "out")["prediction"].tolist() == ["good"] * 300
+
+
+def test_a_server_that_stays_down_ends_the_run_and_keeps_what_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr("skllm_ray.batch.asking._PAUSES_S", (0.1,))
+    source = write(tmp_path / "in.parquet", texts(300))
+    with ChatServer() as server:
+        clf = api_classifier(server)
+        port = int(server.url.rpartition(":")[2].partition("/")[0])
+        first = batch.run(clf, source, str(tmp_path / "out"), unit_rows=100, limit=100)
+        assert first.complete
+    result = batch.run(clf, source, str(tmp_path / "out"), unit_rows=100, wait_for_server_s=1.0)
+    assert result.stopped.startswith("outage: ")
+    assert result.rows_done == 100
+    ModelCache.clear()
+    with ChatServer(port=port) as server:
+        assert batch.run(clf, source, str(tmp_path / "out"), unit_rows=100).complete
+        assert server.n_requests == 200
+
+
+def test_one_row_that_always_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("skllm_ray.batch.asking._PAUSES_S", (0.1,))
+    source = write(tmp_path / "in.parquet", [*texts(99), "POISON"])
+    with ChatServer(lambda body: StatusFault(500) if "POISON" in str(body) else '{"label": "good"}') as server:
+        result = batch.run(api_classifier(server), source, str(tmp_path / "out"))
+    assert result.complete
+    assert result.errors == {"server_error": 1}
+
+
+def test_a_budget_is_never_passed_and_the_rest_is_told(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(600))
+    prices = {"input_price": 1000.0, "output_price": 1000.0, "max_output_tokens": 20}
+    with ChatServer() as server:
+        clf = api_classifier(server)
+        whole = batch.run(clf, source, str(tmp_path / "free"), unit_rows=50, **prices)
+        cost = whole.total.cost_usd
+        assert cost > 1
+        n_all = server.n_requests
+        budget = cost / 2
+        result = batch.run(clf, source, str(tmp_path / "out"), unit_rows=50, budget_usd=budget, **prices)
+        n_first = server.n_requests - n_all
+        assert not result.complete
+        assert "budget" in result.stopped
+        assert 0 < n_first < 300
+        assert n_first / n_all * cost <= budget
+        again = batch.run(clf, source, str(tmp_path / "out"), unit_rows=50, budget_usd=budget, **prices)
+        assert server.n_requests - n_all - n_first <= 20
+        assert (server.n_requests - n_all) / n_all * cost <= budget
+        assert not again.complete
+        done = batch.run(clf, source, str(tmp_path / "out"), unit_rows=50, budget_usd=cost * 4, **prices)
+        assert done.complete
+        assert server.n_requests - n_all == 600
+        assert done.total.cost_usd == pytest.approx(cost)
+
+
+def test_labels_of_a_multi_label_job_and_of_other_tasks(tmp_path):
+    from skllm_ray.classification import CoTGPTClassifier, MultiLabelZeroShotGPTClassifier
+    from skllm_ray.text2text import GPTSummarizer
+    from skllm_ray.vectorization import GPTVectorizer
+
+    source = write(tmp_path / "in.parquet", texts(20))
+
+    def answer(body: dict[str, Any]) -> str:
+        prompt = str(body["messages"])
+        if "explanation" in prompt:
+            return '{"explanation": "because", "label": "good"}'
+        return '{"label": ["good", "bad"]}' if "labels" in prompt.lower() else "short"
+
+    with ChatServer(answer) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        model = {"model": "custom_url::m", "on_error": "coerce"}
+        several = MultiLabelZeroShotGPTClassifier(**model).fit(None, [LABELS])
+        batch.run(several, source, str(tmp_path / "several"))
+        assert read(tmp_path / "several")["prediction"].iloc[0].tolist() == ["good", "bad"]
+        batch.run(CoTGPTClassifier(**model).fit(None, LABELS), source, str(tmp_path / "cot"))
+        assert read(tmp_path / "cot")["explanation"].tolist() == ["because"] * 20
+        batch.run(GPTSummarizer(**model).fit(), source, str(tmp_path / "sum"))
+        assert read(tmp_path / "sum").iloc[:, 2].tolist() == ["short"] * 20
+        batch.run(GPTVectorizer(**model).fit(), source, str(tmp_path / "vec"))
+        assert len(read(tmp_path / "vec")["embedding"].iloc[0]) > 1
