@@ -39,7 +39,7 @@ class JobFile(BaseModel):
     estimator: str | None = Field(None, description="A fitted estimator that joblib.dump wrote, in place of a task.")
     input: list[str] = Field([], description="Files, folders or patterns: Parquet, CSV, JSON lines.")
     output: str | None = Field(None, description="The folder for the parts.")
-    model: str | None = Field(None, description="Such as gpt-5.4-mini, gguf::qwen2.5-0.5b…, custom_url::…, vertex::….")
+    model: str | None = Field(None, description="Such as gpt-5.4-mini, gguf::gemma2-2b-q6, custom_url::…, vertex::….")
 
     text_column: str = Field("text", description="The column with the texts.")
     text_template: str | None = Field(None, description="Makes the text of several columns: '{title}: {body}'.")

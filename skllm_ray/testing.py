@@ -96,6 +96,8 @@ class ChatServer:
         answer.
     log_probs : bool, default=True
         Whether to give log probabilities to who asks for them; without, such a request is refused with a 400.
+    host : str, default="127.0.0.1"
+        The address to listen at.
     port : int, default=0
         The port to listen at; 0 takes a free one.
 
@@ -133,6 +135,7 @@ class ChatServer:
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         log_probs: bool = True,
+        host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
         self.answer = answer or _default_answer
@@ -148,9 +151,9 @@ class ChatServer:
         self._key = key
         self._lock = threading.Lock()
         self._ending = threading.Event()
-        self._http = _Listener(("127.0.0.1", port), _Handler)
+        self._http = _Listener((host, port), _Handler)
         self._http.chat = self
-        self.root = f"http://127.0.0.1:{self._http.server_port}"
+        self.root = f"http://{host}:{self._http.server_port}"
         self.url = f"{self.root}/v1"
 
     def __enter__(self) -> ChatServer:
