@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from skllm_ray.execution.metrics import show_quotas
 from skllm_ray.execution.session import NAMESPACE, job_key
@@ -22,6 +24,7 @@ _NAME = "rate-limiter"
 _ANSWER_S = 5.0
 _LONGEST_RETRY_S = 1.0
 _SHOW_S = 5.0
+_SILENT_S = 3.0
 _logger = logging.getLogger(__name__)
 _installing = threading.Lock()
 
@@ -32,9 +35,16 @@ class _LimiterActor:
     def __init__(self) -> None:
         self._quotas = Quotas()
         self._shown_at = 0.0
+        self._silent: set[str] = set()
+        self._dead: set[str] = set()
+        threading.Thread(target=self._look_after_silent, name="skllm-ray-dead-holders", daemon=True).start()
 
     def exchange(self, report: Report) -> Grant:
+        dead, self._dead = self._dead, set()
+        if dead:
+            self._quotas.bury(dead)
         grant = self._quotas.exchange(report)
+        self._silent = self._quotas.silent(_SILENT_S)
         if time.monotonic() - self._shown_at > _SHOW_S:
             self._shown_at = time.monotonic()
             show_quotas(self._quotas.show())
@@ -43,12 +53,22 @@ class _LimiterActor:
     def show(self) -> list[BucketInfo]:
         return self._quotas.show()
 
+    def _look_after_silent(self) -> None:
+        """Find out which silent holders are dead, so that nobody waits for their requests' deadlines."""
+        while True:
+            time.sleep(_SILENT_S / 2)
+            try:
+                self._dead |= {name for name in self._silent if _is_dead(name)}
+            except RayError as error:
+                _logger.debug("nobody can tell whether a holder lives (%s)", type(error).__name__)
+
 
 class ClusterLimiter:
     """Asks the cluster's limiter, and finds it again, or starts it anew, when it or its node is lost."""
 
     def __init__(self) -> None:
         self.job = job_key()
+        self._node = str(ray.get_runtime_context().get_node_id())
         self._actor: Any = _find()
 
     async def exchange(self, report: Report) -> Grant:
@@ -67,7 +87,8 @@ class ClusterLimiter:
                 _logger.debug("no rate limiter yet (%s)", type(error).__name__)
 
     async def _ask(self, report: Report) -> Grant:
-        answer: Grant = await asyncio.wait_for(self._actor.exchange.remote(report), _ANSWER_S)
+        told = replace(report, holder=f"{self._node}/{report.holder}")
+        answer: Grant = await asyncio.wait_for(self._actor.exchange.remote(told), _ANSWER_S)
         return answer
 
 
@@ -104,6 +125,32 @@ def _find() -> Any:
         "scheduling_strategy": strategy,
     }
     return ray.remote(_LimiterActor).options(**options).remote()
+
+
+def _is_dead(holder: str) -> bool:
+    """Return whether a holder's node has left the cluster, or its process is gone there."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node, _, name = holder.partition("/")
+    pid = name.partition("-")[0]
+    if node not in {one["NodeID"] for one in ray.nodes() if one["Alive"]}:
+        return True
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    look = ray.remote(_has_process).options(num_cpus=0, scheduling_strategy=strategy)
+    try:
+        return not ray.get(look.remote(int(pid)), timeout=_ANSWER_S)
+    except GetTimeoutError:
+        return False
+
+
+def _has_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _is_head(node: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ import heapq
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from skllm_ray.config import RateLimit
@@ -358,6 +358,18 @@ class Quotas:
             hold_s = holder.hold_s if bucket.limit.max_concurrency is not None else 0.0
             if silent_s > _HOLDER_S and (holder.in_flight == 0 or silent_s > _HOLDER_S + hold_s):
                 del bucket.holders[name]
+
+    def silent(self, seconds: float) -> set[str]:
+        """Return the holders that still count and have not been heard of for so long."""
+        now = self._clock()
+        buckets = self._buckets.values()
+        return {name for b in buckets for name, holder in b.holders.items() if now - holder.heard > seconds}
+
+    def bury(self, names: Iterable[str]) -> None:
+        """Forget holders whose processes are known to be dead: with them, their connections have ended."""
+        for bucket in self._buckets.values():
+            for name in names:
+                bucket.holders.pop(name, None)
 
     # --- granting -------------------------------------------------------------------------------------------------
 

@@ -183,6 +183,18 @@ def test_concurrency_is_shared_and_never_exceeded():
     assert holder(quotas, "b", 3, limit=limit, waiting=100).concurrency == 5
 
 
+def test_a_holder_that_is_known_to_be_dead_keeps_nothing():
+    now = [0.0]
+    quotas, limit = Quotas(lambda: now[0]), RateLimit(max_concurrency=4)
+    assert holder(quotas, "a", 1, limit=limit, waiting=9).concurrency == 4
+    assert holder(quotas, "b", 1, limit=limit, waiting=9).concurrency == 0
+    now[0] = 4.0
+    assert holder(quotas, "b", 2, limit=limit, waiting=9).concurrency == 0
+    assert quotas.silent(3.0) == {"a"}
+    quotas.bury({"a"})
+    assert holder(quotas, "b", 3, limit=limit, waiting=9).concurrency == 4
+
+
 def test_a_dead_holder_keeps_its_concurrency_until_its_requests_must_be_over():
     now = [0.0]
     quotas, limit = Quotas(lambda: now[0]), RateLimit(max_concurrency=4)

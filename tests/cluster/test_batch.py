@@ -1,0 +1,218 @@
+"""Batch jobs on a real Ray: model actors, a real S3 protocol, metrics, and jobs submitted to a cluster's job server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+import skllm_ray
+from skllm_ray import batch
+from skllm_ray.classification import ZeroShotGPTClassifier
+from skllm_ray.config import SKLLMConfig
+from skllm_ray.execution.metrics import METRICS
+from skllm_ray.testing import ChatServer
+from tests.batch.worlds import LABELS, api_classifier, read, texts, write
+from tests.cluster.scripts import environment
+
+pytestmark = pytest.mark.cluster
+SECRET = "s3-secret-that-nobody-may-see"
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    yield
+    SKLLMConfig.reset()
+
+
+def test_model_actors_answer_and_the_output_is_that_of_predict(ray_here, tmp_path):
+    clf = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["positive", "negative"])
+    rows = [f"I love it, number {i}" if i % 2 else f"It broke, number {i}" for i in range(600)]
+    result = batch.run(clf, write(tmp_path / "in.parquet", rows), str(tmp_path / "out"))
+    assert result.complete
+    found = read(tmp_path / "out")
+    assert found["prediction"].tolist() == clf.predict(rows).tolist()
+    assert (found["probability"] > 0.5).all()
+    assert set(found["cost_usd"]) == {0.0}
+
+
+def test_a_worker_that_is_killed_loses_nothing_and_pays_for_little(ray_here, tmp_path):
+    rows = texts(600)
+    with ChatServer(latency_s=0.05) as server:
+        SKLLMConfig.set_rate_limit("custom_url::m", max_concurrency=8)
+        clf = api_classifier(server)
+        killed: list[int] = []
+
+        class Killer(batch.LineScreen):
+            def show(self, state) -> None:
+                workers = [p.pid for p in psutil.process_iter() if "ray::_run_unit" in " ".join(p.cmdline())]
+                if not killed and workers and server.n_requests > 200:
+                    killed.append(workers[0])
+                    os.kill(workers[0], signal.SIGKILL)
+
+        source = write(tmp_path / "in.parquet", rows)
+        result = batch.run(clf, source, str(tmp_path / "out"), unit_rows=150, screen=Killer(str))
+        assert killed
+        assert result.complete
+        assert read(tmp_path / "out")["id"].tolist() == list(range(600))
+        assert server.n_requests <= 600 + 8 + 64
+
+
+def test_s3_holds_input_and_output_and_its_key_is_told_to_nobody(ray_here, tmp_path):
+    moto = pytest.importorskip("moto.server")
+    import pyarrow.fs as pafs
+
+    server = moto.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        options = {
+            "endpoint_override": f"{host}:{port}",
+            "scheme": "http",
+            "region": "us-east-1",
+            "access_key": "key",
+            "secret_key": SECRET,
+            "allow_bucket_creation": True,
+        }
+        s3 = pafs.S3FileSystem(**options)
+        s3.create_dir("bucket")
+        local = pq.read_table(write(tmp_path / "in.parquet", texts(300)))
+        for name in ("in/a.parquet", "in/deep/b.parquet", "in/_hidden.parquet"):
+            pq.write_table(local, f"bucket/{name}", filesystem=s3)
+        with ChatServer() as chat:
+            clf = api_classifier(chat)
+            where = ("s3://bucket/in/**/*.parquet", "s3://bucket/out")
+            first = batch.run(clf, *where, storage_options=options, limit=350, unit_rows=100)
+            assert (first.complete, first.rows_done) == (True, 350)
+            whole = batch.run(clf, *where, storage_options=options, unit_rows=100)
+            assert (whole.complete, whole.rows_done, whole.this_run.rows) == (True, 900, 550)
+        parts = [name for name in s3.get_file_info(pafs.FileSelector("bucket/out")) if "part-" in name.path]
+        assert sum(pq.read_metadata(part.path, filesystem=s3).num_rows for part in parts) == 900
+        logs = [path for path in Path(os.environ["RAY_TMPDIR"]).rglob("*") if path.is_file() and not path.is_socket()]
+        assert [path for path in logs if SECRET.encode() in path.read_bytes()] == []
+    finally:
+        server.stop()
+
+
+def test_every_metric_is_served(ray_here, tmp_path):
+    import ray
+
+    rows = [*texts(300), *texts(40), "POISON", None]
+    with ChatServer(lambda body: "nonsense" if "POISON" in str(body) else '{"label": "good"}') as server:
+        SKLLMConfig.set_rate_limit("custom_url::metrics", requests_per_minute=60_000)
+        source = write(tmp_path / "in.parquet", rows)
+        batch.run(api_classifier(server, "metrics"), source, str(tmp_path / "out"), input_price=1.0, unit_rows=1000)
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    wanted = {f"ray_{name}" for name in METRICS}
+    found: set[str] = set()
+    deadline = time.monotonic() + 60
+    while found != wanted and time.monotonic() < deadline:
+        time.sleep(1)
+        text = urllib.request.urlopen(url).read().decode()
+        found = {re.sub("_total$", "", name) for name in re.findall(r"# TYPE (ray_skllm_ray_\w+)", text)}
+    assert found == wanted
+    sums = {}
+    for name, labels, value in re.findall(r"^(ray_skllm_ray_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+        outcome = re.search(r'(?:outcome|kind)="(\w+)"', labels)
+        if 'model="metrics"' in labels or "Quota" in labels:
+            key = f"{name}:{outcome[1] if outcome else ''}"
+            sums[key] = sums.get(key, 0) + float(value)
+    assert sums["ray_skllm_ray_rows_total:ok"] == 301
+    assert sums["ray_skllm_ray_rows_total:duplicate"] == 40
+    assert sums["ray_skllm_ray_errors_total:missing_text"] == 1
+    assert sums["ray_skllm_ray_request_seconds_count:"] == 301
+    assert sums["ray_skllm_ray_cost_usd_total:"] == pytest.approx(
+        sums["ray_skllm_ray_tokens_total:prompt"] / 1e6, rel=0.01
+    )
+
+
+@pytest.fixture(scope="module")
+def job_server(_own_folder: None) -> Iterator[str]:
+    """A cluster of one node with its dashboard, as `ray start --head` makes it."""
+    skllm_ray.shutdown()
+    ray = str(Path(sys.executable).parent / "ray")
+    folder = os.environ["RAY_TMPDIR"]
+    command = [ray, "start", "--head", "--port=6390", "--dashboard-port=8266", "--num-cpus=2", f"--temp-dir={folder}"]
+    address = "http://127.0.0.1:8266"
+    with (Path(folder) / "start.log").open("wb") as log:
+        cluster = subprocess.Popen(
+            [*command, "--block", "--disable-usage-stats"],
+            env=environment(RAY_AUTH_MODE="token"),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 60
+    while job(address, "list").returncode and time.monotonic() < deadline:
+        time.sleep(1)
+    yield address
+    for process in [*psutil.Process(cluster.pid).children(recursive=True), psutil.Process(cluster.pid)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    cluster.wait()
+
+
+def job(address: str, *command: str) -> subprocess.CompletedProcess[str]:
+    ray = str(Path(sys.executable).parent / "ray")
+    return subprocess.run(
+        [ray, "job", command[0], "--address", address, *command[1:]],
+        env=environment(RAY_AUTH_MODE="token"),
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+def test_a_submitted_job_can_be_stopped_and_resumed_and_its_log_is_readable(job_server, tmp_path):
+    source = write(tmp_path / "in.parquet", texts(800))
+    cli = str(Path(sys.executable).parent / "skllm-ray")
+    with ChatServer(latency_s=0.1, key="sk-job-key-nobody-may-see") as server:
+        key = tmp_path / "key"
+        key.write_text("sk-job-key-nobody-may-see")
+        run = [
+            cli,
+            "run",
+            "classify",
+            "--input",
+            source,
+            "--output",
+            str(tmp_path / "out"),
+            "--labels",
+            ",".join(LABELS),
+        ]
+        run += ["--model", "custom_url::m", "--gpt-url", server.url, "--max-concurrency", "10", "--unit-rows", "100"]
+        wrapped = ["env", f"SKLLM_CONFIG_OPENAI_KEY_FILE={key}", *run]
+        started = job(job_server, "submit", "--submission-id", "first", "--no-wait", "--", *wrapped)
+        assert started.returncode == 0, started.stderr
+        deadline = time.monotonic() + 60
+        while server.n_requests < 250 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        stopped = job(job_server, "stop", "first")
+        assert stopped.returncode == 0, stopped.stderr
+        before = server.n_requests
+        assert 250 <= before < 800
+        again = job(job_server, "submit", "--submission-id", "second", "--", *wrapped)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert read(tmp_path / "out")["id"].tolist() == list(range(800))
+        assert server.n_requests <= 800 + 2 * (10 + 64)
+        log = job(job_server, "logs", "second").stdout
+        assert "800 of 800 rows (100.0%)" in log
+        assert "sk-job-key" not in log + again.stdout
+        failing = job(job_server, "submit", "--submission-id", "third", "--", *wrapped[:-2], "--text-column", "nope")
+        assert failing.returncode != 0
+        assert "the input has no column 'nope'" in job(job_server, "logs", "third").stdout
+    told = job(job_server, "list").stdout
+    assert "first" in told
+    assert "sk-job-key" not in told
