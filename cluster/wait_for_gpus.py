@@ -17,6 +17,7 @@ import time
 
 
 def main() -> None:
+    """Read the command line, wait, and run what follows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0], usage="%(prog)s [options] GPUS COMMAND …")
     parser.add_argument("gpus", type=int, help="how many GPUs to ask for")
     parser.add_argument("--timeout", type=float, default=1200.0, help="seconds to wait at most (default: %(default)g)")
@@ -26,7 +27,7 @@ def main() -> None:
     if given.gpus < 1 or not given.command:
         parser.error("a number of GPUs, at least 1, and a command are needed")
     found = wait_for_gpus(given.gpus, given.timeout, given.address)
-    print(f"{found:g} of {given.gpus} GPU(s) are here.", file=sys.stderr)
+    print(f"{found:g} of {given.gpus} GPU(s) are here.", file=sys.stderr)  # noqa: T201
     if not found:
         sys.exit(75)  # a passing failure: try again later
     os.execvp(given.command[0], given.command)  # noqa: S606  the command is the user's own
