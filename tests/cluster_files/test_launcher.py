@@ -152,7 +152,7 @@ def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[..., _Cluster]:
         monkeypatch.setattr("ray.init", lambda *_, **__: None)
         monkeypatch.setattr("ray.shutdown", lambda: None)
         monkeypatch.setattr("ray.cluster_resources", cluster.cluster_resources)
-        monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: cluster.asked.append(bundles))
+        monkeypatch.setattr("ray.autoscaler.sdk.request_resources", cluster.asked.append)
         monkeypatch.setattr("signal.signal", lambda *_: None)
         monkeypatch.setattr("time.sleep", lambda _: None)
         monkeypatch.setattr("os.execvp", lambda file, arguments: cluster.ran.append(arguments))
