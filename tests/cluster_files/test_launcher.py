@@ -140,6 +140,9 @@ class _Cluster:
     def __init__(self, gpus: int) -> None:
         self.most, self.now, self.asked, self.ran = gpus, 0, [], []
 
+    def request_resources(self, bundles: list[dict[str, float]]) -> None:
+        self.asked.append(bundles)
+
     def cluster_resources(self) -> dict[str, float]:
         self.now = min(self.now + 1, self.most)
         return {"CPU": 2.0, "GPU": float(self.now)} if self.now else {"CPU": 2.0}
@@ -152,7 +155,7 @@ def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[..., _Cluster]:
         monkeypatch.setattr("ray.init", lambda *_, **__: None)
         monkeypatch.setattr("ray.shutdown", lambda: None)
         monkeypatch.setattr("ray.cluster_resources", cluster.cluster_resources)
-        monkeypatch.setattr("ray.autoscaler.sdk.request_resources", cluster.asked.append)
+        monkeypatch.setattr("ray.autoscaler.sdk.request_resources", cluster.request_resources)
         monkeypatch.setattr("signal.signal", lambda *_: None)
         monkeypatch.setattr("time.sleep", lambda _: None)
         monkeypatch.setattr("os.execvp", lambda file, arguments: cluster.ran.append(arguments))
