@@ -10,7 +10,7 @@ LOWEST_VENV ?= .venv-lowest
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test conformance test-slow test-lowest check format docs bench-gguf bench-api demo-model clean
+.PHONY: help setup demo test conformance test-slow test-lowest check format docs bench-gguf bench-api bench-scale demo-model clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ bench-api: setup ## API models: ours against scikit-llm, Ray Data and bare clien
 	$(PYTHON) -m venv .venv-scikit-llm
 	.venv-scikit-llm/bin/pip install --quiet scikit-llm==1.4.3
 	$(BIN)/python -m benchmarks.api --scikit-llm .venv-scikit-llm/bin/python --quotas --json .benchmarks/api.json
+
+bench-scale: setup ## Batch jobs: five million rows against Ray Data, resuming, scaling
+	$(BIN)/python -m benchmarks.scale all --json .benchmarks/scale.json
 
 demo-model: $(BIN)/python ## Train the demo model again (about half an hour)
 	$(BIN)/pip install --quiet -e '.[gguf,train]'

@@ -3,12 +3,12 @@
     python -m benchmarks.kills --kills 50
 
 Needs Linux, root and the ``ip`` command: every node is a real ``ray start`` in a network namespace with an address of
-its own. The job classifies rows by dynamic few-shot: a GGUF model in actors embeds them, an API on a local server, which
-counts its requests, answers under a limit of requests per minute. ``kill -9`` strikes the driver, a worker, a model
-actor, the rate limiter, the job's ledger or a whole node; the same command is run again until the job is complete,
-then the next job begins, until enough kills are done. The tally tells, for all jobs together: rows lost, rows twice in the
-output, requests that were paid for twice, and how many of those the promise allows: what was in flight at each kill,
-and one journal segment for each worker.
+its own. The job classifies rows by dynamic few-shot: a GGUF model in actors embeds them, and an API on a local server,
+which counts its requests, answers under a limit of requests per minute. ``kill -9`` strikes the driver, a worker, a
+model actor, the rate limiter, the job's ledger or a whole node; the same command is run again until the job is
+complete, then the next job begins, until enough kills are done. The tally tells, for all jobs together: rows lost, rows
+twice in the output, requests that were paid for twice, and how many of those the promise allows: what was in flight at
+each kill, and one journal segment for each worker.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HEAD = "10.77.0.11"
 NODES = ["skr1", "skr2", "skr3"]
 WORKERS = 4
 TARGETS = {
-    "worker": "ray::_run_unit",
+    "worker": "ray::_run_units",
     "model actor": "ray::ModelActor",
     "rate limiter": "ray::_LimiterActor",
     "ledger": "ray::_Holder",

@@ -121,13 +121,18 @@ def _by_hand(clf: ZeroShotGPTClassifier, source: Path, target: Path) -> None:
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    template = clf.render_prompt(["{x}"])[0] or ""
+    system, _, template = (clf.render_prompt(["{x}"])[0] or "").removeprefix("[system]\n").partition("\n\n[user]\n")
     head, _, tail = template.partition("{x}")
+    known = set(LABELS)
+
+    def ask(messages: list[dict[str, str]]) -> str:  # the backend that answers at once
+        return ANSWER if messages else ""
 
     def answer(batch: dict[str, Any]) -> dict[str, Any]:
-        prompts = [[{"role": "user", "content": head + text + tail}] for text in batch["text"]]
-        parsed = [json.loads(ANSWER) for _ in prompts]
-        return {**batch, "prediction": np.array([found["label"] for found in parsed])}
+        said = {"role": "system", "content": system}
+        prompts = [[said, {"role": "user", "content": f"{head}{text}{tail}"}] for text in batch["text"]]
+        labels = [json.loads(ask(prompt)).get("label") for prompt in prompts]
+        return {**batch, "prediction": np.array([label if label in known else None for label in labels])}
 
     ray.data.read_parquet(str(source)).map_batches(answer, batch_size=1024).write_parquet(str(target))
 

@@ -513,12 +513,12 @@ class FakeBackend:
         if isinstance(answer, RowError):
             return Reply(error=answer, model="fake")
         n_prompt = sum([len(message["content"]) for message in request.messages]) // 4
-        return Reply(answer, usage=_usage(n_prompt, len(answer) // 4), model="fake")
+        return _fake_reply(answer, n_prompt)
 
 
 @lru_cache(maxsize=4096)
-def _usage(n_prompt: int, n_completion: int) -> Usage:
-    return Usage(n_prompt, n_completion)
+def _fake_reply(answer: str, n_prompt: int) -> Reply:
+    return Reply(answer, usage=Usage(n_prompt, len(answer) // 4), model="fake")
 
 
 def _hashed_words(text: str) -> NDArray[np.float32]:

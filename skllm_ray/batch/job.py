@@ -464,7 +464,7 @@ class Job:
         view.n_tasks = runner.n_tasks
         view.n_units = len(calls)
         stopped, trouble = "", dict[str, str]()
-        with closing(runner.run(calls, shared)) as outcomes:
+        with closing(runner.run(calls, shared, lambda call: replace(call, resumes=True))) as outcomes:
             for outcome in outcomes:
                 if outcome is not None:
                     call, result = outcome

@@ -22,7 +22,7 @@ from skllm_ray.batch.journal import Journal
 from skllm_ray.batch.ledger import Progress
 from skllm_ray.batch.manifest import Manifest, read_schema
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
-from skllm_ray.errors import SkllmRayError
+from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution.block import process
 from skllm_ray.execution.units import node_name
 from skllm_ray.llm.base import Backend, BackendSpec
@@ -44,6 +44,11 @@ class Call:
     """Whether there may be a journal of it."""
     retries: bool = False
     """Whether its part is there, and its failed rows are to be asked again."""
+
+    @property
+    def key(self) -> str:
+        """The unit's."""
+        return self.unit.key
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,10 @@ class UnitWork:
         """Do a unit."""
         output = open_folder(self.output_uri, self.options, secrets)
         source = open_folder(self.input_uri, self.options, secrets)
+        if call.resumes and not call.retries:
+            done = summary_of(output, call.unit.part_name)
+            if done is not None:  # its worker died between the part and the word about it
+                return done
         try:
             table = read(source, call.unit, self._columns, self._input_schema)
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -119,6 +128,9 @@ class UnitWork:
             return _unfinished(journal, stop.kind, stop.reason)
         except OSError as error:
             return _unfinished(journal, "storage", short(error))
+        except ClusterError:  # what the job shares has died: the unit is done again
+            journal.close(keep=True)
+            raise
         except SkllmRayError as error:
             return _unfinished(journal, "fatal", str(error))
         except BaseException:  # cancelled: what was paid for is kept
@@ -323,7 +335,17 @@ def _array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
     if kind is None:
         plain = (str, type(None))
         values = [v if isinstance(v, plain) else json.dumps(v, ensure_ascii=False, default=str) for v in values]
-    return pa.array(values, kind or pa.string())
+    kind = kind or pa.string()
+    n = len(values)
+    if n and isinstance(values[0], (str, int, float, bool, type(None))) and _all_one(values):
+        return pa.repeat(pa.scalar(values[0], kind), n)
+    return pa.array(values, kind)
+
+
+def _all_one(values: Sequence[Any]) -> bool:
+    """Return whether all values are the same object: many columns are, and are then made at once."""
+    first = values[0]
+    return values[-1] is first and all(value is first for value in values)
 
 
 def _replies(rows: Sequence[Row[Any]], keep: str) -> list[str | None]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import os
-from collections import deque
+import time
+import traceback
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from skllm_ray.llm.gate import install_limiter
 from skllm_ray.tasks.base import Task
 
 _TICK_S: Final = 0.5
+_TASK_S: Final = 1.0  # the least time that a task should take
 _MOST_DEATHS: Final = 3
 _MOST_TASKS: Final = 8
 _RARELY: Final = (100_000, 20, 20)
@@ -58,7 +61,6 @@ class Failed:
     """What stands for the result of a unit that raised what nobody expected."""
 
     reason: str
-    trace: str
 
 
 class UnitRunner:
@@ -121,16 +123,18 @@ class UnitRunner:
         actor = ray.remote(_Holder).options(**options).remote(factory, args)
         return _There(actor)
 
-    def run(self, units: deque[Any], shared: Shared) -> Generator[tuple[Any, Any] | None, None, None]:
+    def run(
+        self, units: deque[Any], shared: Shared, again: Callable[[Any], Any]
+    ) -> Generator[tuple[Any, Any] | None, None, None]:
         """Yield each unit with its result as they finish, in any order, and None about twice a second in between.
 
-        A unit whose worker or node dies is done again, three times at most; then its result is a `Died`. Clearing
-        `units` lets the job end with what runs; closing the generator cancels that too.
+        A unit whose worker or node dies is done again, as `again` changes it, three times at most; then its result is a
+        `Died`. Clearing `units` lets the job end with what runs; closing the generator cancels that too.
         """
         if self._here:
             yield from self._run_here(units, shared)
             return
-        yield from self._run_there(units, shared)
+        yield from self._run_there(units, shared, again)
 
     def _run_here(self, units: deque[Any], shared: Shared) -> Generator[tuple[Any, Any] | None, None, None]:
         backend = open_here(self._spec, self._secrets)
@@ -141,37 +145,70 @@ class UnitRunner:
             unit = units.popleft()
             yield unit, self._function(unit, backend, embedder, shared, self._secrets)
 
-    def _run_there(self, waiting: deque[Any], shared: Shared) -> Generator[tuple[Any, Any] | None, None, None]:
+    def _run_there(
+        self, waiting: deque[Any], shared: Shared, again: Callable[[Any], Any]
+    ) -> Generator[tuple[Any, Any] | None, None, None]:
         import ray
 
         from skllm_ray.execution.metrics import show_units
 
-        running: dict[Any, Any] = {}
-        deaths: dict[int, int] = {}
-        function = ray.remote(_run_unit).options(num_cpus=0, max_retries=0, scheduling_strategy="SPREAD")
+        running: dict[Any, _Batch] = {}
+        function = ray.remote(_run_units).options(num_cpus=0, max_retries=0, scheduling_strategy="SPREAD")
+        deaths: Counter[int] = Counter()
+        pace, shown_at = _Pace(self.n_tasks), 0.0
         try:
             while waiting or running:
                 while waiting and len(running) < self.n_tasks:
-                    unit = waiting.popleft()
-                    running[function.remote([self._work], unit, shared)] = unit
-                show_units(len(waiting), len(running))
+                    batch = [waiting.popleft() for _ in range(pace.n_units(len(waiting)))]
+                    running[function.remote([self._work], batch, shared)] = _Batch(batch, time.monotonic())
+                if time.monotonic() - shown_at > _TICK_S:
+                    shown_at = time.monotonic()
+                    show_units(len(waiting), len(running))
                 done, _ = ray.wait(list(running), num_returns=1, timeout=_TICK_S)
                 if not done:
                     yield None
                 for reference in done:
-                    unit = running.pop(reference)
-                    result = _result(reference)
-                    if isinstance(result, Died):
-                        number = deaths[id(unit)] = deaths.get(id(unit), 0) + 1
-                        if number < _MOST_DEATHS:
-                            waiting.appendleft(unit)
-                            continue
-                    yield unit, result
+                    batch = running[reference].units
+                    pace.learn(running.pop(reference))
+                    results = _results(reference, len(batch))
+                    for unit, result in zip(batch, results, strict=True):
+                        if isinstance(result, Died) and deaths[_place(unit)] + 1 < _MOST_DEATHS:
+                            deaths[_place(unit)] += 1
+                            waiting.appendleft(again(unit))
+                        else:
+                            yield unit, result
         finally:
             show_units(0, 0)
             for reference in running:
                 with suppress(Exception):
                     ray.cancel(reference)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Units that one task does, one after the other."""
+
+    units: list[Any]
+    began: float
+
+
+class _Pace:
+    """Decides how many units a task gets: so many that a worker does not wait for the driver most of its time."""
+
+    def __init__(self, n_tasks: int) -> None:
+        self._n_tasks = n_tasks
+        self._seconds = _TASK_S
+
+    def learn(self, batch: _Batch) -> None:
+        self._seconds = (time.monotonic() - batch.began) / len(batch.units)
+
+    def n_units(self, n_waiting: int) -> int:
+        """Return one where units are long, more where they are short, and again one towards the end."""
+        return max(1, min(int(_TASK_S / max(1e-3, self._seconds)), n_waiting // (4 * self._n_tasks), n_waiting))
+
+
+def _place(unit: Any) -> Any:
+    return getattr(unit, "key", id(unit))
 
 
 def node_name() -> str:
@@ -222,8 +259,8 @@ class _Holder:
         return getattr(self._held, method)(*args, **kwargs)
 
 
-def _run_unit(work: list[Any], unit: Any, shared: Shared) -> Any:
-    """Do a unit on a worker."""
+def _run_units(work: list[Any], units: list[Any], shared: Shared) -> list[Any]:
+    """Do some units on a worker."""
     import ray
 
     from skllm_ray.execution.dataset import worker_secrets
@@ -242,26 +279,35 @@ def _run_unit(work: list[Any], unit: Any, shared: Shared) -> Any:
     before = gc.get_threshold()
     gc.set_threshold(*_RARELY)  # rows are many small objects without cycles
     try:
-        return function(unit, backend, embedder, shared, secrets)
+        return [_guarded(function, unit, backend, embedder, shared, secrets) for unit in units]
     finally:
         gc.set_threshold(*before)
 
 
-def _result(reference: Any) -> Any:
-    import ray
-    from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+def _guarded(function: Function[Any], unit: Any, *given: Any) -> Any:
+    """Do a unit; what nobody expected costs this unit alone. Its text stays here: it may quote a row."""
+    from ray.exceptions import RayActorError, RayError
 
     try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, (RayActorError, OutOfMemoryError)):
-            return Died(f"{type(cause).__name__}")
-        if isinstance(cause, SkllmRayError):
-            raise cause from None
-        return Failed(type(cause).__name__ if cause is not None else "RayTaskError", str(error))
+        return function(unit, *given)
+    except (RayActorError, SkllmRayError):  # a model actor, or what the job shares, has died
+        return Died("a process that it needs died")
     except RayError as error:
-        return Died(f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
+        return Died(type(error).__name__)
+    except Exception as error:  # noqa: BLE001  the boundary: one unit's failure must not lose the others
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return Failed(f"{type(error).__name__} in {frame.name}, line {frame.lineno}")
+
+
+def _results(reference: Any, n_units: int) -> list[Any]:
+    """Return the results of a task's units; each is a `Died` where its worker died."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        return list(ray.get(reference))
+    except RayError as error:
+        return [Died(type(error).__name__)] * n_units
 
 
 def _default_tasks() -> int:

@@ -143,10 +143,13 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
         """Return one row per text; only those that are there are processed."""
-        found = process([str(texts.values[i]) for i in texts.present]) if texts.present else []
-        rows: list[Row[Any]] = [results.missing_row()] * len(texts.values)
-        for position, row in zip(texts.present, found, strict=True):
-            rows[position] = row
+        present = [text for text in texts.values if text is not None]
+        found = process(present) if present else []
+        rows: list[Row[Any]] = list(found)
+        if len(present) < len(texts.values):
+            rows = [results.missing_row()] * len(texts.values)
+            for position, row in zip(texts.present, found, strict=True):
+                rows[position] = row
         self._raise_failures(texts, rows, mode)
         return rows
 

@@ -56,7 +56,7 @@ def test_a_worker_that_is_killed_loses_nothing_and_pays_for_little(ray_here, tmp
 
         class Killer(batch.LineScreen):
             def show(self, state) -> None:
-                workers = [p.pid for p in psutil.process_iter() if "ray::_run_unit" in " ".join(p.cmdline())]
+                workers = [p.pid for p in psutil.process_iter() if "ray::_run_units" in " ".join(p.cmdline())]
                 if not killed and workers and server.n_requests > 200:
                     killed.append(workers[0])
                     os.kill(workers[0], signal.SIGKILL)
