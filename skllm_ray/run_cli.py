@@ -253,8 +253,8 @@ def _show(result: JobResult) -> None:
         "this run": f"{result.this_run.rows:,} rows in {result.seconds:,.1f} s",
         "output": result.output,
     }
-    for name, reason in list(result.unreadable.items())[:20]:
-        facts[f"not done: {name}"] = reason
+    if result.unreadable:
+        facts["not done"] = "\n".join(f"{name}: {reason}" for name, reason in list(result.unreadable.items())[:20])
     if result.stopped:
         facts["stopped"] = result.stopped
     if not result.complete:

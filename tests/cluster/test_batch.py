@@ -175,6 +175,7 @@ def job(address: str, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_submitted_job_can_be_stopped_and_resumed_and_its_log_is_readable(job_server, tmp_path):
     source = write(tmp_path / "in.parquet", texts(800))
     cli = str(Path(sys.executable).parent / "skllm-ray")
