@@ -196,8 +196,8 @@ class _ReadableSettings(type):
 class SKLLMConfig(metaclass=_ReadableSettings):
     """Settings of this process, by static setters and getters as in scikit-llm.
 
-    A setting that was set wins over its environment variable, which wins over the default. Nothing is ever written into
-    the environment, and ``repr(SKLLMConfig)`` shows no credential.
+    A setting that was set wins over its environment variable, which wins over the default. No setting is
+    ever written into the environment, and ``repr(SKLLMConfig)`` shows no credential.
 
     Examples
     --------
