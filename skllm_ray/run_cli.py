@@ -306,6 +306,10 @@ def _messages() -> Iterator[None]:
         yield
     except SkllmRayError as error:
         raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(
+            f"{type(error).__name__}: {error}. The same command goes on when it is mended."
+        ) from None
     except KeyboardInterrupt:
         click.echo("Interrupted. What was paid for is kept; the same command goes on.", err=True)
         sys.exit(130)

@@ -8,7 +8,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -464,7 +464,12 @@ class Job:
         view.n_tasks = runner.n_tasks
         view.n_units = len(calls)
         stopped, trouble = "", dict[str, str]()
-        with closing(runner.run(calls, shared, lambda call: replace(call, resumes=True))) as outcomes:
+
+        def again(call: Call) -> Call:
+            shared.tell("forget", call.key)
+            return replace(call, resumes=True)
+
+        with closing(runner.run(calls, shared, again)) as outcomes:
             for outcome in outcomes:
                 if outcome is not None:
                     call, result = outcome
@@ -647,8 +652,10 @@ class OutputState:
         if not self._unsaved or not (force or (now - self._saved_at).total_seconds() > _SAVE_S):
             return
         self._number += 1
-        self._write(f"{now:%Y%m%dT%H%M%S%f}-{self._run}-{self._number:05d}.jsonl", self._unsaved)
-        self._unsaved, self._saved_at = [], now
+        with suppress(OSError):  # on a full disk: they are in the parts as well, and later runs find them there
+            self._write(f"{now:%Y%m%dT%H%M%S%f}-{self._run}-{self._number:05d}.jsonl", self._unsaved)
+            self._unsaved = []
+        self._saved_at = now
 
     def split_journal(self, unit: Unit, into: Sequence[Unit]) -> None:
         """Give what was paid for a unit to the units that take its place."""

@@ -112,10 +112,13 @@ class Ledger:
             self._reserved.pop(worker, None)
             self._spent_usd += spent_usd
 
-    def forget(self, worker: str) -> None:
-        """Count a dead worker's reservation as spent: nobody knows what came of its requests."""
+    def forget(self, unit: str) -> None:
+        """Count as spent what a dead worker had set aside for a unit: nobody knows what came of its requests."""
         with self._lock:
-            self._spent_usd += self._reserved.pop(worker, 0.0)
+            for worker in [worker for worker in self._reserved if worker.startswith(f"{unit} ")]:
+                self._spent_usd += self._reserved.pop(worker)
+            for worker in [worker for worker in self._waiting if worker.startswith(f"{unit} ")]:
+                del self._waiting[worker]
 
     def report(self, progress: Progress, *, answered: bool) -> None:
         """Add what a worker did since its last report; `answered` where the server gave an answer."""

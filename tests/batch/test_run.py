@@ -17,6 +17,7 @@ import pytest
 import skllm_ray
 from skllm_ray import batch
 from skllm_ray.batch import lock, work
+from skllm_ray.batch.ledger import Ledger
 from skllm_ray.batch.lock import OutputLock
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.config import SKLLMConfig
@@ -360,6 +361,16 @@ def test_a_full_disk_ends_the_run_and_what_was_paid_for_is_kept(tmp_path, monkey
         assert again.complete
         assert server.n_requests == 200
         assert again.this_run.reused == 100
+
+
+def test_a_dead_workers_reservation_is_spent_and_blocks_nobody():
+    ledger = Ledger(budget_usd=10.0)
+    assert ledger.reserve("unit-1 aa", [0.5] * 16).n == 16
+    assert ledger.reserve("unit-2 bb", [0.5] * 16).wait
+    ledger.forget("unit-1")
+    last = ledger.reserve("unit-2 bb", [0.5] * 16)
+    assert (last.wait, last.stop, last.n) == (False, True, 0)
+    assert ledger.reserve("unit-2 bb", [0.1] * 16).n == 16
 
 
 def test_a_wrong_key_stops_the_job_with_one_line(tmp_path):
