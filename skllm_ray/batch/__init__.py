@@ -108,7 +108,7 @@ def run(
     >>> from skllm_ray.classification import ZeroShotGPTClassifier
     >>> skllm_ray.init(local_mode=True)
     >>> folder = tempfile.mkdtemp()
-    >>> pd.DataFrame({"text": ["I love it!", "It broke at once."]}).to_parquet(f"{folder}/in.parquet")
+    >>> pd.DataFrame({"text": ["I love it!", "It broke after two days and nobody answers."]}).to_parquet(f"{folder}/in.parquet")
     >>> clf = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["positive", "negative"])
     >>> run(clf, f"{folder}/in.parquet", f"{folder}/out").complete
     True
