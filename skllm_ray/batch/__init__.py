@@ -108,7 +108,8 @@ def run(
     >>> from skllm_ray.classification import ZeroShotGPTClassifier
     >>> skllm_ray.init(local_mode=True)
     >>> folder = tempfile.mkdtemp()
-    >>> pd.DataFrame({"text": ["I love it!", "It broke after two days and nobody answers."]}).to_parquet(f"{folder}/in.parquet")
+    >>> texts = ["I love it!", "It broke after two days and nobody answers."]
+    >>> pd.DataFrame({"text": texts}).to_parquet(f"{folder}/in.parquet")
     >>> clf = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["positive", "negative"])
     >>> run(clf, f"{folder}/in.parquet", f"{folder}/out").complete
     True
