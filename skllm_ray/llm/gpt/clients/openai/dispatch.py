@@ -149,8 +149,9 @@ class Dispatcher:
                 async with asyncio.timeout_at(deadline):
                     found = await job.ask(question, permit)
             except TimeoutError:
+                # What the server said before tells more than that the time is over.
                 late = _late(self._patience.deadline_s)
-                return replace(job.empty(), error=late, attempts=attempts)
+                return replace(answer, error=answer.error or late, attempts=attempts)
             finally:
                 self._gate.release(permit, _used(found))
             if found is None:

@@ -197,6 +197,14 @@ def test_a_silent_server_runs_into_the_deadline_of_the_row():
     assert "0.2 s" in reply.error.message
 
 
+def test_a_server_that_refuses_and_then_is_silent_is_quoted():
+    script = iter([StatusFault(503, "no room", headers=(("retry-after-ms", "1"),))])
+    with ChatServer(lambda body: next(script, WireFault.SILENCE)) as server:
+        (reply,) = complete(spec_for(server, patience=Patience(timeout_s=20, deadline_s=0.5)), [ask("x")])
+    assert (reply.error.kind, reply.attempts) == ("server_error", 2)
+    assert "no room" in reply.error.message
+
+
 def test_a_fatal_error_ends_the_job_and_keeps_what_was_answered():
     with ChatServer(scripted("one", "two", StatusFault(401, "no"))) as server:
         spec = spec_for(server, limit=RateLimit(max_concurrency=1))
@@ -310,7 +318,7 @@ SECRET_TEXT = "my diary of 1987: I never told anyone"
 def test_neither_key_nor_text_stands_in_a_message(status, text):
     def answer(body):
         echoes = f"{prompt_of(body)!r} {json.dumps(body['messages'])} '{text}' \"{text[-25:]}\""
-        return StatusFault(status, f"{KEY} and sk-proj-other***1234 are bad; we got {echoes}")
+        return StatusFault(status, f"{KEY} and sk-proj-other***1234 are bad; we got {echoes}", headers=(("retry-after-ms", "10"),))
 
     with ChatServer(answer) as server:
         (reply,) = complete(spec_for(server), [ask(text)])
