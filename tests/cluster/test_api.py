@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import pytest
 
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import JobFailedError
-from skllm_ray.testing import ChatServer, StatusFault, prompt_of
+from skllm_ray.testing import ChatServer, StatusFault, WireFault, prompt_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 
@@ -43,3 +44,37 @@ def test_a_refused_key_stops_the_call() -> None:
             clf.predict([f"number {i}" for i in range(600)])
         assert server.n_requests < 600
     assert "sk-wrong" not in str(caught.value)
+
+
+TRANSIENT = (WireFault.DROP, WireFault.HALF, WireFault.MALFORMED_JSON, StatusFault(500), StatusFault(503))
+
+
+@pytest.mark.parametrize("n_rows", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_a_bad_day(n_rows) -> None:
+    """Of 100 rows one is refused, oversized or answered with nonsense, and five fail at the first try."""
+    tries: Counter[int] = Counter()
+
+    def answer(body: dict) -> str | StatusFault | WireFault:
+        number = int(re.search(r"number (\d+)", prompt_of(body))[1])
+        tries[number] += 1
+        if number % 100 == 7:
+            refused = StatusFault(400, "This row is refused.", "invalid_request")
+            too_long = StatusFault(400, "maximum context length exceeded", "context_length_exceeded", "messages")
+            return [refused, too_long, "I would rather not say."][number // 100 % 3]
+        if number % 20 == 3 and tries[number] == 1:
+            return TRANSIENT[number // 20 % 5]
+        return '{"label": "even"}' if number % 2 == 0 else '{"label": "odd"}'
+
+    with ChatServer(answer) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        clf = ZeroShotGPTClassifier(model="custom_url::bad-day", key=KEY).fit(None, ["even", "odd"])
+        table = clf.predict_details([f"number {i}" for i in range(n_rows)])
+        good = clf.predict_details(["number 0", "number 1"])
+    kinds = {0: "bad_request", 1: "context_length", 2: "invalid_answer"}
+    bad = {i: kinds[i // 100 % 3] for i in range(7, n_rows, 100)}
+    assert table["error_kind"].dropna().to_dict() == bad
+    assert table["prediction"].tolist() == [None if i in bad else ("even", "odd")[i % 2] for i in range(n_rows)]
+    assert list(good.columns) == list(table.columns)
+    assert good.dtypes["prediction"] == table.dtypes["prediction"]
+    assert {tries[i] for i in range(3, n_rows, 20)} == {2}
+    assert {tries[i] for i in range(2, n_rows, 20)} == {1}  # and nobody else was asked again

@@ -318,7 +318,8 @@ SECRET_TEXT = "my diary of 1987: I never told anyone"
 def test_neither_key_nor_text_stands_in_a_message(status, text):
     def answer(body):
         echoes = f"{prompt_of(body)!r} {json.dumps(body['messages'])} '{text}' \"{text[-25:]}\""
-        return StatusFault(status, f"{KEY} and sk-proj-other***1234 are bad; we got {echoes}", headers=(("retry-after-ms", "10"),))
+        said = f"{KEY} and sk-proj-other***1234 are bad; we got {echoes}"
+        return StatusFault(status, said, headers=(("retry-after-ms", "10"),))
 
     with ChatServer(answer) as server:
         (reply,) = complete(spec_for(server), [ask(text)])
