@@ -34,7 +34,7 @@ class _LimiterActor:
 
     def __init__(self) -> None:
         self._quotas = Quotas()
-        self._shown_at = 0.0
+        self._shown_at: dict[str, float] = {}
         self._silent: set[str] = set()
         self._dead: set[str] = set()
         threading.Thread(target=self._look_after_silent, name="skllm-ray-dead-holders", daemon=True).start()
@@ -45,8 +45,8 @@ class _LimiterActor:
             self._quotas.bury(dead)
         grant = self._quotas.exchange(report)
         self._silent = self._quotas.silent(_SILENT_S)
-        if time.monotonic() - self._shown_at > _SHOW_S:
-            self._shown_at = time.monotonic()
+        if time.monotonic() - self._shown_at.get(report.bucket, 0.0) > _SHOW_S:
+            self._shown_at[report.bucket] = time.monotonic()
             show_quotas(self._quotas.show())
         return grant
 

@@ -67,13 +67,17 @@ def test_a_bad_day(n_rows) -> None:
 
     with ChatServer(answer) as server:
         SKLLMConfig.set_gpt_url(server.url)
-        clf = ZeroShotGPTClassifier(model="custom_url::bad-day", key=KEY).fit(None, ["even", "odd"])
+        clf = ZeroShotGPTClassifier(model="custom_url::bad-day", key=KEY, default_label="neither", on_error="coerce")
+        clf.fit(None, ["even", "odd"])
         table = clf.predict_details([f"number {i}" for i in range(n_rows)])
         good = clf.predict_details(["number 0", "number 1"])
     kinds = {0: "bad_request", 1: "context_length", 2: "invalid_answer"}
     bad = {i: kinds[i // 100 % 3] for i in range(7, n_rows, 100)}
     assert table["error_kind"].dropna().to_dict() == bad
-    assert table["prediction"].tolist() == [None if i in bad else ("even", "odd")[i % 2] for i in range(n_rows)]
+    failed = {"bad_request": None, "context_length": None, "invalid_answer": "neither"}
+    assert table["prediction"].tolist() == [
+        failed[bad[i]] if i in bad else ("even", "odd")[i % 2] for i in range(n_rows)
+    ]
     assert list(good.columns) == list(table.columns)
     assert good.dtypes["prediction"] == table.dtypes["prediction"]
     assert {tries[i] for i in range(3, n_rows, 20)} == {2}
