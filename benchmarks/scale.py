@@ -5,7 +5,7 @@
     python -m benchmarks.scale workers
 
 ``throughput`` compares with the same work by hand in Ray Data: read Parquet, map (format the prompt of each row, parse
-its answer), write Parquet. ``resume`` plans a job whose parts are all there. ``workers`` runs one job with 1, 2, 4 and
+its answer), write Parquet. ``resume`` plans a job whose parts are all there. ``workers`` runs jobs with 1, 2, 4 and
 8 workers against a backend that takes its time, so that waiting is what is shared out.
 """
 
@@ -36,6 +36,7 @@ LABELS = ["negative", "neutral", "positive"]
 ANSWER = '{"label": "positive"}'
 INSTANT = FakeSpec(lambda _: ANSWER, key="instant")
 SLOW_S = 0.5
+_UNITS_EACH = 80
 
 
 class Instant(ZeroShotGPTClassifier):
@@ -196,24 +197,32 @@ def resume(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def workers(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Time one job, whose blocks each take half a second of waiting, with 1, 2, 4 and 8 workers."""
+    """Time jobs whose blocks each take half a second of waiting, with 1, 2, 4 and 8 workers.
+
+    Each worker gets the same number of blocks, so that starting a job, which is not shared out, costs all jobs alike.
+    """
     del given
     skllm_ray.init(num_cpus=8)
     clf = Slow().fit(None, LABELS)
     source = folder / "workers-in"
-    _write_input(source, 160 * 1024)
-    batch.run(clf, str(source), str(folder / "workers-warm"), unit_rows=1024, workers=8, limit=16 * 1024)
+    _write_input(source, 8 * _UNITS_EACH * 1024)
+    options: dict[str, Any] = {"unit_rows": 1024}
+    batch.run(clf, str(source), str(folder / "workers-warm"), workers=8, limit=16 * 1024, **options)
     found: dict[str, Any] = {}
     alone = 0.0
     for n_workers in (1, 2, 4, 8):
-        start = time.perf_counter()
+        n_rows = n_workers * _UNITS_EACH * 1024
         target = folder / f"workers-{n_workers}"
-        result = batch.run(clf, str(source), str(target), unit_rows=1024, workers=n_workers)
+        start = time.perf_counter()
+        result = batch.run(clf, str(source), str(target), workers=n_workers, limit=n_rows, **options)
         seconds = time.perf_counter() - start
-        rate = result.rows_done / seconds
+        if result.rows_done != n_rows:
+            raise RuntimeError(f"{result.rows_done} of {n_rows} rows were done")
+        rate = n_rows / seconds
         alone = alone or rate
         found[f"{n_workers} workers, rows/s"] = round(rate)
         found[f"{n_workers} workers, efficiency"] = round(rate / alone / n_workers, 3)
+        found[f"{n_workers} workers, share of waiting"] = round(_UNITS_EACH * SLOW_S / seconds, 3)
     skllm_ray.shutdown()
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from skllm_ray.config import SKLLMConfig
@@ -79,6 +81,51 @@ def test_two_jobs_keep_one_limit_while_the_limiter_is_killed_and_removed(cluster
         two_jobs(server, cluster, 600, 120, [(3, kill(False)), (10, kill(True))])
         assert server.n_refused == 0
         assert server.n_requests == 240
+
+
+START_LIMITER = """
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from skllm_ray.execution import rate_limiter
+ray.init({address!r}, namespace=rate_limiter.NAMESPACE, log_to_driver=False)
+actor = ray.remote(rate_limiter._LimiterActor).options(
+    name="rate-limiter",
+    lifetime="detached",
+    num_cpus=0,
+    max_restarts=-1,
+    scheduling_strategy=NodeAffinitySchedulingStrategy({node!r}, soft=True),
+).remote()
+ray.get(actor.show.remote())
+"""
+
+
+@pytest.mark.slow
+def test_a_lost_holder_and_the_lost_node_of_the_limiter_let_nobody_exceed_the_limit(cluster):
+    lost = cluster.add_node(num_cpus=2)
+    run_script(START_LIMITER.format(address=cluster.address, node=lost.node_id)).check_returncode()
+    killed: list[float] = []
+
+    def kill_a_holder():
+        mine = psutil.Process().children(recursive=True)
+        holders = [one for one in mine if "_complete" in one.name() or "ray::Map" in " ".join(one.cmdline())]
+        assert holders
+        holders[0].kill()
+
+    def kill_the_node():
+        cluster.remove_node(lost, allow_graceful=False)
+        killed.append(time.monotonic())
+
+    with ChatServer(requests_per_minute=600) as server:
+        answered: list[float] = []
+        first = server.answer
+        server.answer = lambda body: (answered.append(time.monotonic()), first(body))[1]
+        two_jobs(server, cluster, 600, 700, [(8, kill_a_holder), (20, kill_the_node)])
+        assert server.n_refused == 0
+        assert server.most_in_window <= 600
+        assert 1400 <= server.n_requests <= 1400 + 2 * 64
+    after = [when for when in answered if when > killed[0]]
+    pauses = [b - a for a, b in itertools.pairwise([killed[0], *after])]
+    assert max(pauses) < 90  # Ray finds a node dead after 17 to 43 s, and a window lasts 60 s
 
 
 @pytest.mark.slow
