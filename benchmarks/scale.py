@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,37 @@ import pyarrow.parquet as pq
 import skllm_ray
 from skllm_ray import batch
 from skllm_ray.classification import ZeroShotGPTClassifier
-from skllm_ray.testing import FakeSpec
+from skllm_ray.tasks.base import ChatRequest, Reply, Usage
+from skllm_ray.testing import FakeBackend, FakeSpec
 
 LABELS = ["negative", "neutral", "positive"]
 ANSWER = '{"label": "positive"}'
-INSTANT = FakeSpec(lambda _: ANSWER, key="instant")
+REPLY = Reply(ANSWER, usage=Usage(100, 5), model="instant")
 SLOW_S = 0.5
 _UNITS_EACH = 80
+
+
+class InstantBackend(FakeBackend):
+    """A backend that answers at once, and always the same."""
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
+        """Return as many replies as requests."""
+        return [REPLY] * len(requests)
+
+
+class InstantSpec(FakeSpec):
+    """Tells workers to open an `InstantBackend`."""
+
+    def open(self, resolve_secret: Any) -> InstantBackend:  # noqa: ARG002  the protocol's signature
+        """Open it."""
+        return InstantBackend(self.answer)
 
 
 class Instant(ZeroShotGPTClassifier):
     """A zero-shot classifier whose backend answers at once."""
 
     def _resolve(self) -> Any:
-        return INSTANT
+        return InstantSpec(lambda _: ANSWER, key="instant")
 
 
 class Slow(ZeroShotGPTClassifier):

@@ -327,16 +327,16 @@ class JournalledBackend:
         n_rows = len(good) if self._counts_rows else 0
         news.rows += n_rows
         self._counted += n_rows
-        for answer in answers.values():
-            usage = answer.usage
-            news.asked += answer.attempts > 0
-            news.prompt_tokens += usage.prompt_tokens
-            news.completion_tokens += usage.completion_tokens
-            news.cached_tokens += usage.cached_tokens
-            if usage.cost_usd is not None:
-                news.cost_usd += usage.cost_usd
-            elif not self._terms.free and answer.attempts and answer.error is None:
-                news.unpriced += 1
+        usages = [answer.usage for answer in answers.values()]
+        news.asked += sum([answer.attempts > 0 for answer in answers.values()])
+        news.prompt_tokens += sum([usage.prompt_tokens for usage in usages])
+        news.completion_tokens += sum([usage.completion_tokens for usage in usages])
+        news.cached_tokens += sum([usage.cached_tokens for usage in usages])
+        costs = [usage.cost_usd for usage in usages if usage.cost_usd is not None]
+        news.cost_usd += sum(costs)
+        if len(costs) < len(usages) and not self._terms.free:
+            paid = [a.usage.cost_usd is None and a.attempts > 0 and a.error is None for a in answers.values()]
+            news.unpriced += sum(paid)
         self.tell_if_due()
 
     def tell_if_due(self) -> None:

@@ -205,7 +205,9 @@ class UnitWork:
             }
             if self.manifest.keep_replies != "none":
                 columns["raw_reply"] = pa.array(_replies(some, self.manifest.keep_replies), pa.string())
-            backend.finish_block(len(block), Counter(row.error.kind for row in some if row.error is not None))
+            backend.finish_block(
+                len(block), Counter([row.reply.error.kind for row in some if row.reply.error is not None])
+            )
             from_block.append(columns)
             rows += some
         if not from_block:
@@ -343,9 +345,9 @@ def _array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
 
 
 def _all_one(values: Sequence[Any]) -> bool:
-    """Return whether all values are the same object: many columns are, and are then made at once."""
+    """Return whether all values are the same: many columns are, and are then made at once."""
     first = values[0]
-    return values[-1] is first and all(value is first for value in values)
+    return values[-1] is first and isinstance(values, list) and values.count(first) == len(values)
 
 
 def _replies(rows: Sequence[Row[Any]], keep: str) -> list[str | None]:

@@ -69,17 +69,17 @@ def detail_values(rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
     usages = [reply.usage for reply in replies]
     n_rows, valid = len(rows), [row.valid for row in rows]
     good = all(valid) and not any(reply.error for reply in replies)
-    costs = [usage.cost_usd for usage in usages]
+    attempts, models = [reply.attempts for reply in replies], [reply.model for reply in replies]
     return [
         [_highest(row) for row in rows] if any(reply.log_probs for reply in replies) else [_NAN] * n_rows,
         valid,
         [None] * n_rows if good else [_kind(row) for row in rows],
         [None] * n_rows if good else [_message(row) for row in rows],
-        [reply.attempts for reply in replies],
+        attempts,
         [usage.prompt_tokens for usage in usages],
         [usage.completion_tokens for usage in usages],
-        [_cost(reply) if cost is None else cost for cost, reply in zip(costs, replies, strict=True)],
-        [reply.model for reply in replies],
+        _costs([usage.cost_usd for usage in usages], attempts, models),
+        models,
     ]
 
 
@@ -137,9 +137,13 @@ def _message(row: Row[Any]) -> str | None:
     return None if row.valid else "The answer is not one that the task allows."
 
 
-def _cost(reply: Reply) -> float:
+def _costs(costs: Sequence[float | None], attempts: Sequence[int], models: Sequence[str]) -> list[float]:
     """Return 0 for a row that was not sent or ran on a local model, and NaN where the price is not known."""
-    return 0.0 if reply.attempts == 0 or reply.model.startswith("gguf::") else _NAN
+    unknown = {model: 0.0 if model.startswith("gguf::") else _NAN for model in set(models)}
+    return [
+        cost if cost is not None else unknown[model] if tries else 0.0
+        for cost, tries, model in zip(costs, attempts, models, strict=True)
+    ]
 
 
 def _prompt(request: ChatRequest | None) -> str | None:
