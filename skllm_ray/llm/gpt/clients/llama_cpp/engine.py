@@ -29,6 +29,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.library import (
 
 _WORTH_A_RUN = 256  # tokens that a shorter prefix must cost before rows part into two runs
 _LONGEST = 1 << 31
+_EXACT_FROM = 64  # tokens of one decode, from which on llama.cpp's flash attention on a CPU computes in 32-bit floats
 _LOGITS_BYTES = 1 << 27  # the output buffer: n_outputs × n_vocab floats
 
 
@@ -43,8 +44,8 @@ class EngineOptions:
     """0: all layers on the CPU, -1: all on the GPU, n > 0: n layers on the GPU."""
     n_threads: int = 1
     n_batch: int | None = None
-    """Tokens in one ``llama_decode``; None takes 256 on a CPU, where a token looks at all cells of its batch, so that
-    wide batches cost small models time, and 2,048 where layers are on a GPU."""
+    """Tokens in one ``llama_decode``; None takes 512 on a CPU, as llama.cpp does, and 2,048 where layers are on a
+    GPU."""
     verbose: bool = False
     vocab_only: bool = False
     """Whether the tokenizer alone is loaded."""
@@ -75,7 +76,7 @@ class Engine:
         self.n_ctx = context_length(trained, options.n_ctx)
         self.n_outputs = max(32, min(MAX_SEQUENCES, _LOGITS_BYTES // (4 * self.n_vocab)))
         self.is_embedding_model = self.metadata(f"{self.metadata('general.architecture')}.pooling_type") is not None
-        self.n_batch = min(options.n_batch or (256 if options.n_gpu_layers == 0 else 2048), self.n_ctx)
+        self.n_batch = min(options.n_batch or (512 if options.n_gpu_layers == 0 else 2048), self.n_ctx)
         tokenizes_only = options.vocab_only or self.is_embedding_model
         self._context = None if tokenizes_only else self._open_context()
         self._memory = self.lib.llama_get_memory(self._context) if self._context else None
@@ -113,11 +114,6 @@ class Engine:
         params.n_outputs_max_per_seq = self.n_outputs
         params.n_threads = params.n_threads_batch = max(1, options.n_threads)
         params.kv_unified = True
-        if options.n_gpu_layers == 0:
-            # On a CPU, flash attention computes decodes of fewer than 64 tokens in 16-bit floats and longer ones in
-            # 32: a row's probabilities would depend on its neighbours. Without it they do not, for 4% of the speed of
-            # a model of 250 M parameters, and 10% of one of 20 M.
-            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
         take_errors()
         context = lib.llama_init_from_model(self.model, params)
@@ -252,8 +248,8 @@ class Engine:
         if kept < len(prefix):
             batch = self.new_batch()
             batch.add(prefix[kept:], kept, 0, MAX_SEQUENCES)
-            self.decode(batch)
             self._prefix = list(prefix)
+            self.decode(batch, n_held=kept)
         return len(prefix)
 
     @property
@@ -293,17 +289,41 @@ class Engine:
         self._batch.clear()
         return self._batch
 
-    def decode(self, batch: Batch) -> NDArray[np.float32]:
+    def decode(self, batch: Batch, n_held: int | None = None) -> NDArray[np.float32]:
         """Decode a batch of any length.
+
+        Parameters
+        ----------
+        batch : Batch
+            The tokens.
+        n_held : int, optional
+            How many tokens the context holds already. When given, the logits are those of 32-bit attention whatever
+            the batch's length: on a CPU, llama.cpp's flash attention computes decodes of fewer than 64 tokens in
+            16-bit floats, so a short one is filled up, and a row's probabilities do not depend on its neighbours.
 
         Returns
         -------
         ndarray of shape (n_wanted, n_vocab)
             The logits of the wanted tokens, in their order; valid until the next call.
         """
+        n_filling = 0
+        if n_held is not None and self.options.n_gpu_layers == 0:
+            n_filling = max(0, min(_EXACT_FROM - len(batch), self.n_ctx - n_held - len(batch)))
+        if n_filling:
+            batch.add(batch.tokens[:1].repeat(n_filling), len(self._prefix), 0)
+        try:
+            return self._decode(batch)
+        finally:
+            if n_filling:
+                self.n_decoded -= n_filling
+                self._remove(0, len(self._prefix))
+
+    def _decode(self, batch: Batch) -> NDArray[np.float32]:
         found: list[NDArray[np.float32]] = []
-        for start in range(0, len(batch), self.n_batch):
-            stop = min(start + self.n_batch, len(batch))
+        n_parts = -(-len(batch) // self.n_batch)
+        size = -(-len(batch) // max(1, n_parts))
+        for start in range(0, len(batch), max(1, size)):
+            stop = min(start + size, len(batch))
             take_errors()
             code = self.lib.llama_decode(self._context, batch.part(self.lib, start, stop))
             if code != 0:

@@ -243,7 +243,8 @@ def _score_group(engine: Engine, group: Sequence[_Row], n_prefix: int, results: 
         batch.add(row.common[n_prefix:], n_prefix, sequence, n_sequences, last_wanted=True)
         batch.add(part.tokens, len(row.common) + part.depths, sequence + part.firsts, part.counts, wanted=True)
         sequence += n_sequences
-    _collect(engine, engine.decode(batch), [(row, row.trie.parts[0]) for row in group], results)
+    logits = engine.decode(batch, n_held=n_prefix)
+    _collect(engine, logits, [(row, row.trie.parts[0]) for row in group], results)
     if len(parts) > 1:  # a single row: its other continuations follow upon the same text, one part after the other
         row = group[0]
         last = row.common[-1:]
@@ -252,7 +253,7 @@ def _score_group(engine: Engine, group: Sequence[_Row], n_prefix: int, results: 
             batch = engine.new_batch()
             batch.add(last, len(row.common) - 1, 1, max(p.n_continuations for p in parts), last_wanted=True)
             batch.add(part.tokens, len(row.common) + part.depths, 1 + part.firsts, part.counts, wanted=True)
-            _collect(engine, engine.decode(batch), [(row, part)], results)
+            _collect(engine, engine.decode(batch, n_held=len(row.common) - 1), [(row, part)], results)
     engine.release()
 
 
