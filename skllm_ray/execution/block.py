@@ -14,7 +14,7 @@ from skllm_ray.config import resolve_secret
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution import session
 from skllm_ray.execution.reply_cache import with_cache
-from skllm_ray.llm.base import Backend, BackendSpec, adapt
+from skllm_ray.llm.base import Backend, BackendSpec, adapt, adapt_texts
 from skllm_ray.llm.gate import install_limiter
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
 from skllm_ray.tasks.base import Embedding, Reply, Row, Task, Usage
@@ -29,9 +29,10 @@ def process(
 ) -> list[Row[Any]]:
     """Return one row per text; `embedder` makes the vectors that some tasks render with."""
     if isinstance(task, EmbeddingTask):
-        return list(task.rows(backend.embed(texts)))
-    if embedder is not None:
-        return _with_vectors(texts, task, backend, spec, embedder.embed(texts))
+        return list(task.rows(backend.embed(adapt_texts(spec, texts))))
+    embedding = embedding_of(task)
+    if embedder is not None and embedding is not None:
+        return _with_vectors(texts, task, backend, spec, embedder.embed(adapt_texts(embedding, texts)))
     return task.parse(texts, backend.complete(adapt(spec, task.render(texts), texts)))
 
 

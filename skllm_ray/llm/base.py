@@ -118,3 +118,9 @@ def adapt(spec: BackendSpec, requests: Sequence[ChatRequest], texts: Sequence[st
     """Return `requests` as the options in `spec` want them; most specs have nothing to change."""
     change = getattr(spec, "adapt", None)
     return list(requests) if change is None else list(change(requests, texts))
+
+
+def adapt_texts(spec: BackendSpec, texts: Sequence[str]) -> list[str]:
+    """Return `texts`, which are to be embedded, as the options in `spec` want them; most have nothing to change."""
+    change = getattr(spec, "adapt_texts", None)
+    return list(texts) if change is None else list(change(texts))

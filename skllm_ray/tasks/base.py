@@ -94,6 +94,8 @@ class ChatRequest:
     """The largest number of tokens in the answer; None leaves it to the model."""
     cut_text: str | None = None
     """The row's text as it stands in the last message, if a local model may cut its middle out where it is too long."""
+    stop: tuple[str, ...] = ()
+    """The strings before which a local model ends a free text."""
 
 
 @dataclass(frozen=True, slots=True)

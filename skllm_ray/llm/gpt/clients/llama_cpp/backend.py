@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,14 +16,22 @@ import numpy as np
 from skllm_ray.config import GGUFResources, RateLimit
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.base import Placement, SecretResolver
-from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name
+from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name, supported_models
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
 from skllm_ray.llm.gpt.clients.llama_cpp.download import file_if_here, local_file
-from skllm_ray.llm.gpt.clients.llama_cpp.embedding import Embedder, Vector
+from skllm_ray.llm.gpt.clients.llama_cpp.embedding import CutText, Embedder, Vector
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generator
 from skllm_ray.llm.gpt.clients.llama_cpp.library import memory_needed, require_installed
-from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Scores, Trie, best, score
+from skllm_ray.llm.gpt.clients.llama_cpp.scoring import (
+    ContextOverflowError,
+    Scores,
+    Trie,
+    best,
+    score,
+    tokens_needed,
+)
+from skllm_ray.llm.gpt.clients.llama_cpp.truncation import shortened
 from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, Reply, RowError, Usage
 
 _logger = logging.getLogger(__name__)
@@ -36,6 +45,10 @@ class GGUFOptions:
     """"score" constrains answers to the labels; "compat" writes them freely, as scikit-llm does, and parses them."""
     truncate: bool = False
     """Whether the middle of a text that is too long for the context is cut out."""
+    max_tokens: int | None = None
+    """The largest number of tokens in a free text; None lets the model and the context decide."""
+    stop: tuple[str, ...] = ()
+    """The strings before which a free text ends."""
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Self:
@@ -46,14 +59,29 @@ class GGUFOptions:
         ConfigurationError
             If one is unknown, or has a value that it cannot have.
         """
-        known: dict[str, tuple[object, ...]] = {"decoding": ("score", "compat"), "truncate": (True, False)}
-        for name, value in given.items():
-            if (type(value), value) not in [(type(allowed), allowed) for allowed in known.get(name, ())]:
+        values = dict(given)
+        stop = values.get("stop")
+        if isinstance(stop, str | list | tuple):
+            values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+        for name, value in values.items():
+            if name not in _OPTIONS or not _OPTIONS[name](value):
                 raise ConfigurationError(
-                    f"request_options={dict(given)!r}: GGUF models do not take {name}={value!r}.",
-                    "They take 'decoding': 'score' or 'compat', and 'truncate': True or False.",
+                    f"request_options={dict(given)!r}: GGUF models do not take {name}={given[name]!r}.",
+                    "They take 'decoding': 'score' or 'compat'; 'truncate': True or False; 'max_tokens': a positive "
+                    "int; 'stop': a str, or a list of up to 4.",
                 )
-        return cls(**given)
+        return cls(**values)
+
+
+_OPTIONS: dict[str, Callable[[Any], bool]] = {
+    "decoding": lambda value: value in ("score", "compat"),
+    "truncate": lambda value: isinstance(value, bool),
+    "max_tokens": lambda value: type(value) is int and value > 0,
+    "stop": lambda value: (
+        isinstance(value, tuple) and len(value) <= 4 and all(isinstance(one, str) and one for one in value)
+    ),
+}
+"""What `request_options` may hold, and which values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +141,23 @@ class GGUFSpec:
         if self.options.truncate:
             adapted = [replace(request, cut_text=text) for request, text in zip(adapted, texts, strict=True)]
         if self.options.decoding == "compat":
-            return [replace(request, choices=None, json_schema=None) for request in adapted]
+            adapted = [replace(request, choices=None, json_schema=None) for request in adapted]
         if self.best_only:
             adapted = [
                 replace(request, choices=replace(request.choices, best_only=True)) if request.choices else request
                 for request in adapted
             ]
-        return adapted
+        return [self._bounded(request) if request.choices is None else request for request in adapted]
+
+    def adapt_texts(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts that are to be embedded as the options want them."""
+        return [CutText(text) for text in texts] if self.options.truncate else list(texts)
+
+    def _bounded(self, request: ChatRequest) -> ChatRequest:
+        if self.options.max_tokens is None and not self.options.stop:
+            return request
+        most = self.options.max_tokens or request.max_output_tokens
+        return replace(request, max_output_tokens=most, stop=self.options.stop)
 
     def check(self) -> None:
         """Raise if llama.cpp is missing, the name is unknown, or the file is on this machine and damaged."""
@@ -129,8 +167,11 @@ class GGUFSpec:
     def open(self, resolve_secret: SecretResolver) -> GGUFBackend:  # noqa: ARG002 - a local model has no secret
         """Load the model into this process, downloading the file first if needed."""
         path = local_file(self.name, self.download_path)
-        _logger.info("loading %s: %s", self.model, memory_needed(str(path)))
-        return GGUFBackend(path, self.model, self.n_gpu_layers, self.n_threads or _own_threads(), verbose=self.verbose)
+        known = supported_models.get(self.name)
+        n_ctx = known.n_ctx if known else None
+        _logger.info("loading %s: %s", self.model, memory_needed(str(path), n_ctx))
+        threads = self.n_threads or _own_threads()
+        return GGUFBackend(path, self.model, self.n_gpu_layers, threads, n_ctx=n_ctx, verbose=self.verbose)
 
 
 def count_prompt_tokens(spec: GGUFSpec, requests: Sequence[ChatRequest]) -> list[int] | None:
@@ -152,8 +193,17 @@ def count_prompt_tokens(spec: GGUFSpec, requests: Sequence[ChatRequest]) -> list
 class GGUFBackend:
     """A loaded model. Calls from several threads take turns."""
 
-    def __init__(self, path: Path, model: str, n_gpu_layers: int, n_threads: int, *, verbose: bool = False) -> None:
-        self._engine = Engine(EngineOptions(str(path), None, n_gpu_layers, n_threads, verbose=verbose))
+    def __init__(
+        self,
+        path: Path,
+        model: str,
+        n_gpu_layers: int,
+        n_threads: int,
+        *,
+        n_ctx: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self._engine = Engine(EngineOptions(str(path), n_ctx, n_gpu_layers, n_threads, verbose=verbose))
         self._format: ChatFormat | None = None
         self._generator: Generator | None = None
         self._embedder: Embedder | None = None
@@ -172,7 +222,8 @@ class GGUFBackend:
                 return [self._unsupported("is an embedding model: it answers no prompts")] * len(requests)
             if self._format is None:
                 self._format = ChatFormat(self._engine)
-            requests = [self._shortened(request, self._format) for request in requests]
+            count = partial(self._needed, chat=self._format)
+            requests = [shortened(request, self._engine.n_ctx, count) for request in requests]
             replies: list[Reply | None] = [None] * len(requests)
             for kind, answer in ((_SINGLE, self._choose_one), (_MULTIPLE, self._choose_many), (_FREE, self._write)):
                 chosen = [i for i, request in enumerate(requests) if _kind(request) == kind]
@@ -289,6 +340,7 @@ class GGUFBackend:
             [chat.tokens(chat.render(request.messages)) for request in requests],
             [request.json_schema for request in requests],
             [request.max_output_tokens for request in requests],
+            [request.stop for request in requests],
         )
         return [
             self._too_long(found)
@@ -299,28 +351,23 @@ class GGUFBackend:
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _shortened(self, request: ChatRequest, chat: ChatFormat) -> ChatRequest:
-        """Cut the middle out of the text of a request that is too long and may be shortened."""
-        if request.cut_text is None:
-            return request
-        room = self._engine.n_ctx - self._reserve(request)
-        cut = request.cut_text
-        while cut and len(chat.tokens(chat.render(request.messages))) > room:
-            over = len(chat.tokens(chat.render(request.messages))) / room
-            keep = min(len(cut) - 1, int(0.95 * len(cut) / over))
-            shorter = f"{cut[: keep // 2]} … {cut[len(cut) - keep // 2 :]}" if keep > 1 else ""
-            last = request.messages[-1]
-            content = shorter.join(last["content"].rsplit(cut, 1))
-            request = replace(request, messages=(*request.messages[:-1], {**last, "content": content}))
-            cut = shorter
-        return request
-
-    def _reserve(self, request: ChatRequest) -> int:
-        """Return how many tokens the answer may need."""
-        if request.choices is None:
-            return min(request.max_output_tokens or 256, self._engine.n_ctx // 2)
-        n_bytes = sum(len(label.encode()) + 4 for label in request.choices.labels)
-        return min(16 + n_bytes, self._engine.n_ctx // 2)
+    def _needed(self, request: ChatRequest, chat: ChatFormat) -> int:
+        """Return how many tokens of the context a request takes, its answer included."""
+        choices = request.choices
+        if choices is None:
+            answer = min(request.max_output_tokens or _WRITTEN_TOKENS, self._engine.n_ctx // 2)
+            return len(chat.tokens(chat.render(request.messages))) + answer
+        if not choices.multiple:
+            return tokens_needed(*self._split_one(request, chat))
+        longest = sorted(choices.labels, key=len, reverse=True)[: choices.max_labels - 1]
+        prompt, needed = chat.render(request.messages), 0
+        for chosen in (
+            longest[:0],
+            longest,
+        ):  # the first step, and the last one as if the longest labels had been chosen
+            left = [label for label in choices.labels if label not in chosen]
+            needed = max(needed, tokens_needed(*self._split_many(prompt, request, chosen, left, chat)))
+        return needed
 
     def _embedding(self, found: Vector) -> Embedding:
         if found is None:
@@ -339,6 +386,7 @@ class GGUFBackend:
 
 
 _SINGLE, _MULTIPLE, _FREE = "single", "multiple", "free"
+_WRITTEN_TOKENS = 256  # room for an answer that nobody bounded, where a text is cut
 _MANY_NODES = 64  # of a trie, from which on a search for the best label alone is faster than scoring all
 
 

@@ -13,6 +13,7 @@ from skllm_ray.tasks.base import Message
 
 _KEPT_TRIES = 256
 _WORD_JOINER = "\u2060"
+_PROBE = "4f6b2c1d"
 
 
 class ChatFormat:
@@ -26,7 +27,7 @@ class ChatFormat:
     Raises
     ------
     ModelLoadError
-        If the file has no chat template.
+        If the file has no chat template, or one that cannot be used.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -39,18 +40,21 @@ class ChatFormat:
                 "Use an instruction-tuned model; this one may serve for embeddings.",
             )
         self._engine = engine
-        self._formatter: Any = Jinja2ChatFormatter(template, engine.special_text("eos"), engine.special_text("bos"))
+        try:
+            self._formatter: Any = Jinja2ChatFormatter(template, engine.special_text("eos"), engine.special_text("bos"))
+        except Exception as error:  # noqa: BLE001 - jinja2 raises what the template makes it stumble over
+            raise _unusable(engine, f"{type(error).__name__}: {error}") from None
         controls = engine.control_texts()
         self._control = re.compile("|".join(map(re.escape, controls))) if controls else None
-        self._takes_system = self._has_system_role()
+        self._in_parts = self._takes_parts()
+        self._takes_system = self._shows("system")
+        self._separable: bool | None = None
         self._tries: dict[tuple[str, Hashable], Trie] = {}
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt up to where the answer begins."""
         clean = [{"role": message["role"], "content": self._defuse(message["content"])} for message in messages]
-        if not self._takes_system:
-            clean = _fold_system(clean)
-        return str(self._formatter(messages=clean).prompt)
+        return self._format(clean if self._takes_system else _fold_system(clean))
 
     def tokens(self, prompt: str) -> list[int]:
         """Return the tokens of a rendered prompt."""
@@ -59,22 +63,28 @@ class ChatFormat:
     def split(self, prompt: str, key: Hashable, continuations: Callable[[], Sequence[str]]) -> tuple[list[int], Trie]:
         """Return the tokens of `prompt`, and the trie of its continuations, tokenised with it as one string.
 
-        llama.cpp tokenises the stretches between control tokens one by one, so that what follows the last control
-        token does not depend on the text before it: that part's trie is kept under `key`, and `continuations` is
-        called only where it is not there.
+        llama.cpp tokenises the stretches between control tokens one by one, so that what comes from the last control
+        token on does not depend on the text before it: that part's trie is kept under `key`, and `continuations` is
+        called only where it is not there. Whether a model's tokenizer really keeps them apart is tried once.
         """
         at = 0
-        if self._control is not None:
+        if self._control is not None and self._separable is not False:
             for match in self._control.finditer(prompt):
-                at = match.end()
+                at = match.start()
         head, rest = self._with_bos(self._engine.tokenize(prompt[:at])), prompt[at:]
-        if not at:  # no control token at all: nothing to keep, the texts differ
+        if not at:  # nothing to keep, the texts differ
             return head, self._trie(rest, continuations())
         trie = self._tries.get((rest, key))
         if trie is None:
+            texts = continuations()
+            if self._separable is None:
+                whole = self._with_bos(self._engine.tokenize(prompt + texts[0]))
+                self._separable = head + self._engine.tokenize(rest + texts[0]) == whole
+                if not self._separable:
+                    return self.split(prompt, key, continuations)
             if len(self._tries) >= _KEPT_TRIES:
                 self._tries.clear()
-            trie = self._tries[(rest, key)] = self._trie(rest, continuations())
+            trie = self._tries[(rest, key)] = self._trie(rest, texts)
         return head, trie
 
     def _trie(self, rest: str, continuations: Sequence[str]) -> Trie:
@@ -90,13 +100,38 @@ class ChatFormat:
             return content
         return self._control.sub(lambda match: match.group()[0] + _WORD_JOINER + match.group()[1:], content)
 
-    def _has_system_role(self) -> bool:
-        probe = "4f6b2c1d"
-        messages = [{"role": "system", "content": probe}, {"role": "user", "content": "x"}]
+    def _format(self, messages: Sequence[dict[str, str]]) -> str:
+        shaped: Any = messages
+        if self._in_parts:
+            shaped = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        return str(self._formatter(messages=shaped).prompt)
+
+    def _takes_parts(self) -> bool:
+        """Return whether the template wants contents as lists of parts; raise if it shows a text in neither form."""
+        why = ""
+        for in_parts in (False, True):
+            self._in_parts = in_parts
+            try:
+                if _PROBE in self._format([{"role": "user", "content": _PROBE}]):
+                    return in_parts
+                why = why or "it leaves the user's text out"
+            except Exception as error:  # noqa: BLE001 - a template may raise whatever it likes
+                why = why or f"{type(error).__name__}: {error}"
+        raise _unusable(self._engine, why)
+
+    def _shows(self, role: str) -> bool:
+        """Return whether the template shows a message of `role` before the user's."""
         try:
-            return probe in self._formatter(messages=messages).prompt
+            return _PROBE in self._format([{"role": role, "content": _PROBE}, {"role": "user", "content": "x"}])
         except Exception:  # noqa: BLE001 - templates refuse a role by raising whatever they like
             return False
+
+
+def _unusable(engine: Engine, why: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"The chat template in {engine.options.path} cannot be used: {why}.",
+        "Another conversion of the model may carry a working one.",
+    )
 
 
 def _fold_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,19 @@ _TOKENS = 512  # in one decode; a longer text comes alone
 _MOST_TEXTS = 64
 
 
+class CutText(str):
+    """A text whose middle may be cut out where it is longer than the context."""
+
+    __slots__ = ()
+
+
 Vector = tuple[NDArray[np.float32], int] | ContextOverflowError | None
 
 
 class Embedder:
     """A second context over an engine's model, for embeddings alone.
+
+    It is as wide as the longest text so far: its working memory grows with its width, times the vocabulary.
 
     Parameters
     ----------
@@ -39,22 +48,25 @@ class Embedder:
         self._engine = engine
         trained = int(lib.llama_model_n_ctx_train(engine.model))
         self.n_ctx = min(trained, max(engine.n_ctx, _TOKENS), 8192)
-        self._context = self._open(lib.LLAMA_POOLING_TYPE_UNSPECIFIED)
+        self._width = min(_TOKENS, self.n_ctx)
+        self._pooling_type = lib.LLAMA_POOLING_TYPE_UNSPECIFIED
+        self._context: Any = self._open()
         if lib.llama_pooling_type(self._context) == lib.LLAMA_POOLING_TYPE_NONE:  # a chat model: the mean over the text
             lib.llama_free(self._context)
-            self._context = self._open(lib.LLAMA_POOLING_TYPE_MEAN)
+            self._pooling_type = lib.LLAMA_POOLING_TYPE_MEAN
+            self._context = self._open()
         self.n_dims = int(lib.llama_model_n_embd(engine.model))
         self._batch = Batch()
 
-    def _open(self, pooling_type: int) -> object:
+    def _open(self) -> Any:
         lib, engine = self._lib, self._engine
         params = lib.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = self.n_ctx  # pooling needs a whole text in one pass
-        params.n_seq_max = params.n_outputs_max = _MOST_TEXTS
-        params.n_outputs_max = params.n_outputs_max_per_seq = self.n_ctx
+        params.n_ctx = params.n_batch = params.n_ubatch = self._width  # pooling needs a whole text in one pass
+        params.n_seq_max = _MOST_TEXTS
+        params.n_outputs_max = params.n_outputs_max_per_seq = self._width
         params.n_threads = params.n_threads_batch = max(1, engine.options.n_threads)
         params.embeddings = True
-        params.pooling_type = pooling_type
+        params.pooling_type = self._pooling_type
         params.kv_unified = True
         params.no_perf = True
         take_errors()
@@ -63,20 +75,31 @@ class Embedder:
             raise ModelLoadError(f"llama.cpp cannot open {engine.options.path} for embeddings: {take_errors()}")
         return context
 
+    def _widen(self, n_tokens: int) -> None:
+        if n_tokens > self._width:
+            self._lib.llama_free(self._context)
+            self._context = None
+            self._width = min(self.n_ctx, max(n_tokens, 2 * self._width))
+            self._context = self._open()
+
     def embed(self, texts: Sequence[str]) -> list[Vector]:
         """Return every text's vector, of shape (n_dims,) and unit length, and how many tokens the text has.
 
-        A text without tokens has None, one that is longer than the context a ``ContextOverflowError``.
+        A text without tokens has None, one that is longer than the context a ``ContextOverflowError``, unless it is a
+        `CutText`.
         """
         found: list[Vector] = [None] * len(texts)
         rows = []
         for index, text in enumerate(texts):
             tokens = self._engine.tokenize_text(text)
+            if len(tokens) > self.n_ctx and isinstance(text, CutText):
+                tokens = tokens[: self.n_ctx - self.n_ctx // 2] + tokens[len(tokens) - self.n_ctx // 2 :]
             if len(tokens) > self.n_ctx:
                 found[index] = ContextOverflowError(len(tokens), self.n_ctx)
             elif tokens:
                 rows.append((index, tokens))
         rows.sort(key=lambda row: len(row[1]))
+        self._widen(len(rows[-1][1]) if rows else 0)
         for group in _packed(rows):
             self._batch.clear()
             for sequence, (_, tokens) in enumerate(group):

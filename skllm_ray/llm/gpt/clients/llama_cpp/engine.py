@@ -29,7 +29,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.library import (
 
 _WORTH_A_RUN = 256  # tokens that a shorter prefix must cost before rows part into two runs
 _LONGEST = 1 << 31
-_EXACT_FROM = 64  # tokens of one decode, from which on llama.cpp's flash attention on a CPU computes in 32-bit floats
+_CPU_BATCH = 256  # a token looks at all cells of its batch: on a CPU, wider decodes cost more than they save
 _LOGITS_BYTES = 1 << 27  # the output buffer: n_outputs × n_vocab floats
 
 
@@ -44,8 +44,7 @@ class EngineOptions:
     """0: all layers on the CPU, -1: all on the GPU, n > 0: n layers on the GPU."""
     n_threads: int = 1
     n_batch: int | None = None
-    """Tokens in one ``llama_decode``; None takes 512 on a CPU, as llama.cpp does, and 2,048 where layers are on a
-    GPU."""
+    """Tokens in one ``llama_decode``; None takes 256 on a CPU, and 2,048 where layers are on a GPU."""
     verbose: bool = False
     vocab_only: bool = False
     """Whether the tokenizer alone is loaded."""
@@ -76,7 +75,7 @@ class Engine:
         self.n_ctx = context_length(trained, options.n_ctx)
         self.n_outputs = max(32, min(MAX_SEQUENCES, _LOGITS_BYTES // (4 * self.n_vocab)))
         self.is_embedding_model = self.metadata(f"{self.metadata('general.architecture')}.pooling_type") is not None
-        self.n_batch = min(options.n_batch or (512 if options.n_gpu_layers == 0 else 2048), self.n_ctx)
+        self.n_batch = min(options.n_batch or (_CPU_BATCH if options.n_gpu_layers == 0 else 2048), self.n_ctx)
         tokenizes_only = options.vocab_only or self.is_embedding_model
         self._context = None if tokenizes_only else self._open_context()
         self._memory = self.lib.llama_get_memory(self._context) if self._context else None
@@ -114,6 +113,10 @@ class Engine:
         params.n_outputs_max_per_seq = self.n_outputs
         params.n_threads = params.n_threads_batch = max(1, options.n_threads)
         params.kv_unified = True
+        if options.n_gpu_layers == 0:
+            # On a CPU, flash attention computes in 16-bit floats or in 32, depending on how long a decode is, and
+            # differs from what llama-cpp-python computes by default. Without it a row alone gives its logits exactly.
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
         take_errors()
         context = lib.llama_init_from_model(self.model, params)
@@ -249,7 +252,7 @@ class Engine:
             batch = self.new_batch()
             batch.add(prefix[kept:], kept, 0, MAX_SEQUENCES)
             self._prefix = list(prefix)
-            self.decode(batch, n_held=kept)
+            self.decode(batch)
         return len(prefix)
 
     @property
@@ -289,54 +292,40 @@ class Engine:
         self._batch.clear()
         return self._batch
 
-    def decode(self, batch: Batch, n_held: int | None = None) -> NDArray[np.float32]:
-        """Decode a batch of any length.
-
-        Parameters
-        ----------
-        batch : Batch
-            The tokens.
-        n_held : int, optional
-            How many tokens the context holds already. When given, the logits are those of 32-bit attention whatever
-            the batch's length: on a CPU, llama.cpp's flash attention computes decodes of fewer than 64 tokens in
-            16-bit floats, so a short one is filled up, and a row's probabilities do not depend on its neighbours.
+    def decode(self, batch: Batch) -> NDArray[np.float32]:
+        """Decode a batch of any length, with any number of wanted tokens.
 
         Returns
         -------
         ndarray of shape (n_wanted, n_vocab)
             The logits of the wanted tokens, in their order; valid until the next call.
         """
-        n_filling = 0
-        if n_held is not None and self.options.n_gpu_layers == 0:
-            n_filling = max(0, min(_EXACT_FROM - len(batch), self.n_ctx - n_held - len(batch)))
-        if n_filling:
-            batch.add(batch.tokens[:1].repeat(n_filling), len(self._prefix), 0)
-        try:
-            return self._decode(batch)
-        finally:
-            if n_filling:
-                self.n_decoded -= n_filling
-                self._remove(0, len(self._prefix))
-
-    def _decode(self, batch: Batch) -> NDArray[np.float32]:
         found: list[NDArray[np.float32]] = []
-        n_parts = -(-len(batch) // self.n_batch)
-        size = -(-len(batch) // max(1, n_parts))
-        for start in range(0, len(batch), max(1, size)):
-            stop = min(start + size, len(batch))
+        for start, stop, n_wanted in self._parts(batch):
             take_errors()
             code = self.lib.llama_decode(self._context, batch.part(self.lib, start, stop))
             if code != 0:
                 self.forget()
                 raise RuntimeError(f"llama_decode failed with code {code}: {take_errors()}")
             self.n_decoded += stop - start
-            n_wanted = int(batch.wanted[start:stop].sum())
             if n_wanted:
                 logits = np.ctypeslib.as_array(self.lib.llama_get_logits(self._context), (n_wanted, self.n_vocab))
                 found.append(logits if stop == len(batch) and not found else logits.copy())
         if len(found) == 1:
             return found[0]
         return np.concatenate(found) if found else np.empty((0, self.n_vocab), np.float32)
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[int, int, int]]:
+        """Yield starts, stops and wanted tokens of equal parts that one ``llama_decode`` can take each."""
+        size = -(-len(batch) // max(1, -(-len(batch) // self.n_batch)))
+        so_far = np.concatenate([[0], np.cumsum(batch.wanted[: len(batch)], dtype=np.int64)])
+        start = 0
+        while start < len(batch):
+            # The logits of one decode have a buffer of limited size: a label may have more tokens than it holds.
+            room = int(np.searchsorted(so_far, so_far[start] + self.n_outputs, side="right")) - 1
+            stop = min(start + size, len(batch), room)
+            yield start, stop, int(so_far[stop] - so_far[start])
+            start = stop
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:

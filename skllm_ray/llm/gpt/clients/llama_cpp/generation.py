@@ -52,7 +52,8 @@ class _Slot:
     sequence: int = 0
     n_decoded: int = 0
     """How many of `tokens` stand in the context."""
-    pieces: list[bytes] = field(default_factory=list)
+    stops: tuple[bytes, ...] = ()
+    written: bytearray = field(default_factory=bytearray)
 
     @property
     def n_written(self) -> int:
@@ -83,6 +84,7 @@ class Generator:
         prompts: Sequence[list[int]],
         schemas: Sequence[Mapping[str, Any] | None],
         most_tokens: Sequence[int | None],
+        stops: Sequence[Sequence[str]] | None = None,
     ) -> list[Generated | ContextOverflowError]:
         """Return the greedy continuation of every prompt.
 
@@ -94,6 +96,8 @@ class Generator:
             The JSON schema that an answer must follow, where there is one.
         most_tokens : sequence of int or None, of length n_rows
             The largest number of tokens in an answer; None lets the context's end decide.
+        stops : sequence of sequence of str, of length n_rows, optional
+            The strings before which an answer ends.
 
         Returns
         -------
@@ -114,20 +118,21 @@ class Generator:
             else:
                 fitting.append(index)
         for run, _ in engine.runs([prompts[index] for index in fitting]):
-            waiting = deque(
+            slots = [
                 _Slot(
                     index,
                     list(prompts[index]),
                     len(prompts[index]),
                     min(most_tokens[index] or engine.n_ctx, engine.n_ctx - len(prompts[index])),
                     self._grammar(schemas[index]),
+                    stops=tuple(stop.encode("utf-8", "replace") for stop in stops[index]) if stops else (),
                 )
                 for index in (fitting[i] for i in run)
-            )
+            ]
             try:
-                self._write(waiting, results)
+                self._write(deque(slots), results)
             finally:
-                for slot in waiting:
+                for slot in slots:
                     self._free(slot)
                 engine.release()
         return results  # type: ignore[return-value]
@@ -190,7 +195,7 @@ class Generator:
             for row, slot in zip(logits, asked, strict=True):
                 reason = self._step(slot, row)
                 if reason:
-                    text = b"".join(slot.pieces).decode("utf-8", "replace")
+                    text = slot.written.decode("utf-8", "replace")
                     results[slot.index] = Generated(text, slot.n_prompt, slot.n_written, reason)
                     active.remove(slot)
                     engine.release(slot.sequence)
@@ -207,7 +212,10 @@ class Generator:
         if slot.grammar is not None:
             self._lib.llama_sampler_accept(slot.grammar, token)
         slot.tokens.append(token)
-        slot.pieces.append(self._engine.piece(token))
+        piece = self._engine.piece(token)
+        slot.written += piece
+        if slot.stops and _ends_at_stop(slot.written, len(piece), slot.stops):
+            return "stop"
         return "length" if slot.n_written >= slot.most else ""
 
     def _choose(self, grammar: Any, logits: NDArray[np.float32]) -> int:
@@ -250,3 +258,12 @@ class Generator:
         if slot.grammar is not None:
             self._lib.llama_sampler_free(slot.grammar)
             slot.grammar = None
+
+
+def _ends_at_stop(written: bytearray, n_new: int, stops: Sequence[bytes]) -> bool:
+    """Return whether the last `n_new` bytes complete a stop string; what stands from it on is taken off."""
+    found = [written.find(stop, max(0, len(written) - n_new - len(stop) + 1)) for stop in stops]
+    first = min((at for at in found if at >= 0), default=-1)
+    if first >= 0:
+        del written[first:]
+    return first >= 0

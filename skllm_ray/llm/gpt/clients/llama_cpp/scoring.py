@@ -191,6 +191,11 @@ def best(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]
     return found
 
 
+def tokens_needed(prompt: Sequence[int], trie: Trie) -> int:
+    """Return how many tokens of the context it takes to compare the continuations of a prompt."""
+    return len(prompt) + len(trie.shared) + max(len(part.tokens) for part in trie.parts)
+
+
 def _fitting(
     engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie], results: list[Scores]
 ) -> list[_Row]:
@@ -200,7 +205,7 @@ def _fitting(
         common = [*prompt, *trie.shared]
         if not common:
             raise ValueError("A row needs at least one token before its continuations part.")
-        needed = len(common) + max(len(part.tokens) for part in trie.parts)
+        needed = tokens_needed(prompt, trie)
         if needed > engine.n_ctx:
             results[index] = ContextOverflowError(needed, engine.n_ctx)
         else:
@@ -243,7 +248,7 @@ def _score_group(engine: Engine, group: Sequence[_Row], n_prefix: int, results: 
         batch.add(row.common[n_prefix:], n_prefix, sequence, n_sequences, last_wanted=True)
         batch.add(part.tokens, len(row.common) + part.depths, sequence + part.firsts, part.counts, wanted=True)
         sequence += n_sequences
-    logits = engine.decode(batch, n_held=n_prefix)
+    logits = engine.decode(batch)
     _collect(engine, logits, [(row, row.trie.parts[0]) for row in group], results)
     if len(parts) > 1:  # a single row: its other continuations follow upon the same text, one part after the other
         row = group[0]
@@ -253,7 +258,7 @@ def _score_group(engine: Engine, group: Sequence[_Row], n_prefix: int, results: 
             batch = engine.new_batch()
             batch.add(last, len(row.common) - 1, 1, max(p.n_continuations for p in parts), last_wanted=True)
             batch.add(part.tokens, len(row.common) + part.depths, 1 + part.firsts, part.counts, wanted=True)
-            _collect(engine, engine.decode(batch, n_held=len(row.common) - 1), [(row, part)], results)
+            _collect(engine, engine.decode(batch), [(row, part)], results)
     engine.release()
 
 

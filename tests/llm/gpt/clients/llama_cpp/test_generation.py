@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import llama_cpp
 import numpy as np
 import pytest
 
-from skllm_ray.errors import ConfigurationError
-from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
+from skllm_ray.errors import ConfigurationError, PartialResultError
+from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend, GGUFOptions, GGUFSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generator
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError
-from skllm_ray.tasks import ChatRequest, ZeroShotTask
+from skllm_ray.llm.gpt.clients.llama_cpp.truncation import shortened
+from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, ZeroShotTask
 
 TEXTS = [
     "I love it.",
@@ -138,7 +140,20 @@ def test_compat_writes_what_scikit_llm_would(sequential):
     assert list(scored.predict(texts)) == list(found["prediction"])
 
 
-@pytest.mark.parametrize("options", [{"temperature": 1}, {"decoding": "greedy"}, {"truncate": 1}, {"truncate": "yes"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1},
+        {"decoding": "greedy"},
+        {"truncate": 1},
+        {"truncate": "yes"},
+        {"max_tokens": 0},
+        {"max_tokens": True},
+        {"stop": ""},
+        {"stop": ["a", 1]},
+        {"stop": list("abcde")},
+    ],
+)
 def test_unknown_options_are_told_what_is_known(options):
     from skllm_ray.classification import ZeroShotGPTClassifier
 
@@ -154,6 +169,81 @@ def test_a_long_text_is_cut_in_its_middle_when_asked_for(backend):
     assert cut.error is None and 700 < cut.usage.prompt_tokens <= backend.n_ctx
     (free,) = backend.complete([ChatRequest(request.messages, max_output_tokens=20, cut_text=text)])
     assert free.error is None
+
+
+@pytest.mark.parametrize("n_pads", [1, 40, 90, 94, 98, 102, 106, 110, 130, 180, 400])
+def test_cutting_ends_however_long_the_instructions_are(backend, n_pads):
+    text = "Great, I love it! " * 200
+    (request,) = ZeroShotTask(
+        ("positive", "negative"), "Judge by what the writer felt. " * n_pads + "\nLabels: {labels}\nText: {x}"
+    ).render([text])
+    (reply,) = backend.complete([replace(request, cut_text=text)])
+    bare = backend._needed(replace(request, messages=_without(request, text)), backend._format)
+    assert (reply.error is None) == (bare <= backend.n_ctx)
+    if reply.error is None:
+        assert reply.usage.prompt_tokens > 0.9 * (backend.n_ctx - 10)  # as much of the text as there is room for
+
+
+def _without(request, text):
+    *others, last = request.messages
+    return (*others, {**last, "content": last["content"].replace(text, "")})
+
+
+def test_many_labels_leave_room_for_the_text_they_need(backend):
+    labels = tuple(f"topic number {i}" for i in range(60))
+    text = "The box was blue. " * 25
+    (request,) = ZeroShotTask(labels).render([text])
+    whole, cut = backend.complete([request, replace(request, cut_text=text)])
+    assert whole.error is None and cut.log_probs == pytest.approx(whole.log_probs, abs=0.05)
+    several = MultiLabelZeroShotTask(labels, 5).render([text * 20])[0]
+    (reply,) = backend.complete([replace(several, cut_text=text * 20)])
+    assert reply.error is None
+
+
+def test_cutting_keeps_beginning_and_end():
+    count = lambda request: len(request.messages[-1]["content"])  # noqa: E731
+    request = ChatRequest(({"role": "user", "content": "Do this: abcdefghij ok"},), cut_text="abcdefghij")
+    assert shortened(request, 22, count) is request
+    cut = shortened(request, 20, count).messages[-1]["content"]
+    assert cut.startswith("Do this: a") and cut.endswith("j ok") and len(cut) <= 20
+    assert shortened(request, 12, count).messages[-1]["content"] == "Do this:  ok"
+    assert shortened(request, 11, count) is request  # nothing of the text would help
+
+
+def test_free_text_ends_where_it_is_asked_to(backend):
+    text = "tell me something"
+    (whole,) = backend.complete([ask(text, max_output_tokens=40)])
+    stop = whole.text[5:8]
+    (stopped, few, other) = backend.complete(
+        [
+            ask(text, max_output_tokens=40, stop=("no such thing", stop)),
+            ask(text, max_output_tokens=3),
+            ask(text, max_output_tokens=40, stop=("no such thing",)),
+        ]
+    )
+    assert stopped.text == whole.text[: whole.text.index(stop)]
+    assert few.usage.completion_tokens == 3 and whole.text.startswith(few.text)
+    assert other.text == whole.text
+
+
+def test_options_bound_free_text_alone():
+    spec = GGUFSpec("demo", options=GGUFOptions.parse({"max_tokens": 7, "stop": "\n"}))
+    scored, free = spec.adapt([ask("x", choices=Choices(("a", "b"))), ask("y", max_output_tokens=20)], ["x", "y"])
+    assert (scored.max_output_tokens, scored.stop) == (None, ())
+    assert (free.max_output_tokens, free.stop) == (7, ("\n",))
+
+
+def test_a_long_text_is_cut_for_its_embedding_when_asked_for():
+    import skllm_ray
+    from skllm_ray.vectorization import GPTVectorizer
+
+    skllm_ray.init(local_mode=True)
+    texts = ["short", "x " * 3000]
+    found = GPTVectorizer(model="gguf::demo", request_options={"truncate": True}).fit_transform(texts)
+    assert found.shape[0] == 2 and np.isfinite(found).all()
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    with pytest.raises(PartialResultError):
+        GPTVectorizer(model="gguf::demo").fit_transform(texts)
 
 
 def test_embeddings_are_those_of_llama_cpp(backend):
