@@ -62,15 +62,20 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 class Bare:
-    """llama.cpp as it comes: its own defaults, one sequence, as its own benchmark of prompt processing does it."""
+    """llama.cpp by itself, one sequence, as its own benchmark of prompt processing does it.
 
-    def __init__(self, path: Path, threads: int, gpu_layers: int, n_ctx: int) -> None:
+    `flash` is llama.cpp's default; without it, attention is computed as llama-cpp-python does by default.
+    """
+
+    def __init__(self, path: Path, threads: int, gpu_layers: int, n_ctx: int, *, flash: bool = True) -> None:
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         context = llama_cpp.llama_context_default_params()
         context.n_ctx, context.n_batch = n_ctx, min(512, n_ctx)
         context.n_threads = context.n_threads_batch = threads
+        if not flash:
+            context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = llama_cpp.llama_init_from_model(self.model, context)
         self.memory = llama_cpp.llama_get_memory(self.context)
         self.n_batch = min(512, n_ctx)
@@ -102,7 +107,7 @@ class Bare:
         llama_cpp.llama_model_free(self.model)
 
 
-def scoring(path: Path, rows: int, rounds: int, threads: int, gpu_layers: int) -> dict[str, Any]:
+def scoring(path: Path, rows: int, rounds: int, threads: int, gpu_layers: int, widths: Sequence[int]) -> dict[str, Any]:
     """Measure rows/s of classification three ways, scikit-llm's with its own settings and with all threads."""
     requests = make_requests(rows)
     backend = GGUFBackend(path, "gguf::bench", gpu_layers, threads)
@@ -135,19 +140,26 @@ def scoring(path: Path, rows: int, rounds: int, threads: int, gpu_layers: int) -
     backend.complete(requests)
     n_tokens, n_prefix = engine.n_decoded - before, engine.n_prefix
     bare = Bare(path, threads, gpu_layers, engine.n_ctx)
-    bare.read(engine.n_batch, 0)
+    bare_exact = Bare(path, threads, gpu_layers, engine.n_ctx, flash=False)
+    for one in (bare, bare_exact):
+        one.read(engine.n_batch, 0)
     works: dict[str, Callable[[], Any]] = {
         "sequential": lambda: sequential(scikit_llm),
         "sequential, all threads": lambda: sequential(all_threads),
         "ours": lambda: backend.complete(requests),
         "limit": lambda: bare.read(n_tokens, n_prefix),
+        "limit, exact attention": lambda: bare_exact.read(n_tokens, n_prefix),
         "limit, empty context": lambda: bare.read(n_tokens, 0),
     }
     found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
             found[name].append((few if name.startswith("sequential") else rows) / timed(work))
-    for part in (backend, bare, scikit_llm, all_threads):
+    at_widths = []
+    for width in widths:
+        seconds = timed(lambda width=width: [backend.complete(requests[i : i + width]) for i in range(0, rows, width)])  # type: ignore[misc]
+        at_widths.append({"width": width, "rows_per_s": rows / seconds})
+    for part in (backend, bare, bare_exact, scikit_llm, all_threads):
         part.close()
 
     def ratio(other: str) -> float:
@@ -160,8 +172,10 @@ def scoring(path: Path, rows: int, rounds: int, threads: int, gpu_layers: int) -
         "times_sequential": ratio("sequential"),
         "times_sequential_all_threads": ratio("sequential, all threads"),
         "share_of_limit": ratio("limit"),
+        "share_of_limit_exact_attention": ratio("limit, exact attention"),
         "share_of_limit_empty_context": ratio("limit, empty context"),
         "memory": str(memory_needed(str(path))),
+        "at_widths": at_widths,
     }
 
 
@@ -191,15 +205,16 @@ def free_text(path: Path, widths: Sequence[int], rounds: int, threads: int, gpu_
         """Decode the prompts, then one token of each sequence at a time."""
         batch = Batch()
         limit.forget()
-        n_tokens = min(48, limit.n_ctx // width - 16)  # what fits into the context
+        n_begun = min(16, limit.n_ctx // width // 2)
+        n_tokens = min(48, limit.n_ctx // width - n_begun)  # what fits into the context
         for sequence, prompt in enumerate(prompts[:width]):
             batch.clear()
-            batch.add(prompt[:16], 0, sequence, last_wanted=True)
+            batch.add(prompt[:n_begun], 0, sequence, last_wanted=True)
             limit.decode(batch)
         for step in range(n_tokens):
             batch.clear()
             for sequence in range(width):
-                batch.add([400], 16 + step, sequence, last_wanted=True)
+                batch.add([400], n_begun + step, sequence, last_wanted=True)
             limit.decode(batch).argmax(axis=1)
         return width * n_tokens
 
@@ -220,7 +235,19 @@ def free_text(path: Path, widths: Sequence[int], rounds: int, threads: int, gpu_
                 started = time.perf_counter()
                 written = work()
                 rates[name].append(written / (time.perf_counter() - started))
-        lines.append({"width": width, "tokens_per_s": {name: statistics.median(v) for name, v in rates.items()}})
+        found = {name: statistics.median(values) for name, values in rates.items()}
+
+        def times(other: str, rates: dict[str, list[float]] = rates) -> float:
+            return statistics.median(a / b for a, b in zip(rates["ours"], rates[other], strict=True))
+
+        lines.append(
+            {
+                "width": width,
+                "tokens_per_s": found,
+                "times_sequential": times("sequential"),
+                "share_of_limit": times("limit"),
+            }
+        )
     backend.close()
     limit.close()
     peer.close()
@@ -250,33 +277,38 @@ def through_ray(path: Path, rows: int, rounds: int, threads: int, gpu_layers: in
         rates["predict"].append(rows / timed(lambda: classifier.predict(texts)))
     pool = ModelCache.get(f"gguf::{path}")
     assert isinstance(pool, PooledBackend)
-    before = private_and_shared(pool.replicas())
+    before = private_and_mapped(pool.replicas(), path)
     backend.close()
     ModelCache.clear()
-    SKLLMConfig.set_gguf_resources(num_cpus=0, min_replicas=2, max_replicas=2)
+    SKLLMConfig.set_gguf_resources(num_cpus=0, min_replicas=2, max_replicas=2, num_gpus=0.5 if gpu_layers else 0)
     classifier.predict(texts[:600])
     pool = ModelCache.get(f"gguf::{path}")
     assert isinstance(pool, PooledBackend)
-    two = private_and_shared(pool.replicas())
+    two = private_and_mapped(pool.replicas(), path)
     ModelCache.clear()
     skllm_ray.shutdown()
     share = [a / b for a, b in zip(rates["predict"], rates["bare engine"], strict=True)]
     return {
         "rows_per_s": {name: statistics.median(values) for name, values in rates.items()},
         "share": statistics.median(share),
-        "actor_private_mb": [private for private, _ in before],
-        "actor_shared_mb": [shared for _, shared in before],
-        "two_replicas_private_mb": [private for private, _ in two],
-        "two_replicas_shared_mb": [shared for _, shared in two],
+        "one_replica": before,
+        "two_replicas": two,
     }
 
 
-def private_and_shared(replicas: Sequence[Any]) -> list[tuple[float, float]]:
-    """Return MB that each process holds alone, and MB of files' pages that are mapped by others as well."""
+def private_and_mapped(replicas: Sequence[Any], path: Path) -> list[dict[str, float]]:
+    """Return MB that each process holds alone, and of the model's file: resident, and its share where others map it."""
     found = []
     for replica in replicas:
-        maps = psutil.Process(replica.pid).memory_full_info()
-        found.append((maps.uss / 1e6, (maps.rss - maps.uss) / 1e6))
+        process = psutil.Process(replica.pid)
+        file = [part for part in process.memory_maps(grouped=False) if part.path == str(path)]
+        found.append(
+            {
+                "private_mb": process.memory_full_info().uss / 1e6,
+                "file_resident_mb": sum(part.rss for part in file) / 1e6,
+                "file_proportional_mb": sum(getattr(part, "pss", 0) for part in file) / 1e6,
+            }
+        )
     return found
 
 
@@ -286,7 +318,9 @@ def private_and_shared(replicas: Sequence[Any]) -> list[tuple[float, float]]:
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
 @click.option("--gpu-layers", default=0, show_default=True, help="0: CPU, -1: all layers on the GPU.")
-@click.option("--widths", default="1,8,32", show_default=True, help="Sequences generated at once.")
+@click.option(
+    "--widths", default="1,8,32", show_default=True, help="Rows asked together, and sequences written at once."
+)
 @click.option("--ray/--no-ray", default=True, show_default=True, help="Measure predict through Ray as well.")
 @click.option("--models", default=".benchmarks/models", show_default=True, type=click.Path(path_type=Path))
 @click.option("--out", default=".benchmarks/gguf.json", show_default=True, type=click.Path(path_type=Path))
@@ -307,14 +341,15 @@ def main(
     for size in sizes.split(","):
         path = DEMO_FILE if size == "demo" else make_model(SHAPES[size], models.resolve() / f"{size}.gguf")
         n_rows = rows or {"demo": 1024, "20M": 384, "250M": 64}.get(size, 64)
-        one: dict[str, Any] = {"scoring": scoring(path, n_rows, rounds, threads, gpu_layers)}
-        one["free_text"] = free_text(path, [int(width) for width in widths.split(",")], rounds, threads, gpu_layers)
+        together = [int(width) for width in widths.split(",")]
+        one: dict[str, Any] = {"scoring": scoring(path, n_rows, rounds, threads, gpu_layers, together)}
+        one["free_text"] = free_text(path, together, rounds, threads, gpu_layers)
         if ray:
             one["ray"] = through_ray(path, 4 * n_rows, rounds, threads, gpu_layers)
         results["models"][size] = one
         show(console, size, one)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results, indent=1))
     console.print(f"Written to {out}")
 
 
@@ -329,26 +364,38 @@ def show(console: Console, size: str, one: dict[str, Any]) -> None:
     times = f"{found['times_sequential_all_threads']:.2f} ×"
     table.add_row("the same with all threads", f"{rates['sequential, all threads']:.1f}", times)
     table.add_row("ours", f"{rates['ours']:.1f}", "")
-    behind = f"llama.cpp's prompt rate, same tokens behind the same {found['n_prefix']}"
-    table.add_row(behind, f"{rates['limit']:.1f}", f"{found['share_of_limit']:.0%}")
-    share = f"{found['share_of_limit_empty_context']:.0%}"
-    table.add_row("llama.cpp's prompt rate, on an empty context", f"{rates['limit, empty context']:.1f}", share)
+    behind = f"behind the same {found['n_prefix']}"
+    for line, name, share in (
+        (f"llama.cpp's prompt rate, same tokens {behind}", "limit", "share_of_limit"),
+        ("the same without flash attention, as ours", "limit, exact attention", "share_of_limit_exact_attention"),
+        ("llama.cpp's prompt rate, on an empty context", "limit, empty context", "share_of_limit_empty_context"),
+    ):
+        table.add_row(line, f"{rates[name]:.1f}", f"{found[share]:.0%}")
+    for line in found["at_widths"]:
+        sequential = rates["sequential"]
+        times = f"{line['rows_per_s'] / sequential:.2f} × one by one"
+        table.add_row(f"ours, {line['width']} rows at a time", f"{line['rows_per_s']:.1f}", times)
     if "ray" in one:
         rates = one["ray"]["rows_per_s"]
         table.add_row("engine in one process, shorter prompt", f"{rates['bare engine']:.1f}", "")
         table.add_row("predict through Ray, the same", f"{rates['predict']:.1f}", f"{one['ray']['share']:.0%}")
     table.caption = found["memory"]
-    if "ray" in one:
-        told = " and ".join(f"{memory:.0f}" for memory in one["ray"]["actor_private_mb"])
-        table.caption += f"; {told} MB of an actor's own"
     console.print(table)
     table = Table(title=f"{size}: free text, tokens/s")
-    columns = list(one["free_text"][0]["tokens_per_s"])
-    for column in ("sequences at once", *columns):
+    for column in ("sequences at once", *one["free_text"][0]["tokens_per_s"], "ours × sequential", "of the limit"):
         table.add_column(column, justify="right")
     for line in one["free_text"]:
-        table.add_row(str(line["width"]), *(f"{line['tokens_per_s'][column]:.0f}" for column in columns))
+        shares = (f"{line['times_sequential']:.2f}", f"{line['share_of_limit']:.0%}")
+        table.add_row(str(line["width"]), *(f"{rate:.0f}" for rate in line["tokens_per_s"].values()), *shares)
     console.print(table)
+    if "ray" in one:
+        table = Table(title=f"{size}: memory of model actors, MB")
+        for column in ("", "an actor's own", "the file, resident", "the file, its share"):
+            table.add_column(column, justify="right")
+        for name in ("one_replica", "two_replicas"):
+            for actor in one["ray"][name]:
+                table.add_row(name.replace("_", " "), *(f"{value:.0f}" for value in actor.values()))
+        console.print(table)
 
 
 if __name__ == "__main__":
