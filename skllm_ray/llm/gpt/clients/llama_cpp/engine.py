@@ -104,6 +104,12 @@ class Engine:
 
     def _open_context(self) -> Any:
         lib, options = self.lib, self.options
+        if lib.llama_model_is_recurrent(self.model) or lib.llama_model_is_hybrid(self.model):
+            lib.llama_model_free(self.model)
+            raise ModelLoadError(
+                f"{options.path} is a model with recurrent layers, whose state cannot be shared between rows.",
+                "Use a transformer, or serve this model by llama.cpp's own server and ask it as custom_url::<name>.",
+            )
         params = lib.llama_context_default_params()
         params.n_ctx = self.n_ctx
         params.n_batch = self.n_batch
@@ -280,10 +286,7 @@ class Engine:
 
     def _remove(self, sequence: int, position: int) -> None:
         if not self.lib.llama_memory_seq_rm(self._memory, sequence, position, -1):
-            raise RuntimeError(
-                f"{self.options.path}: this architecture cannot forget part of a sequence (a recurrent model?), so it "
-                "cannot share a prefix between rows."
-            )
+            raise RuntimeError(f"{self.options.path}: llama.cpp does not forget a part of a sequence of this model.")
 
     # --- decoding -------------------------------------------------------------------------------------------------
 
