@@ -22,8 +22,8 @@ from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, ZeroSh
 
 TOLERANCE = 1e-3
 """Of a probability, and of a log-probability above -7. Among other rows, a row's keys and values lie in other cells, so
-that attention sums in another order; in one row of thirty that tips the rounding of an activation to 8 bits, and moves a
-likely label's log-probability by up to 0.01, an unlikely one's by a few hundredths."""
+that attention sums in another order; in one row of thirty that tips the rounding of an activation to 8 bits, and moves
+a likely label's log-probability by up to 0.01, an unlikely one's by a few hundredths."""
 ALONE = {"atol": 1e-3, "rtol": 5e-4}
 """Of a log-probability, where no other row shares the context: the order is the same."""
 THREE = ("positive", "negative", "neutral")
