@@ -34,6 +34,7 @@ from skllm_ray.batch.manifest import (
 )
 from skllm_ray.batch.screen import Screen, State, open_screen
 from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, list_inputs, open_folder
+from skllm_ray.batch.template import check_formats
 from skllm_ray.batch.work import (
     JOURNAL,
     SYSTEM,
@@ -229,11 +230,6 @@ class Job:
         """Yield the job's units."""
         return cut(manifest.files, manifest.unit_rows, manifest.cuts)
 
-    def units_left(self, manifest: Manifest) -> list[Unit]:
-        """Return the units without a part; all of them where none is left."""
-        state = OutputState(self.output, self._system, list(self.units(manifest)))
-        return [unit for unit in state.units if unit.part_name not in state.parts] or state.units
-
     def requests_for(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return what would be asked about some texts, with any examples where the nearest ones cost to find."""
         task: Any = self.task
@@ -241,6 +237,19 @@ class Job:
             return list(task.render(texts))
         task = replace(task, memory=_SomeExamples(task.memory))
         return list(task.render(texts, np.zeros((len(texts), 1), np.float32)))
+
+    def left(self, manifest: Manifest) -> list[tuple[Unit, int]]:
+        """Return the units that a run would do, and how many rows of each it would ask about."""
+        state = OutputState(self.output, self._system, list(self.units(manifest)))
+        rows, before, wanted = dict[str, int](), 0, self._wanted(manifest)
+        for unit in state.units:
+            rows[unit.key] = min(unit.n_rows, wanted - before)
+            before += unit.n_rows
+        found = []
+        for call in self._calls(manifest, state):
+            failed = {} if not call.retries else {**state.summaries[call.key].errors, "missing_text": 0}
+            found.append((call.unit, sum(failed.values()) if call.retries else rows[call.key]))
+        return found
 
     def ask(self, texts: Sequence[str]) -> list[Row[Any]]:
         """Ask about some texts, outside of any output."""
@@ -342,12 +351,16 @@ class Job:
                 raise InputError(
                     f"{parameter}: the input has no column {missing[0]!r}.", f"Columns: {', '.join(names)}."
                 )
-        if not self._options.text_template:
+        if self._options.text_template:
+            check_formats(self._options.text_template, scanned.schema)
+        else:
             kind = scanned.schema.field(self._options.text_column or "").type
             if not _is_text(kind):
                 raise InputError(
                     f"text_column={self._options.text_column!r} is of type {kind}, not of texts.",
-                    f"Use text_template='{{{self._options.text_column}}}' to turn its values into texts.",
+                    "Convert it to strings."
+                    if "binary" in str(kind)
+                    else f"Use text_template='{{{self._options.text_column}}}' to turn its values into texts.",
                 )
 
     @cached_property

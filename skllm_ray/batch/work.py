@@ -22,6 +22,7 @@ from skllm_ray.batch.journal import Journal
 from skllm_ray.batch.ledger import Progress
 from skllm_ray.batch.manifest import Manifest, read_schema
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
+from skllm_ray.batch.template import EMPTY
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution.block import process
 from skllm_ray.execution.units import node_name
@@ -294,8 +295,8 @@ def template_fields(template: str) -> frozenset[str]:
 
 def filled(template: str, row: Mapping[str, Any], fields: frozenset[str]) -> str | None:
     """Return a row's text; None where all the columns that it takes are empty."""
-    values = {name: "" if row[name] is None else str(row[name]) for name in fields}
-    return template.format_map(values) if any(value.strip() for value in values.values()) else None
+    values = {name: EMPTY if row[name] is None else row[name] for name in fields}
+    return template.format_map(values) if any(str(value).strip() for value in values.values()) else None
 
 
 def _old_part(output: Folder, unit: Unit) -> pa.Table:
