@@ -297,7 +297,8 @@ class Job:
             )
         schema = pa.schema([*(scanned.schema.field(name) for name in kept), *ours.items()])
         files = tuple(_checked(scanned, self._needed()).files)
-        task = with_template(self.task, old.template if old else None)
+        kind = type(estimator).__name__
+        task = with_template(self.task, old.template if old and old.task == kind else None)
         return Manifest(
             input=self._inputs,
             text_column=None if given.text_template else given.text_column,
@@ -305,7 +306,7 @@ class Job:
             keep_columns=kept,
             output_prefix=given.output_prefix,
             keep_replies=given.keep_replies,
-            task=type(estimator).__name__,
+            task=kind,
             model=self.spec.model,
             identity=json.dumps(getattr(self.spec, "identity", self.spec.key)),
             params=params_text(estimator),
@@ -317,6 +318,7 @@ class Job:
             prediction_columns=tuple(estimator._column_types()),
             unit_rows=given.unit_rows or (old.unit_rows if old else rows_per_unit(files)),
             files=files,
+            max_output_tokens=given.max_output_tokens,
             template=getattr(task, "template", None),
         )
 
