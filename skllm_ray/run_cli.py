@@ -260,22 +260,24 @@ def _ray(job: JobFile) -> Iterator[None]:
 def _show(result: JobResult) -> None:
     total = result.total
     cost = "not known" if total.unpriced and not total.cost_usd else f"{total.cost_usd:,.4f} USD"
+    pending = result.pending
     facts = {
         "rows": f"{result.rows_done:,} of {result.rows_total:,}",
         "failed rows": ", ".join(f"{n:,} {kind}" for kind, n in sorted(result.errors.items())) or "none",
         "tokens": f"{total.prompt_tokens:,} in, {total.completion_tokens:,} out",
         "cost": cost + (f", and up to {result.unknown_usd:,.4f} for lost requests" if result.unknown_usd else ""),
+        "not in a part yet": f"{pending.asked:,} answers that are paid for, {pending.cost_usd:,.4f} USD",
         "this run": f"{result.this_run.rows:,} rows in {result.seconds:,.1f} s",
         "output": result.output,
     }
+    if not pending.asked:
+        del facts["not in a part yet"]
     if result.unreadable:
         facts["not done"] = "\n".join(f"{name}: {reason}" for name, reason in list(result.unreadable.items())[:20])
     if result.stopped:
         facts["stopped"] = result.stopped
-    if not result.complete:
-        facts["next"] = "run the same command again"
-    elif result.rows_done < result.rows_total:
-        facts["next"] = "run it without --limit for the other rows"
+    if result.next_step:
+        facts["next"] = result.next_step
     _table("Done" if result.complete else "Not all is done", facts)
 
 

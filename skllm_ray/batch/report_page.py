@@ -165,19 +165,20 @@ def render_page(
 
 def _tiles(manifest: Mapping[str, Any], units: Sequence[Mapping[str, Any]], tally: Tally) -> list[tuple[str, str, str]]:
     total, failed = int(manifest["rows_total"]), sum(tally.errors.values())
-    cost = sum(unit["cost_usd"] or 0.0 for unit in units)
-    unpriced = sum(unit.get("unpriced", unit["cost_usd"] is None) for unit in units)
-    lost = sum(unit["unknown_usd"] for unit in units)
+    known, unknown = (sum(float(unit[name]) for unit in units) for name in ("cost_usd", "unknown_usd"))
+    unpriced = sum(int(unit["unpriced"]) for unit in units)
     busy = _busy_s(units)
     saved = sum(unit["duplicates"] + unit["reused"] for unit in units)
-    about_cost = [f"{1000 * cost / tally.rows:,.4f} per 1,000 rows"] if cost and tally.rows else []
-    about_cost += [f"up to {lost:,.2f} for lost requests"] if lost else []
-    about_cost += [f"{unpriced:,} of unknown price not counted"] if unpriced and cost else []
+    notes = [
+        f"{1000 * known / tally.rows:,.4f} per 1,000 rows" if known and tally.rows else "",
+        f"up to {unknown:,.2f} more for lost requests" if unknown else "",
+        f"{unpriced:,} replies of unknown price" if unpriced else "",
+    ]
     return [
         ("rows", f"{tally.rows:,}", f"of {total:,} ({tally.rows / max(1, total):.1%})"),
         ("failed", f"{failed:,}", f"{failed / max(1, tally.rows):.2%}; {tally.invalid:,} with an invalid answer"),
         ("rows/s", f"{tally.rows / busy:,.1f}" if busy else "–", f"over {_span(busy)} of work"),
-        ("cost, USD", "not known" if unpriced and not cost else f"{cost:,.2f}", "; ".join(about_cost)),
+        ("cost, USD", "not known" if unpriced and not known else f"{known:,.2f}", "; ".join(filter(None, notes))),
         ("prompt tokens", f"{sum(unit['prompt_tokens'] for unit in units):,}", ""),
         ("completion tokens", f"{sum(unit['completion_tokens'] for unit in units):,}", ""),
         ("not asked again", f"{saved:,}", "identical texts, and replies of interrupted runs"),

@@ -32,12 +32,19 @@ class State:
     stopped: str = ""
     began: float = field(default_factory=time.monotonic)
     _past: deque[tuple[float, int]] = field(default_factory=deque)
+    _before: Progress = field(default_factory=Progress)
+    _ledger: str = ""
 
     def see(self, snapshot: Snapshot | None) -> None:
-        """Take the ledger's numbers."""
+        """Take the ledger's numbers; they add up where its process died and another one began to count."""
         if snapshot is None:
             return
-        self.progress, self.waiting_for, self.stopped = snapshot.progress, snapshot.waiting_for, snapshot.stopped
+        if snapshot.ledger != self._ledger:
+            self._before, self._ledger = self.progress, snapshot.ledger
+        self.progress = Progress()
+        self.progress.add(self._before)
+        self.progress.add(snapshot.progress)
+        self.waiting_for, self.stopped = snapshot.waiting_for, snapshot.stopped
         now = time.monotonic()
         self._past.append((now, self.progress.rows))
         while self._past[0][0] < now - _WINDOW_S:

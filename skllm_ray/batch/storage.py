@@ -102,8 +102,15 @@ class Folder:
         with self.filesystem.open_input_stream(self.at(name), compression=None) as stream:
             return bytes(stream.read())
 
+    def read_if_there(self, name: str) -> bytes:
+        """Return a file's bytes; none where it was deleted meanwhile."""
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return b""
+
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Write a whole file: others see all of it or nothing."""
+        """Write a whole file: others see all of it or nothing, and a node that loses its power keeps it."""
         path = self.at(name)
         if not self.is_local:  # an object store shows an object when it is complete
             with self.filesystem.open_output_stream(path, compression=None) as stream:
@@ -113,8 +120,12 @@ class Folder:
         part = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_bytes(content)
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             part.replace(target)
+            _sync(target.parent)
         except BaseException:
             with suppress(OSError):
                 part.unlink()
@@ -261,6 +272,16 @@ def _matcher(base: str, pattern: str) -> Callable[[str], bool]:
         return bool(format_of(name) and (named or not _hidden(name)) and expression.match(name))
 
     return wanted
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder written to the disk, where the filesystem can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _hidden(path: str) -> bool:

@@ -25,6 +25,7 @@ from skllm_ray.llm.gate import install_limiter
 from skllm_ray.tasks.base import Task
 
 _TICK_S: Final = 0.5
+_RESTART_S: Final = 60.0  # the longest wait for a shared object whose process died
 _TASK_S: Final = 1.0  # the least time that a task should take
 _MOST_DEATHS: Final = 3
 _MOST_TASKS: Final = 8
@@ -113,15 +114,25 @@ class UnitRunner:
         self.n_tasks = n_tasks or (connected.in_flight if connected.backend is not None else _default_tasks())
         self._work = ray.put((connected, function))
 
-    def share(self, factory: Callable[..., Any], *args: Any, restarts: bool) -> Shared:
-        """Return a new object that the driver and all workers use; `restarts` begins it anew where its process dies."""
-        if self._here:
-            return _Here(factory(*args))
-        import ray
+    def share(self, factory: Callable[[Mapping[str, str]], Any]) -> Shared:
+        """Return an object that the driver and all workers use.
 
-        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1 if restarts else 0, "max_concurrency": 16}
-        actor = ray.remote(_Holder).options(**options).remote(factory, args)
-        return _There(actor)
+        `factory` makes it from the credentials; where its process dies, again. It lives on the driver's node, so that
+        no lost node takes it without the driver.
+        """
+        if self._here:
+            return _Here(factory(self._secrets))
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        node = ray.get_runtime_context().get_node_id()
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_concurrency": 16,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+        }
+        return _There(ray.remote(_Holder).options(**options).remote(factory))
 
     def run(
         self, units: deque[Any], shared: Shared, again: Callable[[Any], Any]
@@ -239,21 +250,31 @@ class _There:
         self._actor = actor
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method, again where the actor dies: it comes back. What it does twice must be the same as once."""
         import ray
         from ray.exceptions import RayActorError
 
-        try:
-            return ray.get(self._actor.call.remote(method, args, kwargs))
-        except RayActorError:
-            raise ClusterError("The process that keeps the job's state died.", "Run the same command again.") from None
+        deadline = time.monotonic() + _RESTART_S
+        while True:
+            try:
+                return ray.get(self._actor.call.remote(method, args, kwargs))
+            except RayActorError:
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        "The process that keeps the job's state died, and does not start again.",
+                        "Run the same command again.",
+                    ) from None
+            time.sleep(_TICK_S)
 
     def tell(self, method: str, *args: Any, **kwargs: Any) -> None:
         self._actor.call.remote(method, args, kwargs)
 
 
 class _Holder:
-    def __init__(self, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self._held = factory(*args)
+    def __init__(self, factory: Callable[[Mapping[str, str]], Any]) -> None:
+        from skllm_ray.execution.vault import fetch_secrets
+
+        self._held = factory(fetch_secrets())
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return getattr(self._held, method)(*args, **kwargs)
