@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from skllm_ray.batch.asking import Terms
 from skllm_ray.batch.inputs import Scanned, Unit, cut, rows_per_unit, scan
@@ -444,6 +446,8 @@ class Job:
             manifest.save(self._system)
             state = OutputState(self.output, list(self.units(manifest)))
             state.tidy()
+            if not manifest.rows_total:
+                self._write_nothing(manifest)
             calls = self._calls(manifest, state)
             began = datetime.now(UTC)
             with screen or open_screen(False) as shown:
@@ -456,6 +460,12 @@ class Job:
         """Return how the job stands, without running anything."""
         manifest = self.plan()
         return self._result(manifest, OutputState(self.output, list(self.units(manifest))), Outcome(), 0.0)
+
+    def _write_nothing(self, manifest: Manifest) -> None:
+        """Write a part without rows, so that readers of the output find its columns."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(manifest.arrow_schema().empty_table(), sink)
+        self.output.write("part-empty.parquet", sink.getvalue())
 
     def _wanted(self, manifest: Manifest) -> int:
         limit = self._options.limit
@@ -520,7 +530,21 @@ class Job:
             if lock.lost:
                 raise OutputInUseError("Another run took over this output.", "Look at which one is to go on.")
 
-        return work_off(calls, work, budget, secrets, self._options.workers, state, (screen, view, check))
+        def divide(call: Call) -> list[Call]:
+            """Let a row group that cannot be read cost itself alone: its neighbours become units of their own."""
+            nonlocal manifest
+            unit = call.unit
+            if len(unit.groups) < 2 or call.retries:
+                return []
+            starts = accumulate((rows for _, _, rows in unit.groups[:-1]), initial=unit.start)
+            manifest = replace(manifest, cuts=(*manifest.cuts, *((unit.number, start) for start in starts)))
+            manifest.save(self._system)  # before there are parts of such units
+            end = unit.start + unit.n_rows
+            found = (one for one in self.units(manifest) if one.number == unit.number and unit.start <= one.start < end)
+            return [Call(one, call.resumes) for one in found]
+
+        watch = screen, view, check
+        return work_off(calls, work, budget, secrets, self._options.workers, state, divide, watch)
 
     def _terms(self, spec: BackendSpec, price: Price | None) -> Terms:
         bound = self._options.max_output_tokens

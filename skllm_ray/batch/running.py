@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -64,6 +64,7 @@ def work_off(
     secrets: Mapping[str, str],
     n_tasks: int | None,
     state: OutputState,
+    divide: Callable[[Call], Sequence[Call]],
     watch: tuple[Screen, State, Callable[[], None]],
 ) -> Outcome:
     """Do units until none is left or the job must stop.
@@ -82,6 +83,8 @@ def work_off(
         Units at once.
     state : OutputState
         Gets the summaries of the units that are done.
+    divide : callable
+        Returns what takes the place of a unit that cannot be read; nothing where it cannot be divided.
     watch : tuple of Screen, State, callable
         Where progress is shown, what is shown, and what raises where the run may not go on.
     """
@@ -99,7 +102,11 @@ def work_off(
         for result in results:
             if result is not None:
                 view.units_done += 1
-                _note(*result, state, outcome, budget.usd)
+                pieces = divide(result[0]) if _is_unreadable(result[1]) and not outcome.kind else ()
+                calls.extend(pieces)
+                view.n_units += len(pieces)
+                if not pieces:
+                    _note(*result, state, outcome, budget.usd)
             check()
             state.save()
             snapshot = _snapshot(shared)
@@ -118,6 +125,10 @@ def work_off(
     return outcome
 
 
+def _is_unreadable(result: Any) -> bool:
+    return isinstance(result, Unfinished) and result.kind == "unreadable"
+
+
 def _note(call: Call, result: Any, state: OutputState, outcome: Outcome, budget_usd: float | None) -> None:
     """Take a unit's result."""
     if isinstance(result, UnitSummary):
@@ -128,7 +139,7 @@ def _note(call: Call, result: Any, state: OutputState, outcome: Outcome, budget_
         outcome.trouble[name] = f"the process that worked on it ended: {result.reason}"
         return
     stop: Unfinished = result
-    if stop.kind == "unreadable":
+    if _is_unreadable(stop):
         outcome.trouble[name] = stop.reason
     elif stop.kind == "budget":
         outcome.stop(stop.kind, f"the budget of {budget_usd:g} USD does not cover what remains")

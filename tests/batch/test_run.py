@@ -206,6 +206,28 @@ def test_a_damaged_row_group_costs_itself(tmp_path):
     assert list(result.unreadable) == [f"{path} rows 100 to 199"]
 
 
+def test_a_damaged_row_group_does_not_cost_those_that_share_its_unit(tmp_path):
+    path = Path(write(tmp_path / "in.parquet", texts(100), row_group_size=10))
+    start = pq.read_metadata(path).row_group(4).column(1).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 60] = b"\xff" * 60
+    path.write_bytes(content)
+    for _ in range(2):
+        result = batch.run(classifier(), str(path), str(tmp_path / "out"), unit_rows=100)
+        assert (result.complete, result.rows_done) == (False, 90)
+        assert list(result.unreadable) == [f"{path} rows 40 to 49"]
+    assert result.this_run.rows == 0
+    assert read(tmp_path / "out")["id"].tolist() == [*range(40), *range(50, 100)]
+
+
+def test_an_input_without_a_row_gives_an_output_with_columns(tmp_path):
+    source = write(tmp_path / "in.parquet", [])
+    for _ in range(2):
+        assert batch.run(classifier(), source, str(tmp_path / "out"), keep_columns=["id"]).complete
+    found = pd.read_parquet(tmp_path / "out")
+    assert (len(found), list(found.columns[:2])) == (0, ["id", "prediction"])
+
+
 def test_a_template_makes_texts_of_columns(tmp_path):
     source = write(tmp_path / "in.parquet", texts(5), title=["good {x}", None, "", "T", "T"])
     job = classifier()
