@@ -28,7 +28,8 @@ _FITTED: Final = frozenset({
     "max_words", "focus", "language", "entities", "prompt_template", "request_options", "on_error", "random_state",
 })  # fmt: skip
 """Settings that a fitted estimator has already."""
-_PRIVATE: Final = frozenset({"storage_options"})
+_PRIVATE: Final = frozenset({"storage_options", "request_options"})
+"""Settings that may hold a credential: what was given there is never shown."""
 _OneOrMore = Annotated[
     list[str],
     BeforeValidator(lambda given: [given] if isinstance(given, str) else given),

@@ -335,6 +335,7 @@ def test_a_templates_line_breaks_in_a_flag(tmp_path):
         ({"c": b"task: \xff\xfe"}, ["--config", "c"], "it is not UTF-8"),
         ({"c": b"storage_options: [AKIA, secret-xyz\nb: ]"}, ["--config", "c"], "in line 2"),
         ({"c": b"storage_options: AKIA-secret-xyz"}, ["--config", "c"], "storage_options: Input should be"),
+        ({"c": b"request_options: secret-xyz"}, ["--config", "c"], "request_options: Input should be"),
         ({"c": b"labels: [yes, no]"}, ["--config", "c"], "got 'True'; write it in quotes"),
         ({"l": b"pos\xffitive\nnegative"}, ["classify", "--labels-file", "l"], "it is not UTF-8"),
         (
