@@ -32,7 +32,7 @@ from skllm_ray.batch.running import Budget, Outcome, work_off
 from skllm_ray.batch.screen import Screen, State, open_screen
 from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, list_inputs, open_folder
-from skllm_ray.batch.work import SYSTEM, Call, UnitWork, add_up, template_fields
+from skllm_ray.batch.work import SYSTEM, Call, UnitWork, add_up, table_bytes, template_fields
 from skllm_ray.config import Price
 from skllm_ray.errors import ConfigurationError, InputError, OutputInUseError, OutputMismatchError
 from skllm_ray.execution.block import embedding_of
@@ -44,6 +44,7 @@ from skllm_ray.tasks.embedding import EmbeddingTask
 
 KeepReplies = Literal["none", "errors", "all"]
 _MOST_OUTPUT_TOKENS: Final = 1024
+_EMPTY: Final = "part-00000-0000000000-0000000.parquet"
 
 
 class BatchEstimator(Protocol):
@@ -431,6 +432,8 @@ class Job:
             manifest.save(self._system)
             state = OutputState(self.output, list(self.units(manifest)))
             state.tidy()
+            if not state.units:  # readers of the output get its columns all the same
+                self.output.write(_EMPTY, table_bytes(manifest.arrow_schema().empty_table()))
             calls = self._calls(manifest, state)
             began = datetime.now(UTC)
             with screen or open_screen(False) as shown:

@@ -53,6 +53,14 @@ def test_every_row_gets_its_own_answer_beside_its_own_columns(tmp_path):
     assert max(len(pq.read_table(p)) for p in (tmp_path / "out").glob("part-*")) <= 40
 
 
+def test_an_input_without_rows_gives_an_output_with_columns(tmp_path):
+    source = write(tmp_path / "in.parquet", [])
+    for _ in range(2):
+        result = batch.run(classifier(), source, str(tmp_path / "out"))
+        assert (result.complete, result.rows_total) == (True, 0)
+        assert {"id", "text", "prediction", "error_kind"} <= set(pd.read_parquet(tmp_path / "out").columns)
+
+
 def test_a_second_run_asks_nothing(tmp_path):
     source = write(tmp_path / "in.parquet", texts(90))
     batch.run(classifier(), source, str(tmp_path / "out"), unit_rows=20)
