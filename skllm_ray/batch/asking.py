@@ -40,8 +40,8 @@ class SharedLedger(Protocol):
         """Tell what it did cost."""
         ...
 
-    def report(self, progress: Progress, *, answered: bool) -> None:
-        """Tell what was done; does not wait."""
+    def report(self, progress: Progress, *, answered: bool, last: bool = False) -> None:
+        """Tell what was done; waits only for the `last` word."""
         ...
 
     def wait_for(self, worker: str, reason: str) -> None:
@@ -176,7 +176,7 @@ class JournalledBackend:
 
     def finish(self) -> Progress:
         """Report the rest, and return what this backend did in all."""
-        self._tell()
+        self._tell(last=True)
         return self.total
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -355,11 +355,12 @@ class JournalledBackend:
         if time.monotonic() - self._told_at >= _REPORT_S:
             self._tell()
 
-    def _tell(self) -> None:
+    def _tell(self, *, last: bool = False) -> None:
         news, self._news = self._news, Progress()
         self._told_at = time.monotonic()
         self.total.add(news)
-        self._ledger.report(news, answered=news.asked > sum(news.errors.values()) and news.rows > 0)
+        answered = news.asked > sum(news.errors.values()) and news.rows > 0
+        self._ledger.report(news, answered=answered, last=last)
 
     def _check_stopped(self) -> None:
         if time.monotonic() - self._checked_at < _REPORT_S:

@@ -14,7 +14,6 @@ from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from skllm_ray.batch.asking import Terms
 from skllm_ray.batch.inputs import Scanned, Unit, cut, rows_per_unit, scan
@@ -35,7 +34,7 @@ from skllm_ray.batch.screen import Screen, State, open_screen
 from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, list_inputs, open_folder
 from skllm_ray.batch.template import check_formats
-from skllm_ray.batch.work import SYSTEM, Call, UnitWork, add_up, template_fields
+from skllm_ray.batch.work import SYSTEM, Call, UnitWork, add_up, table_bytes, template_fields
 from skllm_ray.config import Price
 from skllm_ray.errors import ConfigurationError, InputError, OutputInUseError, OutputMismatchError
 from skllm_ray.execution.block import embedding_of
@@ -47,6 +46,7 @@ from skllm_ray.tasks.embedding import EmbeddingTask
 
 KeepReplies = Literal["none", "errors", "all"]
 _MOST_OUTPUT_TOKENS: Final = 1024
+_EMPTY: Final = "part-00000-0000000000-0000000.parquet"
 
 
 class BatchEstimator(Protocol):
@@ -446,8 +446,8 @@ class Job:
             manifest.save(self._system)
             state = OutputState(self.output, list(self.units(manifest)))
             state.tidy()
-            if not manifest.rows_total:
-                self._write_nothing(manifest)
+            if not state.units:  # readers of the output get its columns all the same
+                self.output.write(_EMPTY, table_bytes(manifest.arrow_schema().empty_table()))
             calls = self._calls(manifest, state)
             began = datetime.now(UTC)
             with screen or open_screen(False) as shown:
@@ -460,12 +460,6 @@ class Job:
         """Return how the job stands, without running anything."""
         manifest = self.plan()
         return self._result(manifest, OutputState(self.output, list(self.units(manifest))), Outcome(), 0.0)
-
-    def _write_nothing(self, manifest: Manifest) -> None:
-        """Write a part without rows, so that readers of the output find its columns."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(manifest.arrow_schema().empty_table(), sink)
-        self.output.write("part-empty.parquet", sink.getvalue())
 
     def _wanted(self, manifest: Manifest) -> int:
         limit = self._options.limit

@@ -118,6 +118,7 @@ def work_off(
                 if not snapshot.stopped:
                     shared.tell("stop", outcome.stopped)
             view.see(snapshot)
+            view.standing = runner.lookout.look() if runner.lookout else view.standing
             screen.show(view)
     view.see(_snapshot(shared))
     screen.show(view)
@@ -185,7 +186,7 @@ class LedgerHandle:
         """Tell what it did cost."""
         self._shared.call("settle", worker, spent_usd)
 
-    def report(self, progress: Progress, *, answered: bool) -> None:
+    def report(self, progress: Progress, *, answered: bool, last: bool = False) -> None:
         """Tell what was done."""
         from skllm_ray.execution.metrics import count
 
@@ -202,7 +203,8 @@ class LedgerHandle:
             errors=dict(progress.errors),
             cost_usd=progress.cost_usd,
         )
-        self._shared.tell("report", progress, answered=answered)
+        tell = self._shared.call if last else self._shared.tell
+        tell("report", progress, answered=answered)
 
     def wait_for(self, worker: str, reason: str) -> None:
         """Tell that this worker waits."""

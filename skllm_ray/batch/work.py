@@ -297,9 +297,7 @@ class UnitWork:
             "question": self.manifest.question,
         }
         table = table.replace_schema_metadata({_META: json.dumps(told, ensure_ascii=False).encode()})
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        return sink.getvalue()
+        return table_bytes(table)
 
     @cached_property
     def _fields(self) -> frozenset[str]:
@@ -314,6 +312,13 @@ class UnitWork:
     @cached_property
     def _input_schema(self) -> pa.Schema:
         return read_schema(self.manifest.input_schema)
+
+
+def table_bytes(table: pa.Table) -> pa.Buffer:
+    """Return a table as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue()
 
 
 def summary_of(output: Folder, part_name: str) -> UnitSummary | None:

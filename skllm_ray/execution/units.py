@@ -20,6 +20,7 @@ from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution import session
 from skllm_ray.execution.block import embedding_of, open_here
 from skllm_ray.execution.children import inherited
+from skllm_ray.execution.standing import Lookout
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.gate import install_limiter
 from skllm_ray.tasks.base import Task
@@ -42,7 +43,7 @@ class Shared(Protocol):
         ...
 
     def tell(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Call a method and do not wait for it."""
+        """Call a method and do not wait for it; should it be lost, the next call sees to it."""
         ...
 
 
@@ -83,6 +84,8 @@ class UnitRunner:
     ----------
     n_tasks : int
         Units at once.
+    lookout : Lookout or None
+        Tells how the job stands in the cluster; None in local mode.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class UnitRunner:
         self._spec = spec
         self._secrets = inherited(secrets)
         self._here = session.is_local_mode()
+        self.lookout: Lookout | None = None
         if self._here:
             self.n_tasks = 1
             return
@@ -112,6 +116,9 @@ class UnitRunner:
         connected = Connected.connect(task, spec, self._secrets)
         hand_over(self._secrets)
         self.n_tasks = n_tasks or (connected.in_flight if connected.backend is not None else _default_tasks())
+        specs = [one for one in (spec, embedding_of(task)) if one is not None and not one.placement.stateful]
+        pools = [pool for pool in (connected.backend, connected.embedder) if pool is not None]
+        self.lookout = Lookout([one.model for one in specs], pools)
         self._work = ray.put((connected, function))
 
     def share(self, factory: Callable[[Mapping[str, str]], Any]) -> Shared:
@@ -248,6 +255,10 @@ class _There:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._told: dict[Any, tuple[Any, ...]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_There, (self._actor,))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method, again where the actor dies: it comes back. What it does twice must be the same as once."""
@@ -257,7 +268,9 @@ class _There:
         deadline = time.monotonic() + _RESTART_S
         while True:
             try:
-                return ray.get(self._actor.call.remote(method, args, kwargs))
+                found = ray.get(self._actor.call.remote(method, args, kwargs))
+                self._repeat_lost()
+                return found
             except RayActorError:
                 if time.monotonic() > deadline:
                     raise ClusterError(
@@ -267,7 +280,21 @@ class _There:
             time.sleep(_TICK_S)
 
     def tell(self, method: str, *args: Any, **kwargs: Any) -> None:
-        self._actor.call.remote(method, args, kwargs)
+        self._repeat_lost()
+        self._told[self._actor.call.remote(method, args, kwargs)] = method, args, kwargs
+
+    def _repeat_lost(self) -> None:
+        """Tell again what was told to a process that died."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        ended, _ = ray.wait(list(self._told), num_returns=len(self._told), timeout=0) if self._told else ([], [])
+        for reference in ended:
+            told = self._told.pop(reference)
+            try:
+                ray.get(reference)
+            except RayActorError:
+                self._told[self._actor.call.remote(*told)] = told
 
 
 class _Holder:
