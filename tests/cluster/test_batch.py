@@ -150,9 +150,9 @@ def test_s3_holds_input_and_output_and_its_key_is_told_to_nobody(ray_here, tmp_p
             first = batch.run(clf, *where, storage_options=options, limit=350, unit_rows=100)
             assert (first.complete, first.rows_done) == (True, 350)
             whole = batch.run(clf, *where, storage_options=options, unit_rows=100)
-            assert (whole.complete, whole.rows_done, whole.this_run.rows) == (True, 900, 550)
+            assert (whole.complete, whole.rows_done, whole.this_run.rows) == (True, 600, 250)
         parts = [name for name in s3.get_file_info(pafs.FileSelector("bucket/out")) if "part-" in name.path]
-        assert sum(pq.read_metadata(part.path, filesystem=s3).num_rows for part in parts) == 900
+        assert sum(pq.read_metadata(part.path, filesystem=s3).num_rows for part in parts) == 600
         logs = [path for path in Path(os.environ["RAY_TMPDIR"]).rglob("*") if path.is_file() and not path.is_socket()]
         assert [path for path in logs if SECRET.encode() in path.read_bytes()] == []
     finally:
