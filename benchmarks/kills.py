@@ -4,11 +4,14 @@
 
 Needs Linux, root and the ``ip`` command: every node is a real ``ray start`` in a network namespace with an address of
 its own. The job classifies rows by dynamic few-shot: a GGUF model in actors embeds them, and an API on a local server,
-which counts its requests, answers under a limit of requests per minute. ``kill -9`` strikes the driver, a worker, a
-model actor, the rate limiter, the job's ledger or a whole node; the same command is run again until the job is
-complete, then the next job begins, until enough kills are done. The tally tells, for all jobs together: rows lost, rows
-twice in the output, requests that were paid for twice, and how many of those the promise allows: what was in flight at
-each kill, and one journal segment for each worker.
+which counts its requests, answers under a limit of requests per minute; every other job has a budget. ``kill -9``
+strikes the driver, a worker, a model actor, the rate limiter, the job's ledger or a whole node; the same command is run
+again until the job is complete, then the next job begins, until enough kills are done. The tally tells, for all jobs
+together: rows lost, rows twice in the output, requests that were paid for twice, and how many of those the promise
+allows at each kill: the requests that the killed workers had in flight, as the server saw them, and a journal segment
+for each of these workers. A worker is the one that is killed, those of a node that is lost, or all where the driver
+dies; a model actor, the limiter and the ledger are none. Of the jobs with a budget it tells how often an output counts
+less as spent than the server was paid.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skllm_ray.batch.journal import SEGMENT_REPLIES
+from skllm_ray.batch.state import OutputState
+from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.testing import ChatServer
 
 BRIDGE = "skrbr"
@@ -41,6 +47,9 @@ HOST = "10.77.0.1"
 HEAD = "10.77.0.11"
 NODES = ["skr1", "skr2", "skr3"]
 WORKERS = 4
+BUDGET_USD = 5.0
+LATE_S = 0.1
+ENDING_S = 2.0
 TARGETS = {
     "worker": "ray::_run_units",
     "model actor": "ray::ModelActor",
@@ -62,7 +71,7 @@ from skllm_ray.classification import DynamicFewShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.vectorization import GPTVectorizer
 
-source, output, url, address = sys.argv[1:]
+source, output, url, address, budget = sys.argv[1:]
 SKLLMConfig.set_gpt_url(url)
 SKLLMConfig.set_rate_limit("custom_url::m", requests_per_minute=6000)
 SKLLMConfig.set_gguf_resources(num_cpus=1, max_replicas=2)
@@ -70,7 +79,8 @@ skllm_ray.init(address)
 clf = DynamicFewShotGPTClassifier(
     model="custom_url::m", vectorizer=GPTVectorizer(model="gguf::demo"), n_examples=1, on_error="coerce"
 ).fit(["a fine thing", "an awful thing"], ["good", "bad"])
-result = batch.run(clf, source, output, unit_rows=200, workers=WORKERS, screen=batch.LineScreen(print, 2))
+paid = dict(budget_usd=float(budget), input_price=1.0, output_price=1.0, max_output_tokens=20) if budget else {}
+result = batch.run(clf, source, output, unit_rows=200, workers=WORKERS, screen=batch.LineScreen(print, 2), **paid)
 print(result, flush=True)
 sys.exit(0 if result.complete else 3)
 """.replace("WORKERS", str(WORKERS))
@@ -89,6 +99,8 @@ class Tally:
     paid_twice: int = 0
     allowed: int = 0
     runs: int = 0
+    with_budget: int = 0
+    counted_too_little: int = 0
 
 
 def main() -> None:
@@ -111,7 +123,7 @@ def main() -> None:
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(found, indent=2) + "\n")
-    if tally.lost or tally.doubled or tally.paid_twice > tally.allowed:
+    if tally.lost or tally.doubled or tally.counted_too_little or tally.paid_twice > tally.allowed:
         sys.exit("The promise was broken.")
 
 
@@ -120,8 +132,8 @@ def strike(cluster: Cluster, folder: Path, n_kills: int, n_rows: int, chance: ra
     tally = Tally()
     while sum(tally.kills.values()) < n_kills:
         tally.jobs += 1
-        job = Job(folder / f"job{tally.jobs}", n_rows)
-        with ChatServer(job.answer, host=HOST, latency_s=0.2) as server:
+        job = Job(folder / f"job{tally.jobs}", n_rows, budget_usd=BUDGET_USD if tally.jobs % 2 else None)
+        with WatchedServer(job.answer) as server:
             while not job.complete:
                 tally.runs += 1
                 driver = job.start(cluster, server.url)
@@ -131,11 +143,13 @@ def strike(cluster: Cluster, folder: Path, n_kills: int, n_rows: int, chance: ra
                     if driver.poll() is not None or sum(tally.kills.values()) >= n_kills:
                         break
                     target = chance.choice(["driver", "node", *TARGETS])
-                    job.note_in_flight()
-                    if cluster.kill(target, driver, chance):
+                    struck = cluster.kill(target, driver, chance, server)
+                    if struck is not None:
+                        workers, in_flight = struck
                         tally.kills[target] += 1
-                        tally.allowed += job.in_flight_at_kill + SEGMENT_REPLIES * WORKERS
-                        log(f"kill {sum(tally.kills.values())}: {target}, {job.in_flight_at_kill} in flight")
+                        tally.allowed += in_flight + SEGMENT_REPLIES * workers
+                        n = sum(tally.kills.values())
+                        log(f"kill {n}: {target}, {workers} workers with {in_flight} requests in flight")
                 job.complete = driver.wait() == 0
                 log(f"job {tally.jobs}: the driver ended with {driver.returncode}")
                 cluster.mend()
@@ -143,15 +157,48 @@ def strike(cluster: Cluster, folder: Path, n_kills: int, n_rows: int, chance: ra
     return tally
 
 
+class WatchedServer(ChatServer):
+    """A server that knows whose requests are in flight: a connection carries one at a time."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__(answer, host=HOST, latency_s=0.2)
+        busy: dict[tuple[str, int], int] = {}
+        ended: deque[tuple[float, tuple[str, int]]] = deque(maxlen=1000)
+        self._busy, self._ended = busy, ended
+
+        class Handler(self._http.RequestHandlerClass):  # type: ignore[name-defined,misc]
+            def do_POST(self) -> None:  # noqa: N802  http.server's name
+                busy[self.client_address] = 1
+                try:
+                    super().do_POST()
+                finally:
+                    busy.pop(self.client_address, None)
+                    ended.append((time.monotonic(), self.client_address))
+
+        self._http.RequestHandlerClass = Handler
+
+    def in_flight(self) -> list[tuple[str, int]]:
+        """Return the addresses of who waits for an answer, or got one too late to have read it."""
+        since = time.monotonic() - LATE_S
+        return [*list(self._busy), *(peer for at, peer in list(self._ended) if at > since)]
+
+    def most_in_flight_for(self, seconds: float) -> int:
+        """Return the most requests that are in flight at any moment of the next `seconds`."""
+        most, until = 0, time.monotonic() + seconds
+        while time.monotonic() < until:
+            most = max(most, len(self.in_flight()))
+            time.sleep(0.02)
+        return most
+
+
 class Job:
     """One input, one output, and what the server saw of it."""
 
-    def __init__(self, folder: Path, n_rows: int) -> None:
+    def __init__(self, folder: Path, n_rows: int, budget_usd: float | None) -> None:
         folder.mkdir()
         self.folder = folder
         self.complete = False
-        self.in_flight_at_kill = 0
-        self._in_flight = 0
+        self.budget_usd = budget_usd
         self._lock = threading.Lock()
         self._paid: Counter[str] = Counter()
         texts = [f"a thing of number <{i}> that is {'fine' if i % 2 else 'awful'}" for i in range(n_rows)]
@@ -173,21 +220,14 @@ class Job:
                 return
             time.sleep(0.1)
 
-    def note_in_flight(self) -> None:
-        """Take down how many requests the killed may have in flight: those of the last moment."""
-        with self._lock:
-            before = sum(self._paid.values())
-        time.sleep(0.25)  # the server takes 0.2 s for each
-        with self._lock:
-            self.in_flight_at_kill = 2 * (sum(self._paid.values()) - before) + 16
-
     def start(self, cluster: Cluster, url: str) -> subprocess.Popen[bytes]:
         """Run the same command, as ever."""
         script = self.folder / "driver.py"
         script.write_text(DRIVER)
         command = [sys.executable, str(script), str(self.folder / "in.parquet"), str(self.folder / "out"), url]
         output = (self.folder / "driver.log").open("ab")
-        return cluster.execute(NODES[0], [*command, f"{HEAD}:6379"], stdout=output, stderr=output)
+        command += [f"{HEAD}:6379", str(self.budget_usd or "")]
+        return cluster.execute(NODES[0], command, stdout=output, stderr=output)
 
     def check(self, tally: Tally) -> None:
         """Add what became of the rows."""
@@ -201,6 +241,11 @@ class Job:
         tally.paid_twice += sum(count - 1 for count in self._paid.values())
         if len(self._paid) < self.n_rows:
             tally.lost += self.n_rows - len(self._paid)
+        if self.budget_usd is not None:
+            tally.with_budget += 1
+            output = open_folder(str(self.folder / "out"), StorageOptions(), {})
+            least = min(cost for cost in table.column("cost_usd").to_pylist() if cost)
+            tally.counted_too_little += OutputState(output, ()).spent_usd(None) < least * sum(self._paid.values())
 
 
 class Cluster:
@@ -230,23 +275,37 @@ class Cluster:
             ["ip", "netns", "exec", node, *command], env=environment, start_new_session=True, **options
         )
 
-    def kill(self, target: str, driver: subprocess.Popen[bytes], chance: random.Random) -> bool:
-        """Kill at random; return whether there was something to kill."""
+    def kill(
+        self, target: str, driver: subprocess.Popen[bytes], chance: random.Random, server: WatchedServer
+    ) -> tuple[int, int] | None:
+        """Kill at random; return how many workers that struck, and the requests they had in flight.
+
+        None where there was nothing to kill.
+        """
         if target == "driver":
             os.killpg(driver.pid, signal.SIGKILL)
-            return True
+            return WORKERS, server.most_in_flight_for(ENDING_S)  # its workers end with it, but not at once
         if target == "node":
             name = chance.choice(NODES[1:])
             if name not in self._nodes:
-                return False
+                return None
+            workers = self._pids(TARGETS["worker"], name)
             self._stop(name)
             threading.Timer(8, self._start, (name,)).start()
-            return True
-        pids = [p.pid for p in psutil.process_iter() if _title(p).startswith(TARGETS[target])]
+            address = _address(name)
+            return len(workers), sum(host == address for host, _ in server.in_flight())
+        pids = [(name, pid) for name in NODES for pid in self._pids(TARGETS[target], name)]
         if not pids:
-            return False
-        os.kill(chance.choice(pids), signal.SIGKILL)
-        return True
+            return None
+        name, pid = chance.choice(pids)
+        if target != "worker":
+            os.kill(pid, signal.SIGKILL)
+            return 0, 0
+        os.kill(pid, signal.SIGSTOP)  # it sends nothing more while its requests are counted
+        own = _ports(pid)
+        struck = 1, sum(host == _address(name) and port in own for host, port in server.in_flight())
+        os.kill(pid, signal.SIGKILL)
+        return struck
 
     def mend(self) -> None:
         """Have all nodes up."""
@@ -263,7 +322,7 @@ class Cluster:
 
     def _start(self, name: str) -> None:
         (self._folder / name).mkdir(exist_ok=True)
-        address = f"10.77.0.{11 + NODES.index(name)}"
+        address = _address(name)
         ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
         options = [f"--node-ip-address={address}", "--num-cpus=2", "--object-store-memory=100000000"]
         if name == NODES[0]:
@@ -275,20 +334,36 @@ class Cluster:
         time.sleep(6 if name == NODES[0] else 0)
 
     def _stop(self, name: str) -> None:
-        found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
-        for pid in found.stdout.split():
-            try:
-                os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        for pid in self._pids("", name):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._nodes.pop(name, None)
 
+    def _pids(self, title: str, name: str) -> list[int]:
+        """Return the processes of a node whose titles begin so."""
+        found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+        return [pid for pid in map(int, found.stdout.split()) if _title(pid).startswith(title)]
 
-def _title(process: psutil.Process) -> str:
+
+def _address(name: str) -> str:
+    return f"10.77.0.{11 + NODES.index(name)}"
+
+
+def _title(pid: int) -> str:
     try:
-        return " ".join(process.cmdline())
+        return " ".join(psutil.Process(pid).cmdline())
     except (psutil.Error, OSError):
         return ""
+
+
+def _ports(pid: int) -> set[int]:
+    """Return the local ports of a process's TCP connections, in its own network namespace."""
+    held = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            held.add(str(descriptor.readlink()))
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return {int(line[1].rpartition(":")[2], 16) for line in lines if f"socket:[{line[9]}]" in held}
 
 
 def _ip(*arguments: str) -> None:

@@ -223,6 +223,13 @@ class SKLLMConfig(metaclass=_ReadableSettings):
                 SKLLMConfig._settings = own
 
     @staticmethod
+    def _adopt(settings: _Settings | None) -> None:
+        """Take over the settings of another process, where this one has made none of its own."""
+        with SKLLMConfig._borrowed(settings):
+            found = SKLLMConfig._settings
+        SKLLMConfig._settings = found
+
+    @staticmethod
     def reset() -> None:
         """Forget everything that was set."""
         SKLLMConfig._settings = _Settings()

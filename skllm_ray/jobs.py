@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import joblib
+import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from skllm_ray import classification, text2text, vectorization
 from skllm_ray.config import SKLLMConfig
@@ -18,10 +20,21 @@ from skllm_ray.errors import ConfigurationError
 from skllm_ray.models.gpt.tagging.ner import GPTExplainableNER
 from skllm_ray.models.vertex.tagging.ner import VertexExplainableNER
 
-__all__ = ["JobFile", "estimator_of", "job_schema", "read_job"]
+__all__ = ["JobFile", "job_schema", "prepare", "read_job"]
 
 Task = Literal["classify", "multilabel", "cot", "few-shot", "summarize", "translate", "ner", "embed"]
-_LABELLED: Final = frozenset({"classify", "multilabel", "cot"})
+_FITTED: Final = frozenset({
+    "task", "labels", "labels_file", "label_descriptions", "default_label", "max_labels", "examples", "n_examples",
+    "max_words", "focus", "language", "entities", "prompt_template", "request_options", "on_error", "random_state",
+})  # fmt: skip
+"""Settings that a fitted estimator has already."""
+_PRIVATE: Final = frozenset({"storage_options", "request_options"})
+"""Settings that may hold a credential: what was given there is never shown."""
+_OneOrMore = Annotated[
+    list[str],
+    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 
 
 class JobFile(BaseModel):
@@ -37,13 +50,13 @@ class JobFile(BaseModel):
 
     task: Task | None = Field(None, description="What is asked; not needed with an estimator.")
     estimator: str | None = Field(None, description="A fitted estimator that joblib.dump wrote, in place of a task.")
-    input: list[str] = Field([], description="Files, folders or patterns: Parquet, CSV, JSON lines.")
+    input: _OneOrMore = Field([], description="Files, folders or patterns: Parquet, CSV, JSON lines.")
     output: str | None = Field(None, description="The folder for the parts.")
     model: str | None = Field(None, description="Such as gpt-5.4-mini, gguf::gemma2-2b-q6, custom_url::…, vertex::….")
 
     text_column: str = Field("text", description="The column with the texts.")
     text_template: str | None = Field(None, description="Makes the text of several columns: '{title}: {body}'.")
-    keep_columns: list[str] | None = Field(None, description="Columns of the input that are kept; all by default.")
+    keep_columns: _OneOrMore | None = Field(None, description="Columns of the input that are kept; all by default.")
     output_prefix: str = Field("", description="Put before the names of the new columns.")
     keep_replies: Literal["none", "errors", "all"] = Field("none", description="Which raw answers are kept.")
 
@@ -101,9 +114,9 @@ def read_job(path: str | None, given: Mapping[str, Any]) -> JobFile:
     told: Any = {}
     if path is not None:
         try:
-            told = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigurationError(f"config={path!r} cannot be read: {error}.") from None
+            told = yaml.safe_load(Path(path).read_text("utf-8-sig")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"config={path!r} cannot be read: {_why(error)}.") from None
         if not isinstance(told, dict):
             raise ConfigurationError(f"config={path!r} must hold settings by name; it holds a {type(told).__name__}.")
     try:
@@ -112,11 +125,41 @@ def read_job(path: str | None, given: Mapping[str, Any]) -> JobFile:
         raise ConfigurationError("; ".join(_complaint(one) for one in error.errors())) from None
 
 
-def apply_settings(job: JobFile) -> None:
+def prepare(job: JobFile, model: str | None = None) -> Any:
+    """Return the fitted estimator that a job describes, its settings in ``SKLLMConfig``.
+
+    Parameters
+    ----------
+    job : JobFile
+        The job.
+    model : str or None, default=None
+        Asked in place of the job's.
+
+    Raises
+    ------
+    ConfigurationError
+        If the task lacks something, or the estimator cannot be loaded or has a setting already that the job gives.
+    """
+    model = model or job.model
+    if job.estimator is not None:
+        made = _loaded(job, model)
+        SKLLMConfig._adopt(vars(made).get("_settings"))  # the job's own settings go over those that it came with
+    elif job.task is not None:
+        made = _MAKERS[job.task](job, model)
+    else:
+        raise ConfigurationError("task is missing.", "Name one, such as classify, or give an estimator.")
+    _apply_settings(job, str(made.model))
+    return made
+
+
+# --- inside -------------------------------------------------------------------------------------------------------
+
+
+def _apply_settings(job: JobFile, model: str) -> None:
     """Put what a job says of limits, caches and placement into ``SKLLMConfig``."""
-    if job.model and (job.requests_per_minute or job.tokens_per_minute or job.max_concurrency):
+    if job.requests_per_minute or job.tokens_per_minute or job.max_concurrency:
         SKLLMConfig.set_rate_limit(
-            job.model.removeprefix("vertex::"),
+            model,
             requests_per_minute=job.requests_per_minute,
             tokens_per_minute=job.tokens_per_minute,
             max_concurrency=job.max_concurrency,
@@ -129,33 +172,6 @@ def apply_settings(job: JobFile) -> None:
         SKLLMConfig.set_gguf_max_gpu_layers(job.gpu_layers)
     if job.replicas is not None:
         SKLLMConfig.set_gguf_resources(max_replicas=job.replicas)
-
-
-def estimator_of(job: JobFile, model: str | None = None) -> Any:
-    """Return the fitted estimator that a job describes.
-
-    Raises
-    ------
-    ConfigurationError
-        If the task lacks something, or the estimator cannot be loaded.
-    """
-    if job.estimator is not None:
-        return _loaded(job.estimator)
-    if job.task is None:
-        raise ConfigurationError("task is missing.", "Name one, such as classify, or give an estimator.")
-    return _MAKERS[job.task](job, model or job.model)
-
-
-def examples_of(job: JobFile, path: str) -> tuple[list[str], list[Any]]:
-    """Return the texts and labels of a labelled file."""
-    table = _read_table(path)
-    missing = [name for name in (job.text_column, job.label_column) if name not in table]
-    if missing:
-        raise ConfigurationError(f"{path} has no column {missing[0]!r}.", f"Columns: {', '.join(table)}.")
-    return table[job.text_column], table[job.label_column]
-
-
-# --- inside -------------------------------------------------------------------------------------------------------
 
 
 def _classify(job: JobFile, model: str | None) -> Any:
@@ -174,7 +190,7 @@ def _cot(job: JobFile, model: str | None) -> Any:
 def _few_shot(job: JobFile, model: str | None) -> Any:
     if job.examples is None:
         raise ConfigurationError("examples is missing.", "few-shot takes a file with labelled texts: --examples FILE.")
-    texts, labels = examples_of(job, job.examples)
+    texts, labels = _examples(job, job.examples)
     if job.n_examples is None:
         return _classifier(job, model, "FewShot{}Classifier").fit(texts, labels)
     more: dict[str, Any] = {"n_examples": job.n_examples}
@@ -246,44 +262,86 @@ def _labels(job: JobFile) -> list[str]:
     labels = list(job.labels)
     if job.labels_file is not None:
         try:
-            lines = Path(job.labels_file).read_text("utf-8").splitlines()
-        except OSError as error:
-            raise ConfigurationError(f"labels_file={job.labels_file!r} cannot be read: {error.strerror}.") from None
+            lines = Path(job.labels_file).read_text("utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"labels_file={job.labels_file!r} cannot be read: {_why(error)}.") from None
         labels += [line.strip() for line in lines if line.strip()]
     if not labels:
         raise ConfigurationError(f"labels is missing: {job.task} needs the candidate labels.", "--labels a,b,c")
     return labels
 
 
-def _loaded(path: str) -> Any:
+def _loaded(job: JobFile, model: str | None) -> Any:
+    """Return the estimator in a file, asking `model` if one is given."""
+    path = str(job.estimator)
+    both = sorted(_FITTED & job.model_fields_set)
+    if both:
+        raise ConfigurationError(
+            f"{both[0]} is given beside an estimator, which has its own.",
+            "Leave out either; model and label_column may stand beside an estimator.",
+        )
     try:
-        return joblib.load(path)
-    except (OSError, ValueError, EOFError, ImportError, AttributeError) as error:
+        made = joblib.load(path)
+    except (OSError, ValueError, LookupError, EOFError, ImportError, AttributeError, pickle.UnpicklingError) as error:
         raise ConfigurationError(
             f"estimator={path!r} cannot be loaded: {type(error).__name__}.",
-            "Write it with joblib.dump(estimator, path).",
+            "Write it with joblib.dump(estimator, path), under the same versions of its packages.",
         ) from None
+    if not hasattr(made, "_columns_of"):
+        raise ConfigurationError(f"estimator={path!r} holds a {type(made).__name__}, no estimator of skllm_ray.")
+    return made if model is None else made.set_params(model=model)
 
 
-def _read_table(path: str) -> dict[str, list[Any]]:
-    file = Path(path)
+def _examples(job: JobFile, path: str) -> tuple[list[str], list[Any]]:
+    """Return the texts and labels of a labelled file."""
+    read = _READERS.get(Path(path).suffix.lower())
+    if read is None:
+        raise ConfigurationError(f"examples={path!r} is of no known kind.", f"Known: {', '.join(_READERS)}.")
     try:
-        if file.suffix == ".parquet":
-            import pyarrow.parquet as pq
+        table = read(path)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"examples={path!r} cannot be read: {_why(error)}.") from None
+    for name in (job.text_column, job.label_column):
+        if name not in table:
+            known = ", ".join(map(str, table.columns))
+            raise ConfigurationError(f"examples={path!r} has no column {name!r}.", f"Columns: {known}.")
+        empty = table[name].isna() | (table[name].astype(str).str.strip() == "")
+        if empty.any():
+            raise ConfigurationError(f"examples={path!r}: {name!r} is empty in row {int(empty.argmax()) + 1}.")
+    return table[job.text_column].tolist(), table[job.label_column].tolist()
 
-            return dict(pq.read_table(file).to_pydict())
-        text = file.read_text("utf-8-sig")
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}.") from None
-    if file.suffix in {".jsonl", ".ndjson"}:
-        rows: Sequence[Mapping[str, Any]] = [json.loads(line) for line in text.splitlines() if line.strip()]
-    else:
-        rows = list(csv.DictReader(text.splitlines(keepends=True)))
-    return {name: [row.get(name) for row in rows] for name in (rows[0] if rows else {})}
+
+def _json_lines(path: str) -> pd.DataFrame:
+    lines = Path(path).read_text("utf-8-sig").split("\n")  # pandas would guess at dates
+    return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+
+
+_READERS: Final[Mapping[str, Callable[[str], Any]]] = {
+    ".parquet": pd.read_parquet,
+    ".csv": partial(pd.read_csv, dtype=str, keep_default_na=False, encoding="utf-8-sig"),
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+}
+
+
+def _why(error: Exception) -> str:
+    """Return why a file cannot be read, without a word of what stands in it."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"{getattr(error, 'problem', '')} in line {mark.line + 1}, column {mark.column + 1}"
+    return type(error).__name__
 
 
 def _complaint(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"]) or "the job"
-    given = "" if error["type"] in {"missing", "extra_forbidden"} else f"; got {str(error.get('input'))[:80]!r}"
-    message = "is no setting" if error["type"] == "extra_forbidden" else error["msg"]
-    return f"{name}: {message}{given}"
+    if error["type"] == "extra_forbidden":
+        return f"{name}: is no setting"
+    if error["loc"] and error["loc"][0] in _PRIVATE:
+        return f"{name}: {error['msg']}"
+    given = error.get("input")
+    quote = "; write it in quotes" if error["type"] == "string_type" and isinstance(given, (bool, int, float)) else ""
+    return f"{name}: {error['msg']}; got {str(given)[:80]!r}{quote}"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args, get_origin
 
 import click
@@ -55,7 +58,7 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
     """Ask a model about every row of some files, and write Parquet parts.
 
     The same command goes on after any interruption. Exit code 0: all rows are done, be it with a result or an error;
-    3: something remains, the same command does it; 1 or 2: nothing could be done as asked.
+    3: something remains, the same command does it; 130: interrupted; 1 or 2: nothing could be done as asked.
     """
     with _messages():
         from skllm_ray.batch import LineScreen, job_for, open_screen
@@ -65,9 +68,9 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
         if not sys.stderr.isatty():
             screen = LineScreen(lambda line: click.echo(line, err=True))
         with _ray(job):
-            result = job_for(_estimator(job), job.input, job.output or "", **_batch_options(job)).run(screen)
+            result = job_for(_prepare(job), job.input, job.output or "", **_batch_options(job)).run(screen)
     if as_json:
-        click.echo(json.dumps({**asdict(result), "complete": result.complete}))
+        click.echo(json.dumps({**vars(result), "complete": result.complete}, default=vars))
     else:
         _show(result)
     if not result.complete or result.stopped:
@@ -86,9 +89,9 @@ def estimate(config: str | None, sample: int | None, as_json: bool, **given: Any
         from skllm_ray.batch.estimate import estimate_job
 
         job = _job(config, given, needs_output=False)
-        made = _estimator(job)
         with _ray(job):
-            found = estimate_job(job_for(made, job.input, job.output or "/nowhere", **_batch_options(job)), sample)
+            made = job_for(_prepare(job), job.input, job.output or "/nowhere", **_batch_options(job))
+            found = estimate_job(made, sample)
     if as_json:
         click.echo(json.dumps(asdict(found)))
         return
@@ -113,8 +116,8 @@ def evaluate(config: str | None, models: str | None, sample: int, seed: int, as_
         names: list[str | None] = [*given_names] or [None]
         with _ray(job):
             jobs = {
-                name or "default": job_for(_estimator(job, name), job.input, "/nowhere", **_batch_options(job))
-                for name in names
+                str(made.model): job_for(made, job.input, "/nowhere", **_batch_options(job))
+                for made in (_prepare(job, name) for name in names)
             }
             found = evaluate_models(jobs, job.label_column, sample, seed)
     if as_json:
@@ -160,9 +163,14 @@ def _options() -> list[click.Parameter]:
             continue
         kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
         kind = kinds[0] if get_origin(field.annotation) is not None and len(kinds) == 1 else field.annotation
-        options: dict[str, Any] = {"help": field.description, "default": None}
+        shown = "" if field.default in (None, "", [], False) else f"  [default: {field.default}]"
+        options: dict[str, Any] = {"help": f"{field.description}{shown}", "default": None}
         if name in {"keep_replies", "on_error"}:
             options["type"] = click.Choice(get_args(field.annotation))
+        elif name == "input":  # a path may hold a comma
+            options.update(multiple=True, callback=_as_list, metavar="PATH", help=f"{field.description} Several times.")
+        elif name == "text_template":
+            options.update(callback=_unescaped, help=rf"{field.description} \n is a line break, \\ a backslash.")
         elif get_origin(kind) is dict or kind is dict or "dict" in str(kind):
             options.update(callback=_from_json, metavar="JSON")
         elif "list" in str(field.annotation):
@@ -179,9 +187,17 @@ def _as_list(ctx: click.Context, param: click.Parameter, value: tuple[str, ...])
     del ctx
     if not value:
         return None
-    if param.name == "input":  # a path may hold a comma
+    if param.name == "input":
         return list(value)
     return [part.strip() for one in value for part in one.split(",") if part.strip()]
+
+
+def _unescaped(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    r"""Return a flag's text with ``\n``, ``\t`` and ``\\`` as what they stand for: shells leave them as they are."""
+    del ctx, param
+    if value is None:
+        return None
+    return re.sub(r"\\([nt\\])", lambda found: {"n": "\n", "t": "\t"}.get(found[1], "\\"), value)
 
 
 def _from_json(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
@@ -204,7 +220,7 @@ def _json(name: str, value: str | None) -> Any:
 
 def _job(config: str | None, given: Mapping[str, Any], *, needs_output: bool = True) -> JobFile:
     from skllm_ray.errors import ConfigurationError
-    from skllm_ray.jobs import apply_settings, read_job
+    from skllm_ray.jobs import read_job
 
     said = {name: value for name, value in given.items() if value is not None and value is not False}
     job = read_job(config, said)
@@ -212,14 +228,13 @@ def _job(config: str | None, given: Mapping[str, Any], *, needs_output: bool = T
         raise ConfigurationError("input is missing.", "Name files, a folder or a pattern: --input 'in/*.parquet'.")
     if needs_output and not job.output:
         raise ConfigurationError("output is missing.", "Name a folder for the parts: --output out.")
-    apply_settings(job)
     return job
 
 
-def _estimator(job: JobFile, model: str | None = None) -> Any:
-    from skllm_ray.jobs import estimator_of
+def _prepare(job: JobFile, model: str | None = None) -> Any:
+    from skllm_ray.jobs import prepare
 
-    return estimator_of(job, model)
+    return prepare(job, model)
 
 
 def _batch_options(job: JobFile) -> dict[str, Any]:
@@ -245,22 +260,24 @@ def _ray(job: JobFile) -> Iterator[None]:
 def _show(result: JobResult) -> None:
     total = result.total
     cost = "not known" if total.unpriced and not total.cost_usd else f"{total.cost_usd:,.4f} USD"
+    pending = result.pending
     facts = {
         "rows": f"{result.rows_done:,} of {result.rows_total:,}",
         "failed rows": ", ".join(f"{n:,} {kind}" for kind, n in sorted(result.errors.items())) or "none",
         "tokens": f"{total.prompt_tokens:,} in, {total.completion_tokens:,} out",
         "cost": cost + (f", and up to {result.unknown_usd:,.4f} for lost requests" if result.unknown_usd else ""),
+        "not in a part yet": f"{pending.asked:,} answers that are paid for, {pending.cost_usd:,.4f} USD",
         "this run": f"{result.this_run.rows:,} rows in {result.seconds:,.1f} s",
         "output": result.output,
     }
+    if not pending.asked:
+        del facts["not in a part yet"]
     if result.unreadable:
         facts["not done"] = "\n".join(f"{name}: {reason}" for name, reason in list(result.unreadable.items())[:20])
     if result.stopped:
         facts["stopped"] = result.stopped
-    if not result.complete:
-        facts["next"] = "run the same command again"
-    elif result.rows_done < result.rows_total:
-        facts["next"] = "run it without --limit for the other rows"
+    if result.next_step:
+        facts["next"] = result.next_step
     _table("Done" if result.complete else "Not all is done", facts)
 
 
@@ -280,16 +297,18 @@ def _comparison(found: Any) -> Iterator[Any]:
     from rich.table import Table
 
     table = Table(title="Models", title_justify="left")
-    for heading in ("model", "rows", "accuracy", "95% interval", "failed", "USD / 1,000 rows", "rows/s"):
+    several = found[0].f1 is not None
+    share = ("all labels right", "95% interval", "F1") if several else ("accuracy", "95% interval")
+    for heading in ("model", "rows", *share, "failed", "USD / 1,000 rows", "rows/s"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for one in found:
         cost = "not known" if one.usd_per_1000 is None else f"{one.usd_per_1000:,.4f}"
-        interval = f"{one.low:.1%} to {one.high:.1%}"
-        table.add_row(
-            one.model, str(one.rows), f"{one.accuracy:.1%}", interval, str(one.failed), cost, f"{one.rows_per_s:,.1f}"
-        )
+        shares = [f"{one.accuracy:.1%}", f"{one.low:.1%} to {one.high:.1%}", *([f"{one.f1:.1%}"] if several else [])]
+        table.add_row(one.model, str(one.rows), *shares, str(one.failed), cost, f"{one.rows_per_s:,.1f}")
     yield table
-    for one in found:
+    if found[0].foreign:
+        yield f"{found[0].foreign:,} rows have a true label that is no candidate: no answer can be right there."
+    for one in found if not several else ():
         matrix = Table(title=f"{one.model}: rows are the truth, columns the answers", title_justify="left")
         matrix.add_column("")
         for label in one.labels:
@@ -313,6 +332,14 @@ def _messages() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("Interrupted. What was paid for is kept; the same command goes on.", err=True)
         sys.exit(130)
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except Exception as error:  # noqa: BLE001  a job's log is read by people, and must hold no text of a row
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise click.ClickException(
+            f"{type(error).__name__} in {where.name} ({Path(where.filename).name}, line {where.lineno}), which was not "
+            "foreseen. What was paid for is kept; please report it."
+        ) from None
 
 
 def commands() -> list[click.Command]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 from skllm_ray.batch.job import BatchEstimator, Job, JobOptions, JobResult, KeepReplies
 from skllm_ray.batch.screen import LineScreen, Screen, open_screen
-from skllm_ray.batch.storage import StorageOptions
-from skllm_ray.batch.work import template_fields
+from skllm_ray.batch.storage import StorageOptions, absolute, base_of, is_in_input, open_folder
+from skllm_ray.batch.template import check_template
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError
 
@@ -154,6 +155,10 @@ def job_for(
             f"estimator must be a fitted estimator of skllm_ray; got {type(estimator).__name__}.",
             "Such as ZeroShotGPTClassifier(model=…).fit(None, labels).",
         )
+    try:
+        estimator._task()
+    except AttributeError:
+        raise ConfigurationError(f"estimator: the {type(estimator).__name__} is not fitted.", "Call fit.") from None
     inputs = [input] if isinstance(input, str) else list(input)
     if not inputs or not all(isinstance(one, str) and one for one in inputs):
         raise ConfigurationError(f"input must be a path or paths; got {input!r}.", "Such as 'reviews/*.parquet'.")
@@ -161,7 +166,29 @@ def job_for(
         raise ConfigurationError(f"output must be a folder's path; got {output!r}.")
     checked = JobOptions(**options)
     _check(checked)
-    return Job(estimator, inputs, output, checked, StorageOptions.of(storage_options))
+    if checked.keep_columns is not None:
+        checked = replace(checked, keep_columns=tuple(dict.fromkeys(checked.keep_columns)))
+    storage = StorageOptions.of(storage_options)
+    inputs, output = [absolute(uri) for uri in inputs], absolute(output)
+    _check_places(inputs, output, storage)
+    return Job(estimator, inputs, output, checked, storage)
+
+
+def _check_places(inputs: Sequence[str], output: str, storage: StorageOptions) -> None:
+    """Refuse inputs that one filesystem does not hold, and parts that a later run would take for input."""
+    secrets = storage.secrets()
+    first, *others = (open_folder(base_of(uri), storage, secrets).filesystem for uri in inputs)
+    for uri, other in zip(inputs[1:], others, strict=True):
+        if other != first:
+            raise ConfigurationError(
+                f"input: {inputs[0]!r} and {uri!r} are on different filesystems.", "Run a job for each of them."
+            )
+    for uri in inputs:
+        if is_in_input(open_folder(output, storage, secrets), uri, storage, secrets):
+            raise ConfigurationError(
+                f"output={output!r} lies in the input {uri!r}, so that its parts would be input of the next run.",
+                "Give a folder beside it, or a pattern that does not match the parts.",
+            )
 
 
 def _check(options: JobOptions) -> None:
@@ -176,18 +203,4 @@ def _check(options: JobOptions) -> None:
     if options.keep_replies not in get_args(KeepReplies):
         raise ConfigurationError(f"keep_replies must be 'none', 'errors' or 'all'; got {options.keep_replies!r}.")
     if options.text_template is not None:
-        _check_template(options.text_template)
-
-
-def _check_template(template: str) -> None:
-    try:
-        names = template_fields(template)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"text_template={template!r} is no template: {error}.", "Write literal braces twice: '{{'."
-        ) from None
-    if not names or not all(name.isidentifier() for name in names):
-        raise ConfigurationError(
-            f"text_template={template!r} must name columns in braces, such as '{{title}}: {{body}}'.",
-            "Names with other signs than letters, digits and '_' are not possible there.",
-        )
+        check_template(options.text_template)

@@ -11,7 +11,7 @@ from skllm_ray.batch.journal import Journal, digest
 from skllm_ray.batch.ledger import Grant, Progress
 from skllm_ray.config import Price
 from skllm_ray.llm.base import Backend
-from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
+from skllm_ray.tasks.base import LOST, ChatRequest, Embedding, Reply, RowError
 
 _REPORT_S: Final = 1.0
 _BUDGET_POLL_S: Final = 0.25
@@ -20,7 +20,6 @@ _FEW: Final = 16  # rows: as many may well fail for reasons of their own
 _FEW_WAIT_S: Final = 120.0
 _PAUSES_S: Final = (1.0, 5.0, 10.0, 20.0, 30.0)
 _ROUNDS: Final = 2  # more, where the server answers others
-_UNKNOWN: Final = frozenset({"timeout", "connection", "malformed_response"})
 
 A = TypeVar("A", Reply, Embedding)
 Q = TypeVar("Q")
@@ -33,12 +32,16 @@ class SharedLedger(Protocol):
         """Ask for permission to send."""
         ...
 
+    def confirm(self, worker: str) -> bool:
+        """Ask whether the permission stands, now that the requests are written down."""
+        ...
+
     def settle(self, worker: str, spent_usd: float) -> None:
         """Tell what it did cost."""
         ...
 
-    def report(self, progress: Progress, *, answered: bool) -> None:
-        """Tell what was done; does not wait."""
+    def report(self, progress: Progress, *, answered: bool, last: bool = False) -> None:
+        """Tell what was done; waits only for the `last` word."""
         ...
 
     def wait_for(self, worker: str, reason: str) -> None:
@@ -85,6 +88,8 @@ class Terms:
     """How long a server that does not answer is waited for, in seconds."""
     block_rows: int = 1024
     """Requests that are asked together."""
+    repeats_lost: bool = True
+    """Whether a client asks again by itself after a failure that leaves open whether there is something to pay."""
 
     def most_usd(self, request: ChatRequest) -> float:
         """Return the most that a request can cost: no tokenizer makes more tokens than there are bytes."""
@@ -137,7 +142,6 @@ class JournalledBackend:
         self._told_at = time.monotonic()
         self._checked_at = time.monotonic()
         self.total = Progress()
-        self.unknown_usd = 0.0
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request; equal ones are asked once, and the copies have ``attempts=0``."""
@@ -172,7 +176,7 @@ class JournalledBackend:
 
     def finish(self) -> Progress:
         """Report the rest, and return what this backend did in all."""
-        self._tell()
+        self._tell(last=True)
         return self.total
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -273,11 +277,17 @@ class JournalledBackend:
                 yield part
                 at += len(part)
                 continue
-            grant = self._ledger.reserve(self._worker, [most_usd(questions[key]) for key in part])
+            most = [most_usd(questions[key]) for key in part]
+            grant = self._ledger.reserve(self._worker, most)
             if grant.stop:
                 raise UnitStopped("budget" if not self._ledger.stopped() else "stopped", self._ledger.stopped())
             if grant.wait:
                 time.sleep(_BUDGET_POLL_S)
+                continue
+            self._journal.intend(dict(zip(part[: grant.n], most, strict=False)))
+            self._journal.check()
+            if grant.held and not self._ledger.confirm(self._worker):
+                self._journal.settle(dict.fromkeys(part[: grant.n], (0.0, 0.0)))
                 continue
             yield part[: grant.n]
             at += grant.n
@@ -293,8 +303,6 @@ class JournalledBackend:
     ) -> dict[str, A]:
         """Ask once for some keys; answers go to the journal as they come."""
         asked = [questions[key] for key in keys]
-        if self._terms.price is not None:
-            self._journal.intend({key: most_usd(question) for key, question in zip(keys, asked, strict=True)})
         self._journal.check()
         found = ask(asked, lambda i, answer: self._take({keys[i]: answer}, urgent=True))
         answers = dict(zip(keys, found, strict=True))
@@ -309,33 +317,36 @@ class JournalledBackend:
     def _settle(self, answers: Mapping[str, A], questions: Mapping[str, Q], most_usd: Callable[[Q], float]) -> None:
         if self._terms.price is None:
             return
-        spent = 0.0
+        costs: dict[str, tuple[float, float]] = {}
         for key, answer in answers.items():
-            spent += answer.usage.cost_usd or 0.0
-            if answer.error is not None and answer.error.kind in _UNKNOWN:
-                unknown = most_usd(questions[key]) * answer.attempts
-                self.unknown_usd += unknown
-                spent += unknown
-        self._ledger.settle(self._worker, spent)
+            if answer.error is not None:
+                known = answer.usage.cost_usd
+                lost = known is None and answer.error.kind in LOST
+                times = (answer.attempts if self._terms.repeats_lost else 1) if lost else 0
+                costs[key] = known or 0.0, most_usd(questions[key]) * times
+        self._news.unknown_usd += sum(unknown for _, unknown in costs.values())
+        self._journal.settle(costs)
+        good = sum(answer.usage.cost_usd or 0.0 for answer in answers.values() if answer.error is None)
+        self._ledger.settle(self._worker, good + sum(map(sum, costs.values())))
 
     def _take(self, answers: Mapping[str, Answer], *, urgent: bool) -> None:
         """Keep answers, and count them. Called from a client's event loop."""
         good = {key: answer for key, answer in answers.items() if answer.error is None}
         if good:
-            self._journal.add(good, urgent=urgent)
+            self._journal.add(good, urgent=urgent, free=self._terms.free)
         news = self._news
         n_rows = len(good) if self._counts_rows else 0
         news.rows += n_rows
         self._counted += n_rows
-        usages = [answer.usage for answer in answers.values()]
-        news.asked += sum([answer.attempts > 0 for answer in answers.values()])
+        usages = [answer.usage for answer in answers.values() if answer.attempts > 0]
+        news.asked += len(usages)
         news.prompt_tokens += sum([usage.prompt_tokens for usage in usages])
         news.completion_tokens += sum([usage.completion_tokens for usage in usages])
         news.cached_tokens += sum([usage.cached_tokens for usage in usages])
         costs = [usage.cost_usd for usage in usages if usage.cost_usd is not None]
         news.cost_usd += sum(costs)
         if len(costs) < len(usages) and not self._terms.free:
-            paid = [a.usage.cost_usd is None and a.attempts > 0 and a.error is None for a in answers.values()]
+            paid = [a.usage.cost_usd is None and a.attempts > 0 for a in good.values()]
             news.unpriced += sum(paid)
         self.tell_if_due()
 
@@ -344,11 +355,12 @@ class JournalledBackend:
         if time.monotonic() - self._told_at >= _REPORT_S:
             self._tell()
 
-    def _tell(self) -> None:
+    def _tell(self, *, last: bool = False) -> None:
         news, self._news = self._news, Progress()
         self._told_at = time.monotonic()
         self.total.add(news)
-        self._ledger.report(news, answered=news.asked > sum(news.errors.values()) and news.rows > 0)
+        answered = news.asked > sum(news.errors.values()) and news.rows > 0
+        self._ledger.report(news, answered=answered, last=last)
 
     def _check_stopped(self) -> None:
         if time.monotonic() - self._checked_at < _REPORT_S:

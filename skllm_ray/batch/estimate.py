@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from skllm_ray.batch.job import Job
 from skllm_ray.batch.manifest import Manifest
-from skllm_ray.batch.sampling import Sample, draw
+from skllm_ray.batch.sampling import Sample, ask_timed, draw
 from skllm_ray.config import Price, RateLimit
 from skllm_ray.llm.registry import count_prompt_tokens, price_of_spec
 from skllm_ray.tasks.base import ChatRequest
@@ -52,7 +51,7 @@ class Estimate:
             "rows": f"{self.rows_left:,} left of {self.rows_total:,}",
             "requests": f"{self.requests:,}",
             "not asked": f"{self.missing:.1%} without a text, {self.duplicates:.1%} same as another of their unit",
-            "prompt tokens": f"{_range(self.prompt_tokens)} ({self.how})",
+            "prompt tokens": _range(self.prompt_tokens) + (f" ({self.how})" if self.how else ""),
             "completion tokens": _range(self.completion_tokens),
             "cost": "price not known: give --input-price and --output-price"
             if self.cost_usd is None
@@ -90,14 +89,16 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
         Rows to ask the model, at its price, so that tokens and speed are measured; None asks nothing.
     """
     manifest = job.plan()
-    drawn = draw(job, manifest)
+    left = job.left(manifest)
+    rows_left = sum(rows for _, rows in left)
+    drawn = draw(job, manifest, [unit for unit, _ in left])
     texts = list(dict.fromkeys(text for text in drawn.texts if text is not None and text.strip()))
     if not texts:
-        return _nothing(manifest, drawn)
+        return _nothing(manifest, rows_left, drawn)
     requests = job.requests_for(texts[:_COUNTED])
     counted, own = count_prompt_tokens(job.spec, requests)
     measured = _ask(job, texts, sample) if sample else None
-    n_requests = round(drawn.rows_left * (1 - drawn.missing) * drawn.unique)
+    n_requests = round(rows_left * (1 - drawn.missing) * drawn.unique)
     per_row = statistics.fmean(counted)
     spread = 2 * statistics.pstdev(counted) / math.sqrt(len(counted))
     ratio, slack = (measured.prompt_ratio, 0.03) if measured else (1.0, 0.02 if own else 0.25)
@@ -109,7 +110,7 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
     how = "measured on the sample" if measured else "counted by the model's tokenizer" if own else "4 bytes a token"
     return Estimate(
         rows_total=manifest.rows_total,
-        rows_left=drawn.rows_left,
+        rows_left=rows_left,
         requests=n_requests,
         prompt_tokens=prompt,
         completion_tokens=completion,
@@ -124,20 +125,15 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
     )
 
 
-def _nothing(manifest: Manifest, drawn: Sample) -> Estimate:
+def _nothing(manifest: Manifest, rows_left: int, drawn: Sample) -> Estimate:
     none = (0, 0)
-    return Estimate(
-        manifest.rows_total, drawn.rows_left, 0, none, none, (0.0, 0.0), (0.0, 0.0), 0.0, drawn.missing, "", ""
-    )
+    return Estimate(manifest.rows_total, rows_left, 0, none, none, (0.0, 0.0), (0.0, 0.0), 0.0, drawn.missing, "", "")
 
 
 def _ask(job: Job, texts: Sequence[str], n_rows: int) -> _Measured:
     asked = list(texts[:n_rows])
     reckoned, _ = count_prompt_tokens(job.spec, job.requests_for(asked))
-    job.ask(asked[:1])  # starts what has to be started
-    began = time.perf_counter()
-    found = job.ask(asked)
-    seconds = time.perf_counter() - began
+    found, rows_per_s = ask_timed(job, asked)
     good = [row for row in found if row.error is None]
     prompt = [row.reply.usage.prompt_tokens for row in good] or [0]
     completion = [float(row.reply.usage.completion_tokens) for row in good] or [0.0]
@@ -147,7 +143,7 @@ def _ask(job: Job, texts: Sequence[str], n_rows: int) -> _Measured:
     cost = None if any(one is None for one in costs) else sum(one or 0.0 for one in costs)
     if cost is None and price_of_spec(job.spec) == Price(0.0):
         cost = 0.0
-    return _Measured(len(asked), share, (statistics.fmean(completion), error), len(asked) / seconds, cost)
+    return _Measured(len(asked), share, (statistics.fmean(completion), error), rows_per_s, cost)
 
 
 def _answers(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
@@ -19,8 +17,7 @@ import pyarrow as pa
 
 from skllm_ray.batch.asking import Terms
 from skllm_ray.batch.inputs import Scanned, Unit, cut, rows_per_unit, scan
-from skllm_ray.batch.journal import load, paid
-from skllm_ray.batch.ledger import Ledger, Progress, Snapshot
+from skllm_ray.batch.ledger import Progress
 from skllm_ray.batch.lock import OutputLock
 from skllm_ray.batch.manifest import (
     Manifest,
@@ -32,33 +29,24 @@ from skllm_ray.batch.manifest import (
     schema_text,
     with_template,
 )
+from skllm_ray.batch.running import Budget, Outcome, work_off
 from skllm_ray.batch.screen import Screen, State, open_screen
+from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, list_inputs, open_folder
-from skllm_ray.batch.work import (
-    JOURNAL,
-    SYSTEM,
-    Call,
-    Unfinished,
-    UnitSummary,
-    UnitWork,
-    add_up,
-    summary_of,
-    template_fields,
-)
+from skllm_ray.batch.template import check_formats
+from skllm_ray.batch.work import SYSTEM, Call, UnitWork, add_up, table_bytes, template_fields
 from skllm_ray.config import Price
-from skllm_ray.errors import ClusterError, ConfigurationError, InputError, OutputInUseError, OutputMismatchError
+from skllm_ray.errors import ConfigurationError, InputError, OutputInUseError, OutputMismatchError
+from skllm_ray.execution.block import embedding_of
 from skllm_ray.execution.runner import run as run_rows
-from skllm_ray.execution.units import Died, Failed, Shared, UnitRunner
+from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import price_of_spec
 from skllm_ray.tasks.base import ChatRequest, Row, Task
+from skllm_ray.tasks.embedding import EmbeddingTask
 
 KeepReplies = Literal["none", "errors", "all"]
-_DONE: Final = f"{SYSTEM}/done"
-_SAVE_S: Final = 5.0
-_COMPACT_FILES: Final = 50
-_THREADS: Final = 16
 _MOST_OUTPUT_TOKENS: Final = 1024
-_STOPS: Final = frozenset({"fatal", "outage", "budget", "storage"})
+_EMPTY: Final = "part-00000-0000000000-0000000.parquet"
 
 
 class BatchEstimator(Protocol):
@@ -134,6 +122,10 @@ class JobResult:
         How long this run took.
     wanted : int
         Rows that this run was to bring to an end: all, or the limit.
+    pending : Progress
+        What was paid for rows that are in no part yet. It is a part of `total`, and is not paid for again.
+    out_of_budget : bool
+        Whether the run ended because the budget does not cover what remains.
     """
 
     output: str
@@ -147,6 +139,8 @@ class JobResult:
     unknown_usd: float
     seconds: float
     wanted: int
+    pending: Progress = field(default_factory=Progress)
+    out_of_budget: bool = False
 
     @property
     def complete(self) -> bool:
@@ -157,6 +151,19 @@ class JobResult:
     def rows_failed(self) -> int:
         """Rows whose part has an error; missing texts among them."""
         return sum(self.errors.values())
+
+    @property
+    def next_step(self) -> str:
+        """What to do next; empty where all is done."""
+        if self.out_of_budget:
+            left = self.wanted - self.rows_done
+            each = self.total.cost_usd / max(1, self.total.asked)
+            about = max(0, left - self.pending.asked) * each
+            told = f", for about {about:,.4f} USD more at what the others cost" if about else ""
+            return f"raise --budget-usd: {left:,} rows remain{told}"
+        if not self.complete:
+            return "run the same command again"
+        return "run it without --limit for the other rows" if self.rows_done < self.rows_total else ""
 
 
 class Job:
@@ -189,17 +196,13 @@ class Job:
         self._output_uri = output
         self._options = options
         self._storage = storage
+        self.task = estimator._task()
         self.spec = self._priced(estimator._spec())
         self.spec.check()
-        self.task = estimator._task()
         self.output = open_folder(output, storage, storage.secrets())
         self._source_uri = base_of(self._inputs[0])
         self._system = self.output.below(SYSTEM)
-        if self._options.budget_usd is not None and self._price is None:
-            raise ConfigurationError(
-                f"budget_usd={options.budget_usd:g}, but the price of {self.spec.model} is not known.",
-                "Give input_price and output_price, in US dollars per million tokens (--input-price, --output-price).",
-            )
+        self._check_prices()
 
     # --- planning -------------------------------------------------------------------------------------------------
 
@@ -229,11 +232,6 @@ class Job:
         """Yield the job's units."""
         return cut(manifest.files, manifest.unit_rows, manifest.cuts)
 
-    def units_left(self, manifest: Manifest) -> list[Unit]:
-        """Return the units without a part; all of them where none is left."""
-        state = OutputState(self.output, self._system, list(self.units(manifest)))
-        return [unit for unit in state.units if unit.part_name not in state.parts] or state.units
-
     def requests_for(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return what would be asked about some texts, with any examples where the nearest ones cost to find."""
         task: Any = self.task
@@ -241,6 +239,19 @@ class Job:
             return list(task.render(texts))
         task = replace(task, memory=_SomeExamples(task.memory))
         return list(task.render(texts, np.zeros((len(texts), 1), np.float32)))
+
+    def left(self, manifest: Manifest) -> list[tuple[Unit, int]]:
+        """Return the units that a run would do, and how many rows of each it would ask about."""
+        state = OutputState(self.output, list(self.units(manifest)))
+        rows, before, wanted = dict[str, int](), 0, self._wanted(manifest)
+        for unit in state.units:
+            rows[unit.key] = min(unit.n_rows, wanted - before)
+            before += unit.n_rows
+        found = []
+        for call in self._calls(manifest, state):
+            failed = {} if not call.retries else {**state.summaries[call.key].errors, "missing_text": 0}
+            found.append((call.unit, sum(failed.values()) if call.retries else rows[call.key]))
+        return found
 
     def ask(self, texts: Sequence[str]) -> list[Row[Any]]:
         """Ask about some texts, outside of any output."""
@@ -297,7 +308,8 @@ class Job:
             )
         schema = pa.schema([*(scanned.schema.field(name) for name in kept), *ours.items()])
         files = tuple(_checked(scanned, self._needed()).files)
-        task = with_template(self.task, old.template if old else None)
+        kind = type(estimator).__name__
+        task = with_template(self.task, old.template if old and old.task == kind else None)
         return Manifest(
             input=self._inputs,
             text_column=None if given.text_template else given.text_column,
@@ -305,7 +317,7 @@ class Job:
             keep_columns=kept,
             output_prefix=given.output_prefix,
             keep_replies=given.keep_replies,
-            task=type(estimator).__name__,
+            task=kind,
             model=self.spec.model,
             identity=json.dumps(getattr(self.spec, "identity", self.spec.key)),
             params=params_text(estimator),
@@ -317,6 +329,7 @@ class Job:
             prediction_columns=tuple(estimator._column_types()),
             unit_rows=given.unit_rows or (old.unit_rows if old else rows_per_unit(files)),
             files=files,
+            max_output_tokens=given.max_output_tokens,
             template=getattr(task, "template", None),
         )
 
@@ -342,12 +355,16 @@ class Job:
                 raise InputError(
                     f"{parameter}: the input has no column {missing[0]!r}.", f"Columns: {', '.join(names)}."
                 )
-        if not self._options.text_template:
+        if self._options.text_template:
+            check_formats(self._options.text_template, scanned.schema)
+        else:
             kind = scanned.schema.field(self._options.text_column or "").type
             if not _is_text(kind):
                 raise InputError(
                     f"text_column={self._options.text_column!r} is of type {kind}, not of texts.",
-                    f"Use text_template='{{{self._options.text_column}}}' to turn its values into texts.",
+                    "Convert it to strings."
+                    if "binary" in str(kind)
+                    else f"Use text_template='{{{self._options.text_column}}}' to turn its values into texts.",
                 )
 
     @cached_property
@@ -355,15 +372,60 @@ class Job:
         return self._estimator._output_types()
 
     def _priced(self, spec: Any) -> Any:
+        """Return the model with the prices that were given; a half that was not is the one that is known."""
         given = self._options
-        if given.input_price is None and given.output_price is None:
+        spec = self._cautious(spec)
+        if (given.input_price is None and given.output_price is None) or not hasattr(spec, "price"):
             return spec
-        price = Price(given.input_price or 0.0, given.output_price or 0.0, as_of=f"{datetime.now(UTC):%Y-%m-%d}")
-        return replace(spec, price=price) if hasattr(spec, "price") else spec
+        known = price_of_spec(spec)
+        halves = {
+            name: half if half is not None else getattr(known, name, 0.0)
+            for name, half in (("input", given.input_price), ("output", given.output_price))
+        }
+        return replace(spec, price=Price(halves["input"], halves["output"], as_of=f"{datetime.now(UTC):%Y-%m-%d}"))
+
+    def _cautious(self, spec: Any) -> Any:
+        """Return a model that asks once for what was set aside once, where there is a budget."""
+        if self._options.budget_usd is None or not hasattr(spec, "patience"):
+            return spec
+        return replace(spec, patience=replace(spec.patience, repeats_lost=False))
+
+    def _check_prices(self) -> None:
+        """Raise unless a budget is asked of models whose price is known."""
+        given = self._options
+        if given.budget_usd is None:
+            return
+        half = (given.input_price is None) != (given.output_price is None)
+        if half and price_of_spec(self._estimator._spec()) is None:
+            lacks = "input_price" if given.input_price is None else "output_price"
+            if lacks == "input_price" or not isinstance(self.task, EmbeddingTask):
+                raise ConfigurationError(
+                    f"budget_usd={given.budget_usd:g}, but {lacks} is missing.",
+                    f"Give it too (--{lacks.replace('_', '-')}), in US dollars per million tokens; 0 if it is free.",
+                )
+        if self._price is None:
+            raise ConfigurationError(
+                f"budget_usd={given.budget_usd:g}, but the price of {self.spec.model} is not known.",
+                "Give input_price and output_price, in US dollars per million tokens (--input-price, --output-price).",
+            )
+        if self._embedder is not None and self._embedder_price is None:
+            name = self._embedder.model
+            raise ConfigurationError(
+                f"budget_usd={given.budget_usd:g}, but the price of {name}, which makes vectors, is not known.",
+                f"Call SKLLMConfig.set_price({name!r}, input_per_million=…).",
+            )
 
     @cached_property
     def _price(self) -> Price | None:
         return price_of_spec(self.spec)
+
+    @property
+    def _embedder(self) -> BackendSpec | None:
+        return embedding_of(self.task)
+
+    @cached_property
+    def _embedder_price(self) -> Price | None:
+        return None if self._embedder is None else price_of_spec(self._embedder)
 
     # --- running --------------------------------------------------------------------------------------------------
 
@@ -375,30 +437,29 @@ class Job:
         OutputInUseError
             If another run writes to the same output.
         """
+        manifest = self.plan()  # before the lock, so that a plan that fails leaves nothing behind
+        planned_on = load_manifest(self._system)
         with OutputLock(self._system) as lock:
-            manifest = self.plan()
-            state = OutputState(self.output, self._system, list(self.units(manifest)))
-            manifest = self._limited(manifest, state)
+            if load_manifest(self._system) != planned_on:
+                manifest = self.plan()
+            manifest = self._limited(manifest, OutputState(self.output, list(self.units(manifest))))
             manifest.save(self._system)
-            state = OutputState(self.output, self._system, list(self.units(manifest)))
+            state = OutputState(self.output, list(self.units(manifest)))
+            state.tidy()
+            if not state.units:  # readers of the output get its columns all the same
+                self.output.write(_EMPTY, table_bytes(manifest.arrow_schema().empty_table()))
             calls = self._calls(manifest, state)
-            wanted = self._wanted(manifest)
-            view = State(manifest.model, wanted, min(wanted, state.rows_done))
             began = datetime.now(UTC)
-            stopped, trouble, this_run = "", dict[str, str](), Progress()
             with screen or open_screen(False) as shown:
-                if calls:
-                    stopped, trouble, this_run = self._run(manifest, state, calls, shown, view, lock)
+                outcome = self._run(manifest, state, calls, shown, lock) if calls else Outcome()
             state.save(force=True)
-            return self._result(
-                manifest, state, stopped, trouble, this_run, (datetime.now(UTC) - began).total_seconds()
-            )
+            state.read_journals()
+            return self._result(manifest, state, outcome, (datetime.now(UTC) - began).total_seconds())
 
     def result(self) -> JobResult:
         """Return how the job stands, without running anything."""
         manifest = self.plan()
-        state = OutputState(self.output, self._system, list(self.units(manifest)))
-        return self._result(manifest, state, "", {}, Progress(), 0.0)
+        return self._result(manifest, OutputState(self.output, list(self.units(manifest))), Outcome(), 0.0)
 
     def _wanted(self, manifest: Manifest) -> int:
         limit = self._options.limit
@@ -415,9 +476,7 @@ class Job:
             if before < limit < end:
                 if unit.part_name in state.parts:
                     return manifest
-                new = replace(manifest, cuts=(*manifest.cuts, (unit.number, unit.start + limit - before)))
-                state.split_journal(unit, [one for one in self.units(new) if _overlap(one, unit)])
-                return new
+                return replace(manifest, cuts=(*manifest.cuts, (unit.number, unit.start + limit - before)))
             before = end
         return manifest
 
@@ -430,23 +489,19 @@ class Job:
             before += unit.n_rows
             resumes = unit.key in state.journals
             if unit.part_name not in state.parts:
-                calls.append(Call(unit, resumes))
+                lost = state.lost.get(unit.key)
+                calls.append(Call(unit, resumes, before=lost.progress.bill() if lost else None))
             elif self._options.retry_errors and set(state.summaries[unit.key].errors) - {"missing_text"}:
                 calls.append(Call(unit, resumes, retries=True))
         return calls
 
     def _run(
-        self,
-        manifest: Manifest,
-        state: OutputState,
-        calls: deque[Call],
-        screen: Screen,
-        view: State,
-        lock: OutputLock,
-    ) -> tuple[str, dict[str, str], Progress]:
-        task = with_template(self.task, manifest.template)
+        self, manifest: Manifest, state: OutputState, calls: deque[Call], screen: Screen, lock: OutputLock
+    ) -> Outcome:
         secrets = {**self._estimator._secrets(), **self._storage.secrets()}
-        budget = self._options.budget_usd
+        task: Any = with_template(self.task, manifest.template)
+        if self._embedder is not None:
+            task = replace(task, embedding=self._cautious(self._embedder))
         work = UnitWork(
             estimator=self._estimator,
             task=task,
@@ -456,232 +511,64 @@ class Job:
             output_uri=self._output_uri,
             options=self._storage,
             mode="default" if self._estimator.on_error == "default" else "coerce",
-            terms=self._terms(),
+            terms=self._terms(self.spec, self._price),
+            embedder_terms=self._terms(self._embedder or self.spec, self._embedder_price),
             types=self._types,
         )
-        runner = UnitRunner(_Function(work), task, self.spec, secrets, self._options.workers)
-        shared = runner.share(Ledger, budget, state.spent_usd, restarts=budget is None)
-        view.n_tasks = runner.n_tasks
-        view.n_units = len(calls)
-        stopped, trouble = "", dict[str, str]()
+        budget = Budget(self._output_uri, self._storage, self._options.budget_usd, self._price)
+        wanted = self._wanted(manifest)
+        view = State(manifest.model, wanted, min(wanted, state.rows_done))
+        state.expect(call.key for call in calls if call.retries)
 
-        def again(call: Call) -> Call:
-            shared.tell("forget", call.key)
-            return replace(call, resumes=True)
+        def check() -> None:
+            if lock.lost:
+                raise OutputInUseError("Another run took over this output.", "Look at which one is to go on.")
 
-        with closing(runner.run(calls, shared, again)) as outcomes:
-            for outcome in outcomes:
-                if outcome is not None:
-                    call, result = outcome
-                    view.units_done += 1
-                    reason = self._note(call, result, state, trouble)
-                    if reason and not stopped:
-                        stopped = reason
-                        calls.clear()
-                        shared.tell("stop", reason)
-                if lock.lost:
-                    raise OutputInUseError("Another run took over this output.", "Look at which one is to go on.")
-                state.save()
-                view.see(_snapshot(shared))
-                screen.show(view)
-        view.see(_snapshot(shared))
-        screen.show(view)
-        return stopped, trouble, view.progress
+        def divide(call: Call) -> list[Call]:
+            """Let a row group that cannot be read cost itself alone: its neighbours become units of their own."""
+            nonlocal manifest
+            unit = call.unit
+            if len(unit.groups) < 2 or call.retries:
+                return []
+            starts = accumulate((rows for _, _, rows in unit.groups[:-1]), initial=unit.start)
+            manifest = replace(manifest, cuts=(*manifest.cuts, *((unit.number, start) for start in starts)))
+            manifest.save(self._system)  # before there are parts of such units
+            end = unit.start + unit.n_rows
+            found = (one for one in self.units(manifest) if one.number == unit.number and unit.start <= one.start < end)
+            return [Call(one, call.resumes) for one in found]
 
-    def _terms(self) -> Terms:
+        watch = screen, view, check
+        return work_off(calls, work, budget, secrets, self._options.workers, state, divide, watch)
+
+    def _terms(self, spec: BackendSpec, price: Price | None) -> Terms:
         bound = self._options.max_output_tokens
-        if bound is None and self._options.budget_usd is not None and self._price and self._price.output:
+        if bound is None and self._options.budget_usd is not None and price and price.output:
             bound = _MOST_OUTPUT_TOKENS
-        placement = self.spec.placement
-        rows = placement.batch_size if placement.stateful else 256 if self._options.budget_usd is not None else 1024
-        free = self._price is not None and not self._price.input and not self._price.output
-        return Terms(None if free else self._price, free, bound, self._options.outage_s, rows)
+        placement = spec.placement
+        capped = self._options.budget_usd is not None
+        rows = placement.batch_size if placement.stateful else 256 if capped else 1024
+        free = price is not None and not price.input and not price.output
+        return Terms(None if free else price, free, bound, self._options.outage_s, rows, repeats_lost=not capped)
 
-    def _note(self, call: Call, result: Any, state: OutputState, trouble: dict[str, str]) -> str:
-        """Take a unit's result; return why the job must stop, if it must."""
-        if isinstance(result, UnitSummary):
-            state.add(result)
-            return ""
-        name = f"{call.unit.path} rows {call.unit.start:,} to {call.unit.start + call.unit.n_rows - 1:,}"
-        if isinstance(result, (Died, Failed)):
-            trouble[name] = f"the process that worked on it ended: {result.reason}"
-            return ""
-        stop: Unfinished = result
-        if stop.kind == "budget":
-            return f"the budget of {self._options.budget_usd:g} USD does not cover what remains"
-        if stop.kind == "unreadable":
-            trouble[name] = stop.reason
-        return f"{stop.kind}: {stop.reason}" if stop.kind in _STOPS else ""
-
-    def _result(
-        self,
-        manifest: Manifest,
-        state: OutputState,
-        stopped: str,
-        trouble: dict[str, str],
-        this_run: Progress,
-        seconds: float,
-    ) -> JobResult:
-        summaries = list(state.summaries.values())
-        total = add_up(summaries)
+    def _result(self, manifest: Manifest, state: OutputState, outcome: Outcome, seconds: float) -> JobResult:
+        done = add_up(state.summaries.values())
+        total = replace(state.bill, rows=done.rows, reused=done.reused, duplicates=done.duplicates, errors=done.errors)
+        pending = state.pending
         return JobResult(
             output=self._output_uri,
             rows_total=manifest.rows_total,
             rows_done=total.rows,
             errors=dict(total.errors),
-            unreadable={**{f.path: f.error for f in manifest.files if f.error is not None}, **trouble},
-            stopped=stopped,
+            unreadable={**{f.path: f.error for f in manifest.files if f.error is not None}, **outcome.trouble},
+            stopped=outcome.stopped,
             total=total,
-            this_run=this_run,
-            unknown_usd=sum(one.unknown_usd for one in summaries),
+            this_run=outcome.progress,
+            unknown_usd=total.unknown_usd,
             seconds=seconds,
             wanted=self._wanted(manifest),
+            pending=pending,
+            out_of_budget=outcome.kind == "budget",
         )
-
-
-@dataclass(frozen=True)
-class _Function:
-    """What a worker does with a unit: the shared object gets the methods of a ledger."""
-
-    work: UnitWork
-
-    def __call__(self, call: Call, backend: Any, embedder: Any, shared: Shared, secrets: Mapping[str, str]) -> Any:
-        ledger = LedgerHandle(shared, self.work.manifest.model)
-        return self.work(call, backend, embedder, ledger, secrets)
-
-
-class LedgerHandle:
-    """The job's ledger, from anywhere; what is reported is counted for Prometheus too."""
-
-    def __init__(self, shared: Shared, model: str) -> None:
-        self._shared = shared
-        self._model = model
-
-    def reserve(self, worker: str, costs: list[float]) -> Any:
-        """Ask for permission to send."""
-        return self._shared.call("reserve", worker, costs)
-
-    def settle(self, worker: str, spent_usd: float) -> None:
-        """Tell what it did cost."""
-        self._shared.call("settle", worker, spent_usd)
-
-    def report(self, progress: Progress, *, answered: bool) -> None:
-        """Tell what was done."""
-        from skllm_ray.execution.metrics import count
-
-        failed = sum(progress.errors.values())
-        fresh = max(0, progress.rows - progress.reused - progress.duplicates - failed)
-        count(
-            self._model,
-            rows={"ok": fresh, "reused": progress.reused, "duplicate": progress.duplicates, "error": failed},
-            tokens={
-                "prompt": progress.prompt_tokens,
-                "completion": progress.completion_tokens,
-                "cached": progress.cached_tokens,
-            },
-            errors=dict(progress.errors),
-            cost_usd=progress.cost_usd,
-        )
-        self._shared.tell("report", progress, answered=answered)
-
-    def wait_for(self, worker: str, reason: str) -> None:
-        """Tell that this worker waits."""
-        self._shared.tell("wait_for", worker, reason)
-
-    def answered_within(self, seconds: float) -> bool:
-        """Return whether the server answered anyone lately."""
-        return bool(self._shared.call("answered_within", seconds))
-
-    def stopped(self) -> str:
-        """Return why the job was told to stop."""
-        return str(self._shared.call("stopped"))
-
-
-@dataclass
-class OutputState:
-    """What is in an output already."""
-
-    output: Folder
-    system: Folder
-    units: list[Unit]
-    parts: set[str] = field(init=False)
-    journals: set[str] = field(init=False)
-    summaries: dict[str, UnitSummary] = field(init=False)
-
-    def __post_init__(self) -> None:
-        keys = {unit.part_name: unit.key for unit in self.units}
-        self.parts = {name for name in self.output.names() if name in keys}
-        self.journals = {name.partition("/")[0] for name in self.output.below(JOURNAL).names(recursive=True)}
-        known = self._load()
-        self.summaries = {keys[name]: known[keys[name]] for name in self.parts if keys[name] in known}
-        self._run = uuid.uuid4().hex[:8]
-        self._number = 0
-        self._unsaved: list[UnitSummary] = []
-        self._saved_at = datetime.now(UTC)
-        unlogged = [name for name in self.parts if keys[name] not in known]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for name, summary in zip(unlogged, pool.map(lambda n: summary_of(self.output, n), unlogged), strict=True):
-                if summary is None:  # damaged: it is done again
-                    self.parts.discard(name)
-                else:
-                    self.add(summary)
-
-    @property
-    def rows_done(self) -> int:
-        """Rows in the parts."""
-        return sum(one.rows for one in self.summaries.values())
-
-    @property
-    def spent_usd(self) -> float:
-        """What all runs so far spent, or may have spent."""
-        done = sum((one.cost_usd or 0.0) + one.unknown_usd for one in self.summaries.values())
-        for key in self.journals:
-            if key not in self.summaries:
-                answers, lost = load(self.output.below(f"{JOURNAL}/{key}"))
-                done += paid(answers.values()) + lost
-        return done
-
-    def add(self, summary: UnitSummary) -> None:
-        """Take a unit's summary, to be saved soon."""
-        self.summaries[summary.unit] = summary
-        self._unsaved.append(summary)
-
-    def save(self, *, force: bool = False) -> None:
-        """Write new summaries down, every few seconds."""
-        now = datetime.now(UTC)
-        if not self._unsaved or not (force or (now - self._saved_at).total_seconds() > _SAVE_S):
-            return
-        self._number += 1
-        with suppress(OSError):  # on a full disk: they are in the parts as well, and later runs find them there
-            self._write(f"{now:%Y%m%dT%H%M%S%f}-{self._run}-{self._number:05d}.jsonl", self._unsaved)
-            self._unsaved = []
-        self._saved_at = now
-
-    def split_journal(self, unit: Unit, into: Sequence[Unit]) -> None:
-        """Give what was paid for a unit to the units that take its place."""
-        if unit.key not in self.journals:
-            return
-        old = self.output.below(f"{JOURNAL}/{unit.key}")
-        for name in old.names():
-            for one in into:
-                self.output.below(f"{JOURNAL}/{one.key}").write(name, old.read(name))
-        old.delete("")
-
-    def _load(self) -> dict[str, UnitSummary]:
-        folder = self.output.below(_DONE)
-        names = sorted(folder.names())
-        with ThreadPoolExecutor(_THREADS) as pool:
-            texts = list(pool.map(folder.read, names))
-        found = [UnitSummary(**json.loads(line)) for text in texts for line in text.splitlines()]
-        if len(names) > _COMPACT_FILES:
-            self._write(f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-all.jsonl", found)
-            for name in names:
-                folder.delete(name)
-        return {one.unit: one for one in found}
-
-    def _write(self, name: str, summaries: Sequence[UnitSummary]) -> None:
-        text = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in summaries)
-        self.output.below(_DONE).write(name, text.encode())
 
 
 class _SomeExamples:
@@ -704,14 +591,6 @@ def _some(paths: Sequence[str]) -> str:
     return f"{paths[0]} and {len(paths) - 1:,} more" if len(paths) > 1 else paths[0]
 
 
-def _snapshot(shared: Shared) -> Snapshot | None:
-    try:
-        found: Snapshot = shared.call("snapshot")
-    except ClusterError:
-        return None
-    return found
-
-
 def _checked(scanned: Scanned, needed: Sequence[str]) -> Scanned:
     """Mark the files that lack a column that texts are made of."""
     files = []
@@ -724,12 +603,6 @@ def _checked(scanned: Scanned, needed: Sequence[str]) -> Scanned:
 def _labels(estimator: Any) -> tuple[str, ...] | None:
     found = getattr(estimator, "classes_", None)
     return None if found is None else tuple(str(label) for label in found)
-
-
-def _overlap(one: Unit, other: Unit) -> bool:
-    return (
-        one.number == other.number and one.start < other.start + other.n_rows and other.start < one.start + one.n_rows
-    )
 
 
 def _is_text(kind: pa.DataType) -> bool:

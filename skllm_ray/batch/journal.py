@@ -1,7 +1,10 @@
 """Replies that were paid for, written down beside the output before their unit is finished.
 
 A unit's journal is a folder of small files, each written whole and never changed, so that object stores serve too.
-A line is either what was about to be asked (and what it may cost at most), or what came back.
+Their names begin with that of the attempt which wrote them. A line is what was about to be asked, with the most that
+it can cost; what came back; or what a request without an answer did cost. What an attempt was about to ask and tells
+nothing more of counts as spent, so that the journals and the parts together tell at any moment what an output has cost
+at most.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from skllm_ray.batch.ledger import Progress
 from skllm_ray.batch.storage import Folder
 from skllm_ray.tasks.base import Embedding, Reply, Usage
 
@@ -39,6 +44,8 @@ class Journal:
         The unit's own.
     resumes : bool
         Whether there may be segments of an attempt that was cut short.
+    settled : collection of str, default=()
+        Attempts that the unit's part knows: what they wrote is passed over.
 
     Attributes
     ----------
@@ -46,15 +53,17 @@ class Journal:
         What this attempt was told, by key.
     resumed : dict
         What earlier attempts were told, by the key's hash.
-    lost_usd : float
-        What earlier attempts may have paid for requests whose answers nobody has.
+    before : Progress
+        What earlier attempts paid.
+    attempts : list of str
+        All attempts whose costs a part tells when it is made from this journal.
     """
 
-    def __init__(self, folder: Folder, *, resumes: bool) -> None:
+    def __init__(self, folder: Folder, *, resumes: bool, settled: Collection[str] = ()) -> None:
         self._folder = folder
         self._run = uuid.uuid4().hex[:8]
         self._number = 0
-        self._pending: dict[str, Answer] = {}
+        self._pending: dict[str, tuple[Answer, bool]] = {}
         self._oldest = 0.0
         self._state = threading.Condition()
         self._failure: BaseException | None = None
@@ -64,17 +73,27 @@ class Journal:
         self._thread: threading.Thread | None = None
         self.answers: dict[str, Answer] = {}
         self.resumed: dict[str, Answer] = {}
-        self.lost_usd = 0.0
+        self.before = Progress()
+        self.attempts = [*settled, self._run]
         if resumes:
-            self.resumed, self.lost_usd = load(folder)
+            lines = [(run, told) for run, told in _lines(folder) if run not in settled]
+            self.resumed = {told["k"]: _load(told) for _, told in lines if "k" in told}
+            for run, bill in _paid(lines).items():
+                self.before.add(bill)
+                self.attempts.append(run)
 
     def intend(self, costs: Mapping[str, float]) -> None:
         """Write down what is about to be asked, and what each request may cost, in US dollars."""
         if any(costs.values()):
             self._write([{"i": [(digest(key), cost) for key, cost in costs.items()]}])
 
-    def add(self, answers: Mapping[str, Answer], *, urgent: bool) -> None:
-        """Take answers that are no errors.
+    def settle(self, costs: Mapping[str, tuple[float, float]]) -> None:
+        """Write down what requests without a good answer did cost, and may have cost, in US dollars."""
+        if costs:
+            self._write([{"s": [(digest(key), *pair) for key, pair in costs.items()]}])
+
+    def add(self, answers: Mapping[str, Answer], *, urgent: bool, free: bool = False) -> None:
+        """Take answers that are no errors; nothing is paid for those that are `free`.
 
         With `urgent` they arrive one by one: a segment is written for every 64 of them, and two seconds after the first
         at the latest, by a thread, since this is called from a client's event loop. Without, they come as a block that
@@ -84,7 +103,7 @@ class Journal:
         with self._state:
             if not self._pending:
                 self._oldest = now
-            self._pending.update(answers)
+            self._pending.update((key, (answer, free)) for key, answer in answers.items())
             self.answers.update(answers)
             if urgent and self._thread is None:
                 self._thread = threading.Thread(target=self._follow, name="skllm-ray-journal", daemon=True)
@@ -138,7 +157,7 @@ class Journal:
             pending, self._pending = self._pending, {}
             self._flushed_at = time.monotonic()
         if pending:
-            self._write({"k": digest(key), **_dump(answer)} for key, answer in pending.items())
+            self._write({"k": digest(key), **_dump(*told)} for key, told in pending.items())
 
     def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines)
@@ -157,27 +176,63 @@ def digest(key: str) -> str:
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
-def load(folder: Folder) -> tuple[dict[str, Answer], float]:
-    """Return a journal's answers by their keys' hashes, and the US dollars that requests without one may have cost."""
-    answers: dict[str, Answer] = {}
-    intended: dict[str, float] = {}
-    names = sorted(folder.names())
-    for name in names:
-        if not name.endswith(".jsonl"):
-            continue
-        for line in folder.read(name).splitlines():
-            told = _line(line)
-            if "i" in told:
-                for key, cost in told["i"]:
-                    intended[key] = intended.get(key, 0.0) + cost
-            elif "k" in told:
-                answers[told["k"]] = _load(told)
-    return answers, sum(cost for key, cost in intended.items() if key not in answers)
+def paid(folder: Folder) -> dict[str, Progress]:
+    """Return what each attempt paid for of which a journal tells."""
+    return _paid(_lines(folder))
 
 
-def paid(answers: Iterable[Answer]) -> float:
-    """Return what answers cost together, in US dollars, as far as their prices are known."""
-    return sum(answer.usage.cost_usd or 0.0 for answer in answers)
+def split(folder: Folder, into: Sequence[Folder]) -> None:
+    """Give a journal to those of the units that take its unit's place, and delete it. May be done over again.
+
+    All of them get its answers. The first alone gets its costs: which unit's they are matters to nobody.
+    """
+    for name in sorted(folder.names()):
+        text = folder.read(name)
+        told = [_line(line) for line in text.splitlines()]
+        free = "".join(json.dumps({**line, "f": 1}) + "\n" for line in told if "k" in line).encode()
+        for place, target in enumerate(into):
+            if place == 0 or free:
+                target.write(name, free if place else text)
+    folder.delete("")
+
+
+def _lines(folder: Folder) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each line with its attempt's name."""
+    for name in sorted(folder.names()):
+        if name.endswith(".jsonl"):
+            for line in folder.read_if_there(name).splitlines():
+                yield name.partition("-")[0], _line(line)
+
+
+def _paid(lines: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Progress]:
+    bills: dict[str, Progress] = defaultdict(Progress)
+    asked: Counter[tuple[str, str]] = Counter()
+    most: dict[tuple[str, str], float] = {}
+    for run, told in lines:
+        found = bills[run]
+        if "k" in told and "f" not in told:
+            asked[run, told["k"]] -= 1
+            usage = Usage(*told["u"]) if told["a"] else Usage(cost_usd=0.0)  # a reply cache had it
+            found.add(
+                Progress(
+                    asked=int(told["a"] > 0),
+                    prompt_tokens=usage.prompt_tokens,
+                    completion_tokens=usage.completion_tokens,
+                    cached_tokens=usage.cached_tokens,
+                    cost_usd=usage.cost_usd or 0.0,
+                    unpriced=int(usage.cost_usd is None),
+                )
+            )
+        for key, cost, unknown in told.get("s", ()):
+            asked[run, key] -= 1
+            found.cost_usd += cost
+            found.unknown_usd += unknown
+        for key, cost in told.get("i", ()):
+            asked[run, key] += 1
+            most[run, key] = cost
+    for place, cost in most.items():
+        bills[place[0]].unknown_usd += max(0, asked[place]) * cost
+    return dict(bills)
 
 
 def _line(line: bytes) -> dict[str, Any]:
@@ -188,8 +243,9 @@ def _line(line: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _dump(answer: Answer) -> dict[str, Any]:
-    told: dict[str, Any] = {"u": list(asdict(answer.usage).values()), "m": answer.model, "a": answer.attempts}
+def _dump(answer: Answer, free: bool) -> dict[str, Any]:
+    usage = replace(answer.usage, cost_usd=0.0) if free else answer.usage
+    told: dict[str, Any] = {"u": list(asdict(usage).values()), "m": answer.model, "a": answer.attempts}
     if isinstance(answer, Reply):
         return {**told, "t": answer.text, "l": answer.log_probs}
     vector = np.asarray(answer.vector, np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
@@ -11,13 +12,25 @@ from typing import Final
 _FEW: Final = 16  # requests: a smaller grant is not worth a call while others may give back
 
 
+SPENT: Final = (
+    "asked",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "cost_usd",
+    "unpriced",
+    "unknown_usd",
+)
+"""The counts of what was asked and what it cost: a part that is lost or made anew does not undo them."""
+
+
 @dataclass
 class Progress:
-    """Counts since the job's beginning, or since the last report of a worker."""
+    """What was done and what it cost: of a worker since its last report, of a unit, of a run or of a whole output."""
 
     rows: int = 0
     asked: int = 0
-    """Requests that were sent."""
+    """Requests that were sent and have an end: an answer, or an error."""
     reused: int = 0
     """Rows whose reply was there already: from an interrupted run."""
     duplicates: int = 0
@@ -26,17 +39,22 @@ class Progress:
     completion_tokens: int = 0
     cached_tokens: int = 0
     cost_usd: float = 0.0
+    """What is known to be spent."""
     unpriced: int = 0
     """Replies of unknown price."""
+    unknown_usd: float = 0.0
+    """The most that requests may have cost of which nobody knows whether they were paid for."""
     errors: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Progress) -> None:
         """Add another's counts."""
-        for name in ("rows", "asked", "reused", "duplicates", "prompt_tokens", "completion_tokens", "cached_tokens"):
+        for name in ("rows", "reused", "duplicates", *SPENT):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.cost_usd += other.cost_usd
-        self.unpriced += other.unpriced
         self.errors.update(other.errors)
+
+    def bill(self) -> Progress:
+        """Return what was asked and what it cost, without the rows that it was for."""
+        return Progress(**{name: getattr(self, name) for name in SPENT})
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,8 @@ class Snapshot:
     """Why workers wait, if they do: a server that is down."""
     stopped: str
     """Why the job was told to stop, if it was."""
-    exhausted: bool
+    ledger: str = ""
+    """Names the ledger: where its process dies, another one begins to count."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,8 @@ class Grant:
     """How many requests a worker may send."""
 
     n: int
+    held: bool = False
+    """Whether money was set aside for them, to be confirmed when they are written down."""
     wait: bool = False
     """Whether to ask again soon: others may give back."""
     stop: bool = False
@@ -80,8 +101,8 @@ class Ledger:
         self._progress = Progress()
         self._waiting: dict[str, str] = {}
         self._stopped = ""
-        self._exhausted = False
         self._answered_at = 0.0
+        self._name = uuid.uuid4().hex
 
     def reserve(self, worker: str, costs: list[float]) -> Grant:
         """Set aside the most that some of a worker's next requests may cost; it holds one reservation at a time."""
@@ -90,7 +111,8 @@ class Ledger:
                 return Grant(0, stop=True)
             if self._budget_usd is None:
                 return Grant(len(costs))
-            left = self._budget_usd - self._spent_usd - sum(self._reserved.values())
+            others = [held for name, held in self._reserved.items() if name != worker]
+            left = self._budget_usd - self._spent_usd - sum(others)
             granted = 0.0
             n = 0
             for cost in costs:
@@ -99,18 +121,27 @@ class Ledger:
                 granted += cost
                 n += 1
             if n < min(_FEW, len(costs)):
-                if self._reserved:
-                    return Grant(0, wait=True)
-                self._exhausted = True
-                return Grant(0, stop=True)
+                return Grant(0, wait=bool(others), stop=not others)
             self._reserved[worker] = granted
-            return Grant(n)
+            return Grant(n, held=True)
+
+    def confirm(self, worker: str) -> bool:
+        """Return whether a worker's reservation stands, now that its requests are written down.
+
+        It does not where this ledger was made from the output after the death of another: it may lack what was not
+        written down yet.
+        """
+        with self._lock:
+            return worker in self._reserved
 
     def settle(self, worker: str, spent_usd: float) -> None:
-        """Turn a worker's reservation into what its requests did cost."""
+        """Turn a worker's reservation into what its requests did cost.
+
+        One that is not known here was counted as spent, as a whole, when this ledger was made from the output.
+        """
         with self._lock:
-            self._reserved.pop(worker, None)
-            self._spent_usd += spent_usd
+            if self._reserved.pop(worker, None) is not None:
+                self._spent_usd += spent_usd
 
     def forget(self, unit: str) -> None:
         """Count as spent what a dead worker had set aside for a unit: nobody knows what came of its requests."""
@@ -156,4 +187,4 @@ class Ledger:
             copy = Progress()
             copy.add(self._progress)
             waiting = next(iter(self._waiting.values()), "")
-            return Snapshot(copy, waiting, self._stopped, self._exhausted)
+            return Snapshot(copy, waiting, self._stopped, self._name)

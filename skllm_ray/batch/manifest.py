@@ -23,6 +23,7 @@ _NAME: Final = "manifest.json"
 _FORMAT: Final = 1
 _PRIVATE: Final = frozenset({"key", "org", "verbose"})
 _PROBE: Final = "⟦probe⟧"
+_SHOWN: Final = 120
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Manifest:
     prediction_columns: tuple[str, ...]
     unit_rows: int
     files: tuple[InputFile, ...]
+    max_output_tokens: int | None = None
+    """The largest answer, where it was given."""
     cuts: tuple[tuple[int, int], ...] = ()
     """Where runs were told to stop: (file, row) pairs."""
     template: str | None = None
@@ -84,14 +87,16 @@ class Manifest:
             Naming what differs.
         """
         names = ["task", "params", "labels", "model", "identity", "text_column", "text_template"]
-        names += ["keep_columns", "output_prefix", "keep_replies", "input"]
+        names += ["keep_columns", "output_prefix", "keep_replies", "max_output_tokens", "unit_rows"]
         if self.version == other.version:
             names += ["question", "prompt"]
         for name in names:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
+                what, mine, theirs = _other_parameter(mine, theirs) if name == "params" else (name, mine, theirs)
+                before, now = _shown(mine, theirs)
                 raise OutputMismatchError(
-                    f"The output belongs to a job with another {name}: {_shown(mine)}; now: {_shown(theirs)}.",
+                    f"The output belongs to a job with another {what}: {before}; now: {now}.",
                     "Write to another output, or run with the old settings; the finished parts stay as they are.",
                 )
 
@@ -102,19 +107,24 @@ def load_manifest(folder: Folder) -> Manifest | None:
     Raises
     ------
     OutputMismatchError
-        If it is of a later version of this library.
+        If it is of a later version of this library, or damaged.
     """
     try:
         told = json.loads(folder.read(_NAME))
+        if told.pop("format", None) != _FORMAT:
+            raise OutputMismatchError("The output was begun by another version of skllm_ray.", "Use that version.")
+        told["files"] = tuple(InputFile.load(file) for file in told["files"])
+        for name in ("input", "keep_columns", "prediction_columns", "cuts", "labels"):
+            told[name] = None if told[name] is None else tuple(told[name])
+        told["cuts"] = tuple((number, row) for number, row in told["cuts"])
+        return Manifest(**told)
     except FileNotFoundError:
         return None
-    if told.pop("format", None) != _FORMAT:
-        raise OutputMismatchError("The output was begun by another version of skllm_ray.", "Use that version.")
-    told["files"] = tuple(InputFile.load(file) for file in told["files"])
-    for name in ("input", "keep_columns", "prediction_columns", "cuts", "labels"):
-        told[name] = None if told[name] is None else tuple(told[name])
-    told["cuts"] = tuple((number, row) for number, row in told["cuts"])
-    return Manifest(**told)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputMismatchError(
+            f"{folder.at(_NAME)}, which tells what job the output holds, is damaged ({type(error).__name__}).",
+            "Bring it back from a copy, or write to another output; the finished parts stay as they are.",
+        ) from None
 
 
 def schema_text(schema: pa.Schema) -> str:
@@ -184,6 +194,18 @@ def _plain(value: Any) -> Any:
     return getattr(value, "__qualname__", type(value).__name__)
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "…"
+def _other_parameter(mine: str, theirs: str) -> tuple[str, Any, Any]:
+    """Return the first of an estimator's parameters that differs, named so that its class may stand before it."""
+    ours, others = json.loads(mine), json.loads(theirs)
+    name = next(name for name in sorted({*ours, *others}) if ours.get(name) != others.get(name))
+    return f"params, {name}", ours.get(name), others.get(name)
+
+
+def _shown(mine: object, theirs: object) -> tuple[str, str]:
+    """Return two different values as short texts that show where they differ."""
+    texts = repr(mine), repr(theirs)
+    same = next((i for i, (one, other) in enumerate(zip(*texts, strict=False)) if one != other), min(map(len, texts)))
+    start = 0 if max(map(len, texts)) <= _SHOWN else max(0, same - _SHOWN // 3)
+    cut = [("…" if start else "") + text[start : start + _SHOWN] for text in texts]
+    first, second = (one + ("…" if len(text) > start + _SHOWN else "") for one, text in zip(cut, texts, strict=True))
+    return first, second

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from skllm_ray.batch.inputs import cut
-from skllm_ray.batch.job import OutputState
 from skllm_ray.batch.manifest import load_manifest
+from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.work import SYSTEM
 from skllm_ray.errors import InputError
@@ -50,7 +50,7 @@ def write_report(output: str, to: str = "report.html", storage_options: Mapping[
     if manifest is None:
         raise InputError(f"output={output!r} holds no job of skllm-ray.", "Name the folder that `run` wrote to.")
     units = list(cut(manifest.files, manifest.unit_rows, manifest.cuts))
-    state = OutputState(folder, folder.below(SYSTEM), units)
+    state = OutputState(folder, units)
     tally = Tally(asdict(manifest))
     for unit in units:
         if unit.part_name in state.parts:

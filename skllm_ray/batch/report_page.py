@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from skllm_ray.batch.work import filled, template_fields
 from skllm_ray.errors import MissingExtraError
 
 _SHOWN: Final = 200
@@ -37,7 +38,8 @@ class Tally:
 
     def __init__(self, manifest: Mapping[str, Any]) -> None:
         self._prefix = str(manifest["output_prefix"])
-        self._text = manifest["text_column"]
+        self._text, self._template = manifest["text_column"], manifest["text_template"]
+        self._fields = template_fields(self._template) if self._template else frozenset([self._text])
         self._column = self._prefix + str(manifest["prediction_columns"][0])
         self._random = random.Random(0)
         self.rows = 0
@@ -74,9 +76,12 @@ class Tally:
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _texts(self, part: pa.Table, rows: Sequence[int]) -> list[str]:
-        if self._text is None or self._text not in part.column_names:
+        if not self._fields <= set(part.column_names):
             return ["" for _ in rows]
-        return [_short(value) for value in part.column(self._text).take(pa.array(rows, pa.int64())).to_pylist()]
+        some = part.select(sorted(self._fields)).take(pa.array(rows, pa.int64())).to_pylist()
+        return [
+            _short(filled(self._template, row, self._fields) if self._template else row[self._text]) for row in some
+        ]
 
     def _keep_failures(self, kind: str, failed: pa.Table) -> None:
         room = _SAMPLES - len(self.failures[kind])
@@ -160,16 +165,20 @@ def render_page(
 
 def _tiles(manifest: Mapping[str, Any], units: Sequence[Mapping[str, Any]], tally: Tally) -> list[tuple[str, str, str]]:
     total, failed = int(manifest["rows_total"]), sum(tally.errors.values())
-    costs = [unit["cost_usd"] for unit in units]
-    known = None if any(cost is None for cost in costs) else sum(costs)
+    known, unknown = (sum(float(unit[name]) for unit in units) for name in ("cost_usd", "unknown_usd"))
+    unpriced = sum(int(unit["unpriced"]) for unit in units)
     busy = _busy_s(units)
     saved = sum(unit["duplicates"] + unit["reused"] for unit in units)
-    per_1000 = "" if not known or not tally.rows else f"{1000 * known / tally.rows:,.4f} per 1,000 rows"
+    notes = [
+        f"{1000 * known / tally.rows:,.4f} per 1,000 rows" if known and tally.rows else "",
+        f"up to {unknown:,.2f} more for lost requests" if unknown else "",
+        f"{unpriced:,} replies of unknown price" if unpriced else "",
+    ]
     return [
         ("rows", f"{tally.rows:,}", f"of {total:,} ({tally.rows / max(1, total):.1%})"),
         ("failed", f"{failed:,}", f"{failed / max(1, tally.rows):.2%}; {tally.invalid:,} with an invalid answer"),
         ("rows/s", f"{tally.rows / busy:,.1f}" if busy else "–", f"over {_span(busy)} of work"),
-        ("cost, USD", "not known" if known is None else f"{known:,.2f}", per_1000),
+        ("cost, USD", "not known" if unpriced and not known else f"{known:,.2f}", "; ".join(filter(None, notes))),
         ("prompt tokens", f"{sum(unit['prompt_tokens'] for unit in units):,}", ""),
         ("completion tokens", f"{sum(unit['completion_tokens'] for unit in units):,}", ""),
         ("not asked again", f"{saved:,}", "identical texts, and replies of interrupted runs"),

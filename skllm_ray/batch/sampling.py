@@ -1,8 +1,9 @@
-"""Rows of a job's input, drawn at random, without reading all of it."""
+"""Rows of a job's input, drawn at random without reading all of it, and what a model says of them."""
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,6 +13,7 @@ from skllm_ray.batch.job import Job
 from skllm_ray.batch.manifest import Manifest, read_schema
 from skllm_ray.batch.work import filled, template_fields
 from skllm_ray.errors import InputError
+from skllm_ray.tasks.base import Row
 
 _UNITS: Final = 8
 _ROWS: Final = 20_000
@@ -24,17 +26,21 @@ class Sample:
     texts: list[str | None]
     extra: list[Any]
     """The values of the column that was asked for besides."""
-    rows_left: int
-    """Rows of the whole job without a part."""
     missing: float
     """Share of the rows that have no text."""
     unique: float
     """Share of the other rows whose text is the first of its kind in its unit."""
 
 
-def draw(job: Job, manifest: Manifest, column: str | None = None, seed: int = 0, n_units: int = _UNITS) -> Sample:
-    """Return the rows of some units, all equally likely, in a random order."""
-    units = job.units_left(manifest)
+def draw(
+    job: Job,
+    manifest: Manifest,
+    units: Sequence[Unit],
+    column: str | None = None,
+    seed: int = 0,
+    n_units: int = _UNITS,
+) -> Sample:
+    """Return the rows of some of the units, all equally likely, in a random order."""
     chosen = random.Random(seed).sample(units, min(n_units, len(units)))
     texts: list[str | None] = []
     extra: list[Any] = []
@@ -55,10 +61,19 @@ def draw(job: Job, manifest: Manifest, column: str | None = None, seed: int = 0,
     return Sample(
         [texts[i] for i in order],
         [extra[i] for i in order],
-        sum(unit.n_rows for unit in units),
         n_missing / max(1, n_rows),
         n_unique / present_rows,
     )
+
+
+def ask_timed(job: Job, texts: Sequence[str]) -> tuple[list[Row[Any]], float]:
+    """Ask about some texts, each once; return the rows, and rows per second without the time that starting takes."""
+    began = time.perf_counter()
+    rows = job.ask(texts[:1])  # starts what has to be started
+    if len(texts) > 1:
+        began = time.perf_counter()
+        rows = [*rows, *job.ask(texts[1:])]
+    return rows, max(1, len(texts) - 1) / max(1e-9, time.perf_counter() - began)
 
 
 def _rows_of(job: Job, manifest: Manifest, unit: Unit, column: str | None) -> tuple[list[str | None], Sequence[Any]]:

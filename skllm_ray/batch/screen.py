@@ -7,9 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from skllm_ray.batch.ledger import Progress, Snapshot
+from skllm_ray.execution.standing import Standing
+
+if TYPE_CHECKING:
+    from skllm_ray.execution.rate_limiter import BucketInfo
 
 _LINE_S: Final = 10.0
 _WINDOW_S: Final = 60.0
@@ -30,14 +34,22 @@ class State:
     progress: Progress = field(default_factory=Progress)
     waiting_for: str = ""
     stopped: str = ""
+    standing: Standing = field(default_factory=Standing)
     began: float = field(default_factory=time.monotonic)
     _past: deque[tuple[float, int]] = field(default_factory=deque)
+    _before: Progress = field(default_factory=Progress)
+    _ledger: str = ""
 
     def see(self, snapshot: Snapshot | None) -> None:
-        """Take the ledger's numbers."""
+        """Take the ledger's numbers; they add up where its process died and another one began to count."""
         if snapshot is None:
             return
-        self.progress, self.waiting_for, self.stopped = snapshot.progress, snapshot.waiting_for, snapshot.stopped
+        if snapshot.ledger != self._ledger:
+            self._before, self._ledger = self.progress, snapshot.ledger
+        self.progress = Progress()
+        self.progress.add(self._before)
+        self.progress.add(snapshot.progress)
+        self.waiting_for, self.stopped = snapshot.waiting_for, snapshot.stopped
         now = time.monotonic()
         self._past.append((now, self.progress.rows))
         while self._past[0][0] < now - _WINDOW_S:
@@ -73,6 +85,8 @@ class State:
             "cost": _cost(done),
             "workers": f"{self.n_tasks} at {self.n_units - self.units_done:,} of {self.n_units:,} units",
         }
+        if self.standing.replicas:
+            found["replicas"] = "; ".join(_replicas(*one) for one in self.standing.replicas)
         if done.reused or done.duplicates:
             found["not asked again"] = f"{done.reused:,} paid before, {done.duplicates:,} same texts"
         if done.errors:
@@ -80,9 +94,10 @@ class State:
             found["failed rows"] = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
         if self.stopped:
             found["stopping"] = self.stopped
-        elif self.waiting_for:
-            found["waiting"] = self.waiting_for
-        return found
+        elif self.waiting_for or self.standing.quotas:
+            reasons = [self.waiting_for, *map(_quota, self.standing.quotas)]
+            found["waiting"] = "; ".join(filter(None, reasons))
+        return {name: value for name, value in found.items() if value}
 
 
 class Screen(Protocol):
@@ -192,10 +207,30 @@ def open_screen(show: bool) -> Screen:
     return LiveScreen() if show and sys.stderr.isatty() else NoScreen()
 
 
+def _quota(bucket: BucketInfo) -> str:
+    """Return how a limit holds requests back; empty where it does not."""
+    if bucket.paused_s:
+        return f"waiting for quota: the server refuses, for {span(bucket.paused_s)} more; {bucket.waiting:,} waiting"
+    if not bucket.waiting:
+        return ""
+    limits = (
+        (bucket.requests_used, bucket.requests_per_minute, "requests/min"),
+        (bucket.tokens_used, bucket.tokens_per_minute, "tokens/min"),
+        (bucket.in_flight, bucket.max_concurrency, "requests in flight"),
+    )
+    used = ", ".join(f"{n:,} of {most:,} {what}" for n, most, what in limits if most)
+    return f"waiting for quota: {used}; {bucket.waiting:,} waiting" if used else ""
+
+
+def _replicas(model: str, n: int, n_nodes: int) -> str:
+    return f"{n:,} of {model} on {n_nodes:,} node{'s' if n_nodes != 1 else ''}"
+
+
 def _cost(done: Progress) -> str:
     if done.unpriced and not done.cost_usd:
         return "price not known"
-    return f"{done.cost_usd:,.4f} USD" + (" and more of unknown price" if done.unpriced else "")
+    lost = f", and up to {done.unknown_usd:,.4f} for lost requests" if done.unknown_usd else ""
+    return f"{done.cost_usd:,.4f} USD" + (" and more of unknown price" if done.unpriced else "") + lost
 
 
 def span(seconds: float | None) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -102,8 +102,15 @@ class Folder:
         with self.filesystem.open_input_stream(self.at(name), compression=None) as stream:
             return bytes(stream.read())
 
+    def read_if_there(self, name: str) -> bytes:
+        """Return a file's bytes; none where it was deleted meanwhile."""
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return b""
+
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Write a whole file: others see all of it or nothing."""
+        """Write a whole file: others see all of it or nothing, and a node that loses its power keeps it."""
         path = self.at(name)
         if not self.is_local:  # an object store shows an object when it is complete
             with self.filesystem.open_output_stream(path, compression=None) as stream:
@@ -113,8 +120,12 @@ class Folder:
         part = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_bytes(content)
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             part.replace(target)
+            _sync(target.parent)
         except BaseException:
             with suppress(OSError):
                 part.unlink()
@@ -157,8 +168,20 @@ def open_folder(uri: str, options: StorageOptions, secrets: Mapping[str, str]) -
     ConfigurationError
         If nothing can open such an address, or the options are not its filesystem's.
     """
-    filesystem, path = _open(uri, json.dumps(options.reveal(secrets), sort_keys=True), os.getpid())
+    filesystem, path = _open(absolute(uri), json.dumps(options.reveal(secrets), sort_keys=True), os.getpid())
     return Folder(filesystem, path)
+
+
+def absolute(uri: str) -> str:
+    """Return what `uri` means from any working directory: workers have their own.
+
+    Examples
+    --------
+    >>> absolute("s3://bucket/in/*.parquet"), absolute("file:///in/a.csv")
+    ('s3://bucket/in/*.parquet', '/in/a.csv')
+    """
+    path = uri.removeprefix("file://")
+    return uri if _SCHEME.match(path) else str(Path(path).expanduser().absolute())
 
 
 def base_of(uri: str) -> str:
@@ -190,9 +213,17 @@ def list_inputs(uri: str, options: StorageOptions, secrets: Mapping[str, str]) -
     if not files:
         raise InputError(
             f"input={uri!r} holds no file of a known kind.",
-            f"Known: {', '.join(sorted(FORMATS))}. Names that begin with '.' or '_' are passed over in folders.",
+            f"Known: {', '.join(sorted(FORMATS))}. Names that begin with '.' or '_' are passed over.",
         )
     return sorted(files, key=lambda file: file.path)
+
+
+def is_in_input(output: Folder, uri: str, options: StorageOptions, secrets: Mapping[str, str]) -> bool:
+    """Return whether parts in `output` would be among the files that `uri` means."""
+    base, pattern = _split(uri)
+    folder, part = open_folder(base, options, secrets), output.at("part.parquet")
+    here = folder.filesystem == output.filesystem and part.startswith(f"{folder.path}/")
+    return here and bool(_matcher(folder.path, pattern)(part))
 
 
 FORMATS: Final = {
@@ -229,14 +260,28 @@ def _split(uri: str) -> tuple[str, str]:
     return (head.rpartition("/")[0] or ("/" if head.startswith("/") else ".")), uri
 
 
-def _matcher(base: str, pattern: str) -> Any:
-    if not pattern:
-        return lambda path: format_of(path) is not None and not _hidden(path[len(base) :])
+def _matcher(base: str, pattern: str) -> Callable[[str], bool]:
+    """Return whether a path below `base` is meant: of a known format, not hidden, and matching the pattern, if any."""
     from fsspec.utils import glob_translate
 
-    tail = pattern[len(_split(pattern)[0]) :].lstrip("/")
-    expression = re.compile(glob_translate(tail))
-    return lambda path: expression.match(path[len(base) :].lstrip("/")) is not None
+    tail = pattern[len(_split(pattern)[0]) :].lstrip("/") or "**"
+    expression, named = re.compile(glob_translate(tail)), _hidden(tail)
+
+    def wanted(path: str) -> bool:
+        name = path[len(base) :].lstrip("/")
+        return bool(format_of(name) and (named or not _hidden(name)) and expression.match(name))
+
+    return wanted
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder written to the disk, where the filesystem can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _hidden(path: str) -> bool:
@@ -248,10 +293,9 @@ def _open(uri: str, options_text: str, pid: int) -> tuple[pafs.FileSystem, str]:
     del pid  # a connection does not survive a fork
     options = json.loads(options_text)
     found = _SCHEME.match(uri)
-    scheme = found.group(1).lower() if found else ""
-    if scheme in {"", "file"}:
-        path = uri.removeprefix("file://") if scheme else uri
-        return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+    if found is None:
+        return pafs.LocalFileSystem(), uri
+    scheme = found.group(1).lower()
     try:
         return _remote(uri, scheme, options)
     except (pa.ArrowException, ImportError, TypeError, ValueError, OSError) as error:

@@ -7,7 +7,7 @@ import string
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from skllm_ray.batch.asking import JournalledBackend, SharedLedger, Terms, UnitStopped
 from skllm_ray.batch.inputs import Unit, read, short
 from skllm_ray.batch.journal import Journal
-from skllm_ray.batch.ledger import Progress
+from skllm_ray.batch.ledger import SPENT, Progress
 from skllm_ray.batch.manifest import Manifest, read_schema
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
+from skllm_ray.batch.template import EMPTY
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution.block import process
 from skllm_ray.execution.units import node_name
@@ -44,6 +45,8 @@ class Call:
     """Whether there may be a journal of it."""
     retries: bool = False
     """Whether its part is there, and its failed rows are to be asked again."""
+    before: Progress | None = None
+    """What was spent on a part that was lost."""
 
     @property
     def key(self) -> str:
@@ -65,14 +68,44 @@ class UnitSummary:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    cost_usd: float | None = None
+    cost_usd: float = 0.0
+    """What is known to be spent on it, by all attempts and retries."""
+    unpriced: int = 0
+    """Replies of unknown price."""
     unknown_usd: float = 0.0
-    """What was perhaps paid for requests that have no answer."""
+    """The most that was perhaps paid for requests that have no answer."""
+    attempts: tuple[str, ...] = ()
+    """The attempts in its journal whose costs are told here; what they wrote there may be forgotten."""
     started: float = 0.0
     """Seconds since 1970-01-01 UTC."""
     seconds: float = 0.0
     node: str = ""
     model: str = ""
+    size: int = 0
+    """The part's, in bytes; 0 where it is not known."""
+
+    @property
+    def progress(self) -> Progress:
+        """The same as counts that can be added up."""
+        found = Progress(errors=Counter(self.errors))
+        for name in _COUNTED:
+            setattr(found, name, getattr(self, name))
+        return found
+
+    @classmethod
+    def load(cls, told: Mapping[str, Any]) -> UnitSummary:
+        """Return the summary in plain data that may hold other things, too.
+
+        Raises
+        ------
+        KeyError
+            If it holds no summary.
+        """
+        held = {name: told[name] for name in cls.__dataclass_fields__}
+        return cls(**{**held, "attempts": tuple(held["attempts"])})
+
+
+_COUNTED: Final = ("rows", "reused", "duplicates", *SPENT)
 
 
 @dataclass(frozen=True)
@@ -98,6 +131,8 @@ class UnitWork:
     mode: str
     """What stands for a row that failed: "default" or "coerce"."""
     terms: Terms
+    embedder_terms: Terms
+    """Those of the model whose vectors the task renders with."""
     types: Mapping[str, pa.DataType | None]
     """The estimator's output columns; None for values that have no type of their own."""
 
@@ -115,14 +150,20 @@ class UnitWork:
         if call.resumes and not call.retries:
             done = summary_of(output, call.unit.part_name)
             if done is not None:  # its worker died between the part and the word about it
+                output.below(f"{JOURNAL}/{call.key}").delete("")
                 return done
         try:
             table = read(source, call.unit, self._columns, self._input_schema)
+            old = _OldPart.read(output, call.unit) if call.retries else None
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             return Unfinished("unreadable", short(error))
-        journal = Journal(output.below(f"{JOURNAL}/{call.unit.key}"), resumes=call.resumes)
+        folder = output.below(f"{JOURNAL}/{call.key}")
         try:
-            summary, part = self._process(call, table, output, journal, (backend, embedder), ledger)
+            journal = Journal(folder, resumes=call.resumes, settled=old.summary.attempts if old else ())
+        except OSError as error:
+            return Unfinished("storage", short(error))
+        try:
+            summary, part = self._process(call, table, old, journal, (backend, embedder), ledger)
             output.write(call.unit.part_name, part)
         except UnitStopped as stop:
             return _unfinished(journal, stop.kind, stop.reason)
@@ -145,49 +186,49 @@ class UnitWork:
         self,
         call: Call,
         table: pa.Table,
-        output: Folder,
+        old: _OldPart | None,
         journal: Journal,
         backends: tuple[Backend, Backend | None],
         ledger: SharedLedger,
     ) -> tuple[UnitSummary, pa.Buffer]:
         started, clock = time.time(), time.perf_counter()
-        worker = f"{call.unit.key} {uuid.uuid4().hex[:6]}"
+        worker = f"{call.key} {uuid.uuid4().hex[:6]}"
         backend = JournalledBackend(backends[0], journal, ledger, worker, self.terms)
         embedder = None
         if backends[1] is not None:
-            embedder = JournalledBackend(backends[1], journal, ledger, worker, self.terms, counts_rows=False)
-        old = _old_part(output, call.unit) if call.retries else None
-        if old is None:
-            found, rows = self._ask(self._texts(table), backend, embedder)
-            result = self._table(table, found)
-        else:
-            result, rows = self._mend(old, table, backend, embedder)
+            terms = self.embedder_terms
+            embedder = JournalledBackend(backends[1], journal, ledger, worker, terms, counts_rows=False)
+        try:
+            if old is None:
+                found, rows = self._ask(self._texts(table), backend, embedder)
+                result = self._table(table, found)
+            else:
+                result, rows = self._mend(old.table, table, backend, embedder)
+        finally:  # what was paid for is told even where the unit stops
+            counts = backend.finish()
+            if embedder is not None:
+                counts.add(embedder.finish().bill())
         journal.check()
-        counts = backend.finish()
-        if embedder is not None:
-            embedder.finish()
+        counts.add(journal.before)
+        for before in (call.before, old.summary.progress if old else None):
+            if before is not None:
+                counts.add(before)
         summary = UnitSummary(
-            unit=call.unit.key,
+            unit=call.key,
             file=call.unit.path,
             rows=result.num_rows,
-            asked=counts.asked,
+            errors=self._errors(result),
             reused=counts.reused,
             duplicates=counts.duplicates,
-            unknown_usd=backend.unknown_usd + (embedder.unknown_usd if embedder else 0.0) + journal.lost_usd,
+            **{name: getattr(counts, name) for name in SPENT},
+            attempts=tuple(journal.attempts),
             started=started,
             seconds=time.perf_counter() - clock,
             node=node_name(),
             model=next((row.reply.model for row in rows if row.reply.model), self.manifest.model),
-            **_sums(result, self.manifest.output_prefix),
         )
-        if old is not None:  # what the failed rows had cost stays spent
-            before = _sums(old, self.manifest.output_prefix)["cost_usd"] or 0.0
-            again = _sums(
-                old.filter(_column(old, self.manifest.output_prefix, "error_kind").is_null()),
-                self.manifest.output_prefix,
-            )
-            summary = replace(summary, unknown_usd=summary.unknown_usd + before - (again["cost_usd"] or 0.0))
-        return summary, self._serialise(result, summary)
+        part = self._serialise(result, summary)
+        return replace(summary, size=part.size), part
 
     def _ask(
         self, texts: Sequence[Any], backend: JournalledBackend, embedder: JournalledBackend | None
@@ -244,6 +285,10 @@ class UnitWork:
         schema = self.manifest.arrow_schema()
         return pa.concat_tables([old.cast(schema), mended.cast(schema)]).take(order), rows
 
+    def _errors(self, table: pa.Table) -> dict[str, int]:
+        kinds = pc.value_counts(table.column(f"{self.manifest.output_prefix}error_kind").drop_null()).to_pylist()
+        return {one["values"]: one["counts"] for one in kinds}
+
     def _serialise(self, table: pa.Table, summary: UnitSummary) -> pa.Buffer:
         told = {
             **asdict(summary),
@@ -252,9 +297,7 @@ class UnitWork:
             "question": self.manifest.question,
         }
         table = table.replace_schema_metadata({_META: json.dumps(told, ensure_ascii=False).encode()})
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        return sink.getvalue()
+        return table_bytes(table)
 
     @cached_property
     def _fields(self) -> frozenset[str]:
@@ -271,14 +314,39 @@ class UnitWork:
         return read_schema(self.manifest.input_schema)
 
 
+def table_bytes(table: pa.Table) -> pa.Buffer:
+    """Return a table as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
 def summary_of(output: Folder, part_name: str) -> UnitSummary | None:
     """Return the summary in a part's own metadata; None where the part cannot be read."""
     try:
         with output.filesystem.open_input_file(output.at(part_name)) as source:
-            told = json.loads((pq.read_schema(source).metadata or {})[_META])
+            return _summary_in(pq.read_schema(source), source.size())
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
-    return UnitSummary(**{name: told[name] for name in UnitSummary.__dataclass_fields__})
+
+
+def _summary_in(schema: pa.Schema, size: int) -> UnitSummary:
+    """Return the summary that a part holds; its size alone it cannot know."""
+    return UnitSummary.load({**json.loads((schema.metadata or {})[_META]), "size": size})
+
+
+@dataclass(frozen=True)
+class _OldPart:
+    """A part whose failed rows are asked again."""
+
+    table: pa.Table
+    summary: UnitSummary
+
+    @classmethod
+    def read(cls, output: Folder, unit: Unit) -> _OldPart:
+        with output.filesystem.open_input_file(output.at(unit.part_name)) as source:
+            table = pq.read_table(source)
+            return cls(table.replace_schema_metadata(None), _summary_in(table.schema, source.size()))
 
 
 def template_fields(template: str) -> frozenset[str]:
@@ -294,13 +362,8 @@ def template_fields(template: str) -> frozenset[str]:
 
 def filled(template: str, row: Mapping[str, Any], fields: frozenset[str]) -> str | None:
     """Return a row's text; None where all the columns that it takes are empty."""
-    values = {name: "" if row[name] is None else str(row[name]) for name in fields}
-    return template.format_map(values) if any(value.strip() for value in values.values()) else None
-
-
-def _old_part(output: Folder, unit: Unit) -> pa.Table:
-    with output.filesystem.open_input_file(output.at(unit.part_name)) as source:
-        return pq.read_table(source).replace_schema_metadata(None)
+    values = {name: EMPTY if row[name] is None else row[name] for name in fields}
+    return template.format_map(values) if any(str(value).strip() for value in values.values()) else None
 
 
 def _unfinished(journal: Journal, kind: str, reason: str) -> Unfinished:
@@ -309,27 +372,6 @@ def _unfinished(journal: Journal, kind: str, reason: str) -> Unfinished:
     except OSError as error:
         return Unfinished("storage", short(error))
     return Unfinished(kind, reason)
-
-
-def _column(table: pa.Table, prefix: str, name: str) -> pa.ChunkedArray:
-    return table.column(prefix + name)
-
-
-def _sums(table: pa.Table, prefix: str) -> dict[str, Any]:
-    """Return a part's tokens, cost and errors; copies of another row's answer count nothing."""
-    sent = pc.greater(_column(table, prefix, "attempts"), 0)
-    tokens = [
-        pc.sum(pc.if_else(sent, _column(table, prefix, f"{kind}_tokens"), 0)) for kind in ("prompt", "completion")
-    ]
-    cost = _column(table, prefix, "cost_usd")
-    kinds = pc.value_counts(_column(table, prefix, "error_kind").drop_null()).to_pylist()
-    unknown = pc.any(pc.is_null(cost, nan_is_null=True)).as_py()
-    return {
-        "prompt_tokens": tokens[0].as_py() or 0,
-        "completion_tokens": tokens[1].as_py() or 0,
-        "cost_usd": None if unknown else pc.sum(cost).as_py() or 0.0,
-        "errors": {one["values"]: one["counts"] for one in kinds},
-    }
 
 
 def _array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
@@ -354,22 +396,9 @@ def _replies(rows: Sequence[Row[Any]], keep: str) -> list[str | None]:
     return [row.reply.text if keep == "all" or not row.valid else None for row in rows]
 
 
-def add_up(summaries: Sequence[UnitSummary]) -> Progress:
+def add_up(summaries: Iterable[UnitSummary]) -> Progress:
     """Return what units did together."""
     total = Progress()
     for one in summaries:
-        total.add(
-            Progress(
-                rows=one.rows,
-                asked=one.asked,
-                reused=one.reused,
-                duplicates=one.duplicates,
-                prompt_tokens=one.prompt_tokens,
-                completion_tokens=one.completion_tokens,
-                cached_tokens=one.cached_tokens,
-                cost_usd=one.cost_usd or 0.0,
-                unpriced=int(one.cost_usd is None),
-                errors=Counter(one.errors),
-            )
-        )
+        total.add(one.progress)
     return total

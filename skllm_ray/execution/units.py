@@ -20,11 +20,13 @@ from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution import session
 from skllm_ray.execution.block import embedding_of, open_here
 from skllm_ray.execution.children import inherited
+from skllm_ray.execution.standing import Lookout
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.gate import install_limiter
 from skllm_ray.tasks.base import Task
 
 _TICK_S: Final = 0.5
+_RESTART_S: Final = 60.0  # the longest wait for a shared object whose process died
 _TASK_S: Final = 1.0  # the least time that a task should take
 _MOST_DEATHS: Final = 3
 _MOST_TASKS: Final = 8
@@ -41,7 +43,7 @@ class Shared(Protocol):
         ...
 
     def tell(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Call a method and do not wait for it."""
+        """Call a method and do not wait for it; should it be lost, the next call sees to it."""
         ...
 
 
@@ -82,6 +84,8 @@ class UnitRunner:
     ----------
     n_tasks : int
         Units at once.
+    lookout : Lookout or None
+        Tells how the job stands in the cluster; None in local mode.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class UnitRunner:
         self._spec = spec
         self._secrets = inherited(secrets)
         self._here = session.is_local_mode()
+        self.lookout: Lookout | None = None
         if self._here:
             self.n_tasks = 1
             return
@@ -111,17 +116,30 @@ class UnitRunner:
         connected = Connected.connect(task, spec, self._secrets)
         hand_over(self._secrets)
         self.n_tasks = n_tasks or (connected.in_flight if connected.backend is not None else _default_tasks())
+        specs = [one for one in (spec, embedding_of(task)) if one is not None and not one.placement.stateful]
+        pools = [pool for pool in (connected.backend, connected.embedder) if pool is not None]
+        self.lookout = Lookout([one.model for one in specs], pools)
         self._work = ray.put((connected, function))
 
-    def share(self, factory: Callable[..., Any], *args: Any, restarts: bool) -> Shared:
-        """Return a new object that the driver and all workers use; `restarts` begins it anew where its process dies."""
-        if self._here:
-            return _Here(factory(*args))
-        import ray
+    def share(self, factory: Callable[[Mapping[str, str]], Any]) -> Shared:
+        """Return an object that the driver and all workers use.
 
-        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1 if restarts else 0, "max_concurrency": 16}
-        actor = ray.remote(_Holder).options(**options).remote(factory, args)
-        return _There(actor)
+        `factory` makes it from the credentials; where its process dies, again. It lives on the driver's node, so that
+        no lost node takes it without the driver.
+        """
+        if self._here:
+            return _Here(factory(self._secrets))
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        node = ray.get_runtime_context().get_node_id()
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_concurrency": 16,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+        }
+        return _There(ray.remote(_Holder).options(**options).remote(factory))
 
     def run(
         self, units: deque[Any], shared: Shared, again: Callable[[Any], Any]
@@ -237,23 +255,53 @@ class _There:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._told: dict[Any, tuple[Any, ...]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_There, (self._actor,))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method, again where the actor dies: it comes back. What it does twice must be the same as once."""
         import ray
         from ray.exceptions import RayActorError
 
-        try:
-            return ray.get(self._actor.call.remote(method, args, kwargs))
-        except RayActorError:
-            raise ClusterError("The process that keeps the job's state died.", "Run the same command again.") from None
+        deadline = time.monotonic() + _RESTART_S
+        while True:
+            try:
+                found = ray.get(self._actor.call.remote(method, args, kwargs))
+                self._repeat_lost()
+                return found
+            except RayActorError:
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        "The process that keeps the job's state died, and does not start again.",
+                        "Run the same command again.",
+                    ) from None
+            time.sleep(_TICK_S)
 
     def tell(self, method: str, *args: Any, **kwargs: Any) -> None:
-        self._actor.call.remote(method, args, kwargs)
+        self._repeat_lost()
+        self._told[self._actor.call.remote(method, args, kwargs)] = method, args, kwargs
+
+    def _repeat_lost(self) -> None:
+        """Tell again what was told to a process that died."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        ended, _ = ray.wait(list(self._told), num_returns=len(self._told), timeout=0) if self._told else ([], [])
+        for reference in ended:
+            told = self._told.pop(reference)
+            try:
+                ray.get(reference)
+            except RayActorError:
+                self._told[self._actor.call.remote(*told)] = told
 
 
 class _Holder:
-    def __init__(self, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self._held = factory(*args)
+    def __init__(self, factory: Callable[[Mapping[str, str]], Any]) -> None:
+        from skllm_ray.execution.vault import fetch_secrets
+
+        self._held = factory(fetch_secrets())
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return getattr(self._held, method)(*args, **kwargs)

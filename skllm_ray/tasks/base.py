@@ -32,6 +32,8 @@ ErrorKind = Literal[
     "cancelled",
 ]
 """The kinds of failure that a row can end in; ``predict_details`` shows them in ``error_kind``."""
+LOST: frozenset[ErrorKind] = frozenset({"timeout", "connection", "malformed_response"})
+"""Those which leave open whether the server did the work, and wants to be paid for it."""
 
 
 class Message(TypedDict):

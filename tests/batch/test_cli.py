@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import joblib
 import jsonschema
 import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -19,9 +21,9 @@ from skllm_ray.batch.estimate import estimate_job
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.cli import main
 from skllm_ray.config import SKLLMConfig
-from skllm_ray.jobs import job_schema, read_job
+from skllm_ray.jobs import JobFile, job_schema, prepare, read_job
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
-from skllm_ray.testing import ChatServer
+from skllm_ray.testing import ChatServer, StatusFault, prompt_of
 from tests.batch.worlds import LABELS, api_classifier, read, texts, write
 
 
@@ -132,7 +134,7 @@ def test_an_estimate_asks_nothing_and_a_sample_asks_what_it_says(tmp_path):
         assert "4 bytes a token" in free.output
         sampled = call("estimate", "classify", *flags, "--sample", 50)
         assert "50 rows asked" in sampled.output
-        assert server.n_requests == 51  # one more to start with
+        assert server.n_requests == 50
         found = list(tmp_path.iterdir())
     assert found == [tmp_path / "in.parquet"]
 
@@ -190,6 +192,223 @@ def test_models_are_compared_on_the_same_labelled_rows(tmp_path):
     assert sum(map(sum, always["confusion"])) == 100
     table = call("evaluate", "classify", *flags[:-1], "--models", "gguf::demo", "--sample", 20)
     assert "95% interval" in table.output
+
+
+def test_what_an_estimate_counts_is_what_a_run_would_do(tmp_path):
+    source = write(tmp_path / "in.parquet", [*texts(290), *(f"POISON {i}" for i in range(10))])
+    with ChatServer(lambda body: StatusFault(400) if "POISON" in str(body) else '{"label": "good"}') as server:
+        clf = api_classifier(server)
+
+        def left(**options: Any) -> int:
+            return estimate_job(batch.job_for(clf, source, str(tmp_path / "out"), unit_rows=60, **options)).rows_left
+
+        assert (left(), left(limit=100), left(limit=1000), left(retry_errors=True)) == (300, 100, 300, 300)
+        batch.run(clf, source, str(tmp_path / "out"), unit_rows=60, limit=100)
+        assert (left(), left(limit=100), left(limit=150), left(limit=30)) == (200, 0, 50, 0)
+        batch.run(clf, source, str(tmp_path / "out"), unit_rows=60)
+        n_asked = server.n_requests
+        assert (left(), left(retry_errors=True)) == (0, 10)
+        done = estimate_job(batch.job_for(clf, source, str(tmp_path / "out"), unit_rows=60), 20)
+        assert (done.requests, done.seconds, server.n_requests) == (0, (0.0, 0.0), n_asked)
+        flags = ["--model", "custom_url::m", "--gpt-url", server.url, "--labels", "good,bad", "--unit-rows", 60]
+        shown = call("estimate", "classify", "--input", source, "--output", tmp_path / "out", *flags)
+        assert "0 left of 300" in shown.output
+
+
+def test_each_row_of_an_evaluation_is_asked_once(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(50), truth=["good"] * 50)
+    with ChatServer() as server:
+        flags = ["--input", source, "--gpt-url", server.url, "--labels", "good,bad", "--label-column", "truth"]
+        done = call("evaluate", "classify", *flags, "--models", "custom_url::a,custom_url::b", "--sample", 20)
+        assert done.exit_code == 0, done.output
+        assert server.n_requests == 40
+        alone = call("evaluate", "classify", *flags, "--models", "custom_url::a", "--sample", 2)
+        assert (alone.exit_code, server.n_requests) == (0, 42)
+
+
+def test_an_evaluation_compares_sets_of_labels(tmp_path):
+    truth = [["good", "nice"], ["nice"], [], ["odd"]]
+    plain = {"list": truth, "words": ["good, nice", "nice", "", "odd"], "json": [json.dumps(one) for one in truth]}
+    source = write(tmp_path / "in.parquet", texts(4), **plain)
+    with ChatServer(lambda _: '{"label": ["nice", "good"]}') as server:
+        where = ["--input", source, "--gpt-url", server.url, "--model", "custom_url::m", "--labels", "good,nice,bad"]
+        for column in plain:
+            done = call("evaluate", "multilabel", *where, "--label-column", column, "--json")
+            assert done.exit_code == 0, done.output
+            (found,) = json.loads(done.stdout.splitlines()[-1])
+            assert (found["accuracy"], found["confusion"], found["rows"]) == (0.25, [], 4)
+            assert found["f1"] == pytest.approx(2 * 3 / (8 + len(truth)))
+        shown = call("evaluate", "multilabel", *where, "--label-column", "list")
+        assert "F1" in shown.output
+        assert "1 rows have a true label that is no candidate" in shown.output
+
+
+def test_an_evaluation_of_explained_labels(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(4), truth=["good", "good", "bad", "good"])
+    with ChatServer(lambda _: '{"explanation": "because", "label": "good"}') as server:
+        flags = ["--input", source, "--gpt-url", server.url, "--model", "custom_url::m", "--labels", "good,bad"]
+        done = call("evaluate", "cot", *flags, "--label-column", "truth", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])[0]["accuracy"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (["summarize"], "gives no labels to compare"),
+        (["embed"], "gives no labels to compare"),
+        (["classify", "--labels", "a,b"], "none of the candidate labels"),
+        (["multilabel", "--labels", "a,b"], "none of the candidate labels"),
+        (["classify", "--labels", "good,bad", "--label-column", "none"], "no column 'none'"),
+        (["classify", "--labels", "good,bad", "--label-column", "null"], "holds no labels"),
+    ],
+)
+def test_an_evaluation_that_can_tell_nothing_is_refused_before_it_costs(tmp_path, task, message):
+    source = write(tmp_path / "in.parquet", texts(4), truth=["good"] * 4, null=pa.nulls(4))
+    with ChatServer() as server:
+        flags = ["--input", source, "--gpt-url", server.url, "--model", "custom_url::m", "--label-column", "truth"]
+        done = call("evaluate", *task[:1], *flags, *task[1:])
+        assert (done.exit_code, server.n_requests) == (1, 0)
+    assert message in done.output
+
+
+def test_an_estimator_and_what_is_said_beside_it(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(30), truth=["good"] * 30)
+    with ChatServer(lambda body: json.dumps({"label": "good" if body["model"] == "right" else "bad"})) as server:
+        joblib.dump(api_classifier(server), tmp_path / "clf.joblib")
+        where = ["--estimator", tmp_path / "clf.joblib", "--input", source]
+        SKLLMConfig.reset()  # what the estimator knew, such as the server, holds here too, under what is said besides
+        told = call("estimate", *where, "--requests-per-minute", 5, "--json")
+        assert told.exit_code == 0, told.output
+        assert json.loads(told.stdout.splitlines()[-1])["limited_by"] == "5 requests/min"
+        SKLLMConfig.reset()
+        models = ["--models", "custom_url::right,custom_url::wrong", "--label-column", "truth", "--json"]
+        found = json.loads(call("evaluate", *where, *models).stdout.splitlines()[-1])
+        assert [(one["model"], one["accuracy"]) for one in found] == [
+            ("custom_url::right", 1.0),
+            ("custom_url::wrong", 0.0),
+        ]
+        done = call("run", *where, "--output", tmp_path / "out", "--model", "custom_url::right")
+        assert done.exit_code == 0, done.output
+        assert set(read(tmp_path / "out")["prediction"]) == {"good"}
+    for flags in (["classify"], ["--labels", "a,b"], ["--on-error", "default"], ["--examples", "x.csv"]):
+        refused = call("run", *where, "--output", tmp_path / "no", *flags)
+        assert refused.exit_code == 1
+        assert "is given beside an estimator" in refused.output
+
+
+def test_limits_hold_for_the_model_that_is_taken_by_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    source = write(tmp_path / "in.parquet", texts(30))
+    flags = ["--input", source, "--labels", "a,b", "--requests-per-minute", 5, "--json"]
+    told = call("estimate", "classify", *flags)
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout.splitlines()[-1])["limited_by"] == "5 requests/min"
+
+
+def test_a_result_with_failed_rows_is_json(tmp_path):
+    source = write(tmp_path / "in.parquet", ["I love it", None])
+    flags = ["--model", "gguf::demo", "--labels", "positive,negative", "--json"]
+    done = call("run", "classify", "--input", source, "--output", tmp_path / "out", *flags)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["errors"] == told["total"]["errors"] == {"missing_text": 1}
+    assert told["complete"] is True
+
+
+def test_a_templates_line_breaks_in_a_flag(tmp_path):
+    source = write(tmp_path / "in.parquet", ["below"], title=["above"])
+    with ChatServer() as server:
+        flags = ["--input", source, "--gpt-url", server.url, "--model", "custom_url::m", "--labels", "a,b"]
+        for number, template in enumerate([r"{title}\n{text}", r"{title}\\n\t{text}\x"]):
+            call("run", "classify", *flags, "--output", tmp_path / str(number), "--text-template", template)
+        prompts = [prompt_of(one.body) for one in server.received]
+    assert "above\nbelow" in prompts[0]
+    assert "above\\n\tbelow\\x" in prompts[1]
+
+
+@pytest.mark.parametrize(
+    ("files", "flags", "message"),
+    [
+        ({"e": b"no pickle"}, ["--estimator", "e"], "cannot be loaded"),
+        ({"e": b""}, ["--estimator", "e"], "cannot be loaded"),
+        ({}, ["--estimator", "nowhere"], "cannot be loaded"),
+        ({"c": b"task: \xff\xfe"}, ["--config", "c"], "it is not UTF-8"),
+        ({"c": b"storage_options: [AKIA, secret-xyz\nb: ]"}, ["--config", "c"], "in line 2"),
+        ({"c": b"storage_options: AKIA-secret-xyz"}, ["--config", "c"], "storage_options: Input should be"),
+        ({"c": b"request_options: secret-xyz"}, ["--config", "c"], "request_options: Input should be"),
+        ({"c": b"labels: [yes, no]"}, ["--config", "c"], "got 'True'; write it in quotes"),
+        ({"l": b"pos\xffitive\nnegative"}, ["classify", "--labels-file", "l"], "it is not UTF-8"),
+        (
+            {"x.jsonl": b'{"text": "a", "label": "b"}\nsecret-xyz'},
+            ["few-shot", "--examples", "x.jsonl"],
+            "cannot be read",
+        ),
+        ({"x.parquet": b"no"}, ["few-shot", "--examples", "x.parquet"], "cannot be read"),
+        ({"x.csv": b"text,label\na,b\n,c"}, ["few-shot", "--examples", "x.csv"], "'text' is empty in row 2"),
+        ({"x.csv": b"text,label\na,b\nc"}, ["few-shot", "--examples", "x.csv"], "'label' is empty in row 2"),
+        ({"x.jsonl": b'{"text": "a", "label": null}'}, ["few-shot", "--examples", "x.jsonl"], "is empty in row 1"),
+        ({"x.csv": b"txt,label\na,b"}, ["few-shot", "--examples", "x.csv"], "has no column 'text'"),
+        ({"x.csv": b""}, ["few-shot", "--examples", "x.csv"], "cannot be read"),
+        ({"x.xls": b""}, ["few-shot", "--examples", "x.xls"], "of no known kind"),
+    ],
+)
+def test_a_file_that_is_not_what_it_should_be_is_one_line(tmp_path, monkeypatch, files, flags, message):
+    monkeypatch.chdir(tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    write(tmp_path / "in.parquet", texts(5))
+    where = ["--input", "in.parquet", "--output", "out"]
+    done = call("run", *flags, *where, *([] if flags[0] in {"--config", "--estimator"} else ["--model", "gguf::demo"]))
+    assert done.exit_code == 1, done.output
+    assert message in done.output
+    assert "secret" not in done.output
+    assert "unforeseen" not in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_estimator_that_is_not_fitted_or_none(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(5))
+    joblib.dump(ZeroShotGPTClassifier(model="gguf::demo"), tmp_path / "raw.joblib")
+    joblib.dump({"a": 1}, tmp_path / "dict.joblib")
+    for name, message in (("raw", "is not fitted"), ("dict", "holds a dict")):
+        done = call("run", "--estimator", tmp_path / f"{name}.joblib", "--input", source, "--output", tmp_path / "out")
+        assert (done.exit_code, message in done.output) == (1, True), done.output
+
+
+def test_what_nobody_foresaw_is_one_line_without_any_row(tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a row's secret text")
+
+    monkeypatch.setattr("skllm_ray.batch.job_for", fail)
+    source = write(tmp_path / "in.parquet", texts(5))
+    flags = ["--model", "gguf::demo", "--labels", "a,b"]
+    done = call("run", "classify", "--input", source, "--output", tmp_path / "out", *flags)
+    assert done.exit_code == 1
+    assert "ZeroDivisionError in fail (test_cli.py, line" in done.output
+    assert "secret" not in done.output
+
+
+def test_files_with_marks_and_rare_line_breaks(tmp_path):
+    (tmp_path / "labels.txt").write_bytes("\ufeffpositive\r\nnegative\r\n".encode())
+    (tmp_path / "job.yaml").write_bytes("\ufefftask: classify\ninput: in.parquet\nkeep_columns: id".encode())
+    job = read_job(str(tmp_path / "job.yaml"), {"labels_file": str(tmp_path / "labels.txt"), "model": "gguf::demo"})
+    assert (job.input, job.keep_columns) == (["in.parquet"], ["id"])
+    jsonschema.validate({"input": "in.parquet", "keep_columns": "id"}, job_schema())
+    jsonschema.validate({"input": ["in.parquet"], "keep_columns": None}, job_schema())
+    assert prepare(job).classes_.tolist() == ["negative", "positive"]
+    lines = ['{"text": "good\u2028 x", "label": "a"}', '{"text": "2020-01-01", "label": "b"}']
+    (tmp_path / "x.jsonl").write_text("\n".join(lines), "utf-8")
+    few = JobFile(task="few-shot", model="gguf::demo", examples=str(tmp_path / "x.jsonl"))
+    made = prepare(few)
+    assert made.classes_.tolist() == ["a", "b"]
+    assert "2020-01-01" in made.render_prompt(["t"])[0]
+
+
+def test_the_help_tells_defaults_and_exit_codes():
+    shown = re.sub(r"\s+", " ", call("run", "--help").output)
+    assert "--input PATH" in shown
+    assert "[default: 600.0]" in shown
+    assert "130: interrupted" in shown
 
 
 def test_every_flag_of_the_docs_is_there():

@@ -84,7 +84,9 @@ def test_the_counts_are_those_of_the_table(tmp_path):
     source = write(tmp_path / "in.parquet", [*texts(500), "POISON", None])
     batch.run(classifier(), source, str(tmp_path / "out"), unit_rows=100)
     table = read(tmp_path / "out")
-    tally = Tally({"output_prefix": "", "text_column": "text", "prediction_columns": ["prediction"]})
+    tally = Tally(
+        {"output_prefix": "", "text_column": "text", "text_template": None, "prediction_columns": ["prediction"]}
+    )
     import pyarrow.parquet as pq
 
     for part in (tmp_path / "out").glob("part-*"):
@@ -92,6 +94,17 @@ def test_the_counts_are_those_of_the_table(tmp_path):
     assert tally.rows == 502
     assert dict(tally.labels) == table["prediction"].value_counts().to_dict()
     assert dict(tally.errors) == table["error_kind"].value_counts().to_dict()
+
+
+def test_texts_that_a_template_made_are_shown(tmp_path):
+    source = write(tmp_path / "in.parquet", ["good one", "POISON", None], price=[0.5, 2.25, None])
+    template = "It says: {text} for {price:.2f} EUR"
+    batch.run(classifier(), source, str(tmp_path / "kept"), text_template=template)
+    shown = page_of(tmp_path / "kept", tmp_path / "r.html").text
+    assert "It says: good one for 0.50 EUR" in shown
+    assert "It says: POISON for 2.25 EUR" in shown
+    batch.run(classifier(), source, str(tmp_path / "without"), text_template=template, keep_columns=["id"])
+    assert "It says" not in page_of(tmp_path / "without", tmp_path / "r.html").text.replace(template, "")
 
 
 def test_a_job_of_a_model_with_probabilities_shows_them(tmp_path):

@@ -24,6 +24,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, OutputInUseError, OutputMismatchError
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 from skllm_ray.testing import ChatServer, StatusFault, WireFault
+from skllm_ray.text2text import GPTSummarizer
 from tests.batch.worlds import LABELS, Local, api_classifier, asked, classifier, read, texts, write
 
 
@@ -50,6 +51,14 @@ def test_every_row_gets_its_own_answer_beside_its_own_columns(tmp_path):
     assert found["prediction"].tolist() == ["good" if i % 3 else "bad" for i in range(250)]
     assert set(asked.values()) == {1}
     assert max(len(pq.read_table(p)) for p in (tmp_path / "out").glob("part-*")) <= 40
+
+
+def test_an_input_without_rows_gives_an_output_with_columns(tmp_path):
+    source = write(tmp_path / "in.parquet", [])
+    for _ in range(2):
+        result = batch.run(classifier(), source, str(tmp_path / "out"))
+        assert (result.complete, result.rows_total) == (True, 0)
+        assert {"id", "text", "prediction", "error_kind"} <= set(pd.read_parquet(tmp_path / "out").columns)
 
 
 def test_a_second_run_asks_nothing(tmp_path):
@@ -205,6 +214,20 @@ def test_a_damaged_row_group_costs_itself(tmp_path):
     assert list(result.unreadable) == [f"{path} rows 100 to 199"]
 
 
+def test_a_damaged_row_group_does_not_cost_those_that_share_its_unit(tmp_path):
+    path = Path(write(tmp_path / "in.parquet", texts(100), row_group_size=10))
+    start = pq.read_metadata(path).row_group(4).column(1).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 60] = b"\xff" * 60
+    path.write_bytes(content)
+    for _ in range(2):
+        result = batch.run(classifier(), str(path), str(tmp_path / "out"), unit_rows=100)
+        assert (result.complete, result.rows_done) == (False, 90)
+        assert list(result.unreadable) == [f"{path} rows 40 to 49"]
+    assert result.this_run.rows == 0
+    assert read(tmp_path / "out")["id"].tolist() == [*range(40), *range(50, 100)]
+
+
 def test_a_template_makes_texts_of_columns(tmp_path):
     source = write(tmp_path / "in.parquet", texts(5), title=["good {x}", None, "", "T", "T"])
     job = classifier()
@@ -245,7 +268,7 @@ def test_what_cannot_work_is_refused_before_anything_is_asked(tmp_path, options,
     with pytest.raises((ConfigurationError, InputError), match=message):
         batch.run(classifier(), source, output, **options)
     assert not asked
-    assert not (tmp_path / "out" / work.SYSTEM / "manifest.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_result_column_that_the_input_has_is_refused_and_a_prefix_mends_it(tmp_path):
@@ -269,10 +292,50 @@ def test_another_job_does_not_mix_with_the_output(tmp_path):
         batch.run(Local(on_error="coerce").fit(None, ["good", "worse"]), source, output)
     with pytest.raises(OutputMismatchError, match="another text_column"):
         batch.run(classifier(), source, output, text_template="{text}!")
+    with pytest.raises(OutputMismatchError, match="another unit_rows: 256; now: 5"):
+        batch.run(classifier(), source, output, unit_rows=5)
+    with pytest.raises(OutputMismatchError, match="another max_output_tokens: None; now: 5"):
+        batch.run(classifier(), source, output, max_output_tokens=5)
+    with pytest.raises(OutputMismatchError, match="another task: 'Local'; now: 'GPTSummarizer'"):
+        batch.run(GPTSummarizer(model="gguf::demo").fit(), source, output)
     os.utime(source, (1, 1))
     with pytest.raises(OutputMismatchError, match="has changed files"):
         batch.run(classifier(), source, output)
     assert not asked
+
+
+def test_the_parameter_that_changed_is_shown_where_it_differs(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(5))
+    told = "Judge. " * 40 + "{labels} {x}"
+    batch.run(classifier(prompt_template=told), source, str(tmp_path / "out"))
+    with pytest.raises(
+        OutputMismatchError, match=r"another params, prompt_template: .*Judge\. \{lab.*now: .*Sentence"
+    ) as of:
+        batch.run(
+            classifier(prompt_template=told.replace("{labels}", "Sentence {labels}")), source, str(tmp_path / "out")
+        )
+    assert len(str(of.value)) < 500
+
+
+def test_the_same_files_named_otherwise_are_the_same_input(tmp_path, monkeypatch):
+    for name in "ab":
+        write(tmp_path / f"in/{name}.parquet", texts(20))
+    batch.run(classifier(), [str(tmp_path / "in/a.parquet"), str(tmp_path / "in/b.parquet")], str(tmp_path / "out"))
+    asked.clear()
+    monkeypatch.chdir(tmp_path)
+    assert batch.run(classifier(), ["in/b.parquet", "in/a.parquet"], "out").complete
+    assert batch.run(classifier(), "in/*.parquet", "out").complete
+    assert not asked
+
+
+def test_a_damaged_manifest_is_named(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(5))
+    batch.run(classifier(), source, str(tmp_path / "out"))
+    path = tmp_path / "out" / work.SYSTEM / "manifest.json"
+    for damaged in ("{", "[]", '{"format": 1}', "\xff"):
+        path.write_text(damaged, "latin-1")
+        with pytest.raises(OutputMismatchError, match=r"manifest\.json.* is damaged"):
+            batch.run(classifier(), source, str(tmp_path / "out"))
 
 
 def test_new_files_in_the_input_are_refused_with_advice(tmp_path):
@@ -455,7 +518,6 @@ def test_a_budget_is_never_passed_and_the_rest_is_told(tmp_path):
 
 def test_labels_of_a_multi_label_job_and_of_other_tasks(tmp_path):
     from skllm_ray.classification import CoTGPTClassifier, MultiLabelZeroShotGPTClassifier
-    from skllm_ray.text2text import GPTSummarizer
     from skllm_ray.vectorization import GPTVectorizer
 
     source = write(tmp_path / "in.parquet", texts(20))

@@ -57,10 +57,8 @@ def test_a_worker_that_is_killed_loses_nothing_and_pays_for_little(ray_here, tmp
 
         class Killer(batch.LineScreen):
             def show(self, state) -> None:
-                workers = [p.pid for p in psutil.process_iter() if "ray::_run_units" in " ".join(p.cmdline())]
-                if not killed and workers and server.n_requests > 200:
-                    killed.append(workers[0])
-                    os.kill(workers[0], signal.SIGKILL)
+                if not killed and server.n_requests > 200:
+                    killed.extend(kill_one("ray::_run_units"))
 
         source = write(tmp_path / "in.parquet", rows)
         result = batch.run(clf, source, str(tmp_path / "out"), unit_rows=150, screen=Killer(str))
@@ -68,6 +66,61 @@ def test_a_worker_that_is_killed_loses_nothing_and_pays_for_little(ray_here, tmp
         assert result.complete
         assert read(tmp_path / "out")["id"].tolist() == list(range(600))
         assert server.n_requests <= 600 + 8 + 64
+
+
+def kill_one(title: str) -> list[int]:
+    """Kill one of this test's own processes that are called so; return its number."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if title in " ".join(process.cmdline()):
+                os.kill(process.pid, signal.SIGKILL)
+                return [process.pid]
+    return []
+
+
+def test_the_ledger_is_made_anew_when_its_process_dies_and_the_budget_holds(ray_here, tmp_path):
+    prices = {"input_price": 1000.0, "output_price": 1000.0, "max_output_tokens": 10}
+    with ChatServer(latency_s=0.1) as server:
+        SKLLMConfig.set_rate_limit("custom_url::m", max_concurrency=8)
+        clf = api_classifier(server)
+        killed: list[int] = []
+
+        class Killer(batch.LineScreen):
+            def show(self, state) -> None:
+                if len(killed) < 2 and server.n_requests > 100 * (1 + len(killed)):
+                    killed.extend(kill_one("ray::_Holder"))
+
+        source = write(tmp_path / "in.parquet", texts(600))
+        where = (source, str(tmp_path / "out"))
+        result = batch.run(clf, *where, unit_rows=100, budget_usd=1000, screen=Killer(str), **prices)
+        assert len(killed) == 2
+        assert (result.complete, result.stopped, result.unreadable) == (True, "", {})
+        assert read(tmp_path / "out")["id"].tolist() == list(range(600))
+        assert server.n_requests == 600  # nobody who asked had to die with it
+        cost = result.total.cost_usd
+        assert (result.unknown_usd, result.this_run.rows) == (0.0, pytest.approx(600, rel=0.1))
+        killed.clear()
+        where = (source, str(tmp_path / "half"))
+        half = batch.run(clf, *where, unit_rows=100, budget_usd=cost / 2, screen=Killer(str), **prices)
+        assert len(killed) == 2
+        assert half.out_of_budget
+        assert half.total.cost_usd + half.unknown_usd <= cost / 2
+        assert (server.n_requests - 600) * cost / 600 <= cost / 2
+
+
+def test_waiting_for_quota_and_replicas_are_told_while_a_job_runs(ray_here, tmp_path):
+    lines: list[str] = []
+    with ChatServer() as server:
+        SKLLMConfig.set_rate_limit("custom_url::slow", requests_per_minute=600)
+        clf = api_classifier(server, "slow")
+        screen = batch.LineScreen(lines.append, 0.2)
+        source = write(tmp_path / "in.parquet", texts(100))
+        assert batch.run(clf, source, str(tmp_path / "out"), screen=screen).complete
+    assert any(re.search(r"waiting for quota: \d+ of 600 requests/min; \d+ waiting", line) for line in lines)
+    local = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["positive", "negative"])
+    screen = batch.LineScreen(lines.append, 0.0)
+    batch.run(local, write(tmp_path / "in.parquet", texts(3000)), str(tmp_path / "local"), unit_rows=300, screen=screen)
+    assert any(re.search(r"replicas: \d of gguf::demo on 1 node\b", line) for line in lines)
 
 
 def test_s3_holds_input_and_output_and_its_key_is_told_to_nobody(ray_here, tmp_path):
@@ -97,9 +150,9 @@ def test_s3_holds_input_and_output_and_its_key_is_told_to_nobody(ray_here, tmp_p
             first = batch.run(clf, *where, storage_options=options, limit=350, unit_rows=100)
             assert (first.complete, first.rows_done) == (True, 350)
             whole = batch.run(clf, *where, storage_options=options, unit_rows=100)
-            assert (whole.complete, whole.rows_done, whole.this_run.rows) == (True, 900, 550)
+            assert (whole.complete, whole.rows_done, whole.this_run.rows) == (True, 600, 250)
         parts = [name for name in s3.get_file_info(pafs.FileSelector("bucket/out")) if "part-" in name.path]
-        assert sum(pq.read_metadata(part.path, filesystem=s3).num_rows for part in parts) == 900
+        assert sum(pq.read_metadata(part.path, filesystem=s3).num_rows for part in parts) == 600
         logs = [path for path in Path(os.environ["RAY_TMPDIR"]).rglob("*") if path.is_file() and not path.is_socket()]
         assert [path for path in logs if SECRET.encode() in path.read_bytes()] == []
     finally:

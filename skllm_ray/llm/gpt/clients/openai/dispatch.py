@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.gate import DroppedError, Gate, PausedTooLongError, Permit
-from skllm_ray.tasks.base import Embedding, Reply, RowError
+from skllm_ray.tasks.base import LOST, Embedding, Reply, RowError
 
 _LONGEST_PAUSE_S = 30.0
 _CONNECT_S = 10.0
@@ -34,6 +34,8 @@ class Patience:
     """How often a row is asked, as long as trying again may help."""
     backoff_s: float = 0.5
     """Upper bound of the first random pause between tries; it doubles with every try. What the server says wins."""
+    repeats_lost: bool = True
+    """Whether to ask again after a failure that leaves open whether the server did its work, and wants to be paid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +151,10 @@ class Dispatcher:
                 async with asyncio.timeout_at(deadline):
                     found = await job.ask(question, permit)
             except TimeoutError:
-                # What the server said before tells more than that the time is over.
                 late = _late(self._patience.deadline_s)
+                if not self._patience.repeats_lost:
+                    return replace(answer, error=late, attempts=attempts)
+                # What the server said before tells more than that the time is over.
                 return replace(answer, error=answer.error or late, attempts=attempts)
             finally:
                 self._gate.release(permit, _used(found))
@@ -160,6 +164,8 @@ class Dispatcher:
             answer = replace(found, attempts=attempts)
             error_ = answer.error
             if error_ is None or not error_.retryable or tries == self._patience.max_tries:
+                return answer
+            if error_.kind in LOST and not self._patience.repeats_lost:
                 return answer
             pause_s = self._pause_s(tries, error_.retry_after_s)
             if self._loop.time() + pause_s >= deadline:

@@ -1,0 +1,219 @@
+"""A run of a job: its units go out, their results come back, and somebody watches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from skllm_ray.batch.ledger import Ledger, Progress, Snapshot
+from skllm_ray.batch.screen import Screen, State
+from skllm_ray.batch.state import OutputState
+from skllm_ray.batch.storage import StorageOptions, open_folder
+from skllm_ray.batch.work import Call, Unfinished, UnitSummary, UnitWork
+from skllm_ray.config import Price
+from skllm_ray.errors import ClusterError
+from skllm_ray.execution.units import Died, Failed, Shared, UnitRunner
+
+_STOPS: Final = frozenset({"fatal", "outage", "budget", "storage"})
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    kind: str = ""
+    """What stopped it: "fatal", "outage", "budget", "storage" or "crashed"; empty where nothing did."""
+    stopped: str = ""
+    """The same in words."""
+    trouble: dict[str, str] = field(default_factory=dict)
+    """Units that are not done, with the reason."""
+    progress: Progress = field(default_factory=Progress)
+
+    def stop(self, kind: str, reason: str) -> bool:
+        """Note why the run ends; return whether this is the first reason."""
+        if self.kind:
+            return False
+        self.kind, self.stopped = kind, reason
+        return True
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much an output may cost, and what its ledger is made of: now, and again where its process dies."""
+
+    output_uri: str
+    options: StorageOptions
+    usd: float | None
+    price: Price | None
+
+    def __call__(self, secrets: Mapping[str, str]) -> Ledger:
+        """Return a ledger that knows what the parts and journals tell: it is never less than what was spent."""
+        if self.usd is None:
+            return Ledger()
+        output = open_folder(self.output_uri, self.options, secrets)
+        return Ledger(self.usd, OutputState(output, ()).spent_usd(self.price))
+
+
+def work_off(
+    calls: deque[Call],
+    work: UnitWork,
+    budget: Budget,
+    secrets: Mapping[str, str],
+    n_tasks: int | None,
+    state: OutputState,
+    divide: Callable[[Call], Sequence[Call]],
+    watch: tuple[Screen, State, Callable[[], None]],
+) -> Outcome:
+    """Do units until none is left or the job must stop.
+
+    Parameters
+    ----------
+    calls : deque of Call
+        What is to be done.
+    work : UnitWork
+        How.
+    budget : Budget
+        What it may cost.
+    secrets : mapping of str to str
+        Credentials by fingerprint.
+    n_tasks : int or None
+        Units at once.
+    state : OutputState
+        Gets the summaries of the units that are done.
+    divide : callable
+        Returns what takes the place of a unit that cannot be read; nothing where it cannot be divided.
+    watch : tuple of Screen, State, callable
+        Where progress is shown, what is shown, and what raises where the run may not go on.
+    """
+    screen, view, check = watch
+    runner = UnitRunner(_Function(work), work.task, work.spec, secrets, n_tasks)
+    shared = runner.share(budget)
+    view.n_tasks, view.n_units = runner.n_tasks, len(calls)
+    outcome = Outcome()
+
+    def again(call: Call) -> Call:
+        shared.tell("forget", call.key)
+        return replace(call, resumes=True)
+
+    with closing(runner.run(calls, shared, again)) as results:
+        for result in results:
+            if result is not None:
+                view.units_done += 1
+                pieces = divide(result[0]) if _is_unreadable(result[1]) and not outcome.kind else ()
+                calls.extend(pieces)
+                view.n_units += len(pieces)
+                if not pieces:
+                    _note(*result, state, outcome, budget.usd)
+            check()
+            state.save()
+            snapshot = _snapshot(shared)
+            if snapshot is None:
+                outcome.stop("crashed", "the process that keeps the job's counts and budget died, and does not start")
+                break
+            if outcome.kind:
+                calls.clear()
+                if not snapshot.stopped:
+                    shared.tell("stop", outcome.stopped)
+            view.see(snapshot)
+            view.standing = runner.lookout.look() if runner.lookout else view.standing
+            screen.show(view)
+    view.see(_snapshot(shared))
+    screen.show(view)
+    outcome.progress = view.progress
+    return outcome
+
+
+def _is_unreadable(result: Any) -> bool:
+    return isinstance(result, Unfinished) and result.kind == "unreadable"
+
+
+def _note(call: Call, result: Any, state: OutputState, outcome: Outcome, budget_usd: float | None) -> None:
+    """Take a unit's result."""
+    if isinstance(result, UnitSummary):
+        state.add(result)
+        return
+    name = f"{call.unit.path} rows {call.unit.start:,} to {call.unit.start + call.unit.n_rows - 1:,}"
+    if isinstance(result, (Died, Failed)):
+        outcome.trouble[name] = f"the process that worked on it ended: {result.reason}"
+        return
+    stop: Unfinished = result
+    if _is_unreadable(stop):
+        outcome.trouble[name] = stop.reason
+    elif stop.kind == "budget":
+        outcome.stop(stop.kind, f"the budget of {budget_usd:g} USD does not cover what remains")
+    elif stop.kind in _STOPS:
+        outcome.stop(stop.kind, f"{stop.kind}: {stop.reason}")
+
+
+def _snapshot(shared: Shared) -> Snapshot | None:
+    try:
+        found: Snapshot = shared.call("snapshot")
+    except ClusterError:
+        return None
+    return found
+
+
+@dataclass(frozen=True)
+class _Function:
+    """What a worker does with a unit: the shared object gets the methods of a ledger."""
+
+    work: UnitWork
+
+    def __call__(self, call: Call, backend: Any, embedder: Any, shared: Shared, secrets: Mapping[str, str]) -> Any:
+        ledger = LedgerHandle(shared, self.work.manifest.model)
+        return self.work(call, backend, embedder, ledger, secrets)
+
+
+class LedgerHandle:
+    """The job's ledger, from anywhere; what is reported is counted for Prometheus too."""
+
+    def __init__(self, shared: Shared, model: str) -> None:
+        self._shared = shared
+        self._model = model
+
+    def reserve(self, worker: str, costs: list[float]) -> Any:
+        """Ask for permission to send."""
+        return self._shared.call("reserve", worker, costs)
+
+    def confirm(self, worker: str) -> bool:
+        """Ask whether the permission stands."""
+        return bool(self._shared.call("confirm", worker))
+
+    def settle(self, worker: str, spent_usd: float) -> None:
+        """Tell what it did cost."""
+        self._shared.call("settle", worker, spent_usd)
+
+    def report(self, progress: Progress, *, answered: bool, last: bool = False) -> None:
+        """Tell what was done."""
+        from skllm_ray.execution.metrics import count
+
+        failed = sum(progress.errors.values())
+        fresh = max(0, progress.rows - progress.reused - progress.duplicates - failed)
+        count(
+            self._model,
+            rows={"ok": fresh, "reused": progress.reused, "duplicate": progress.duplicates, "error": failed},
+            tokens={
+                "prompt": progress.prompt_tokens,
+                "completion": progress.completion_tokens,
+                "cached": progress.cached_tokens,
+            },
+            errors=dict(progress.errors),
+            cost_usd=progress.cost_usd,
+        )
+        tell = self._shared.call if last else self._shared.tell
+        tell("report", progress, answered=answered)
+
+    def wait_for(self, worker: str, reason: str) -> None:
+        """Tell that this worker waits."""
+        self._shared.tell("wait_for", worker, reason)
+
+    def answered_within(self, seconds: float) -> bool:
+        """Return whether the server answered anyone lately."""
+        return bool(self._shared.call("answered_within", seconds))
+
+    def stopped(self) -> str:
+        """Return why the job was told to stop."""
+        return str(self._shared.call("stopped"))

@@ -1,0 +1,151 @@
+"""Units of work: an input's files, where their rows are, and the slices that they are cut into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+
+from skllm_ray.batch.storage import FileInfo
+
+MOST_ROWS: Final = 8192
+"""The most rows in a unit."""
+INDEX_ROWS: Final = 1024
+"""A text file's rows between two positions that are known."""
+_LEAST_ROWS: Final = 256
+_UNITS: Final = 128  # how many units an input of middling size is cut into
+_MOST_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file and where its rows are."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    groups: tuple[int, ...] = ()
+    """Parquet: rows in each row group."""
+    index: tuple[int, ...] = ()
+    """CSV and JSON lines: the byte at which every 1,024th row begins."""
+    n_rows: int = 0
+    n_bytes: int = 0
+    """The rows' size in memory, about."""
+    error: str | None = None
+    """Why it cannot be read, if so."""
+    columns: tuple[str, ...] = ()
+    """Its columns, while the job is planned."""
+
+    @property
+    def info(self) -> FileInfo:
+        """What tells whether it has changed."""
+        return FileInfo(self.path, self.size, self.mtime_ns)
+
+    @classmethod
+    def load(cls, told: Mapping[str, Any]) -> InputFile:
+        """Return what `dump` wrote."""
+        return cls(**{**told, "groups": tuple(told["groups"]), "index": tuple(told["index"])})
+
+    def dump(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        told = asdict(self)
+        del told["columns"]
+        return told
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A slice of a file: what one task reads, and one output part."""
+
+    path: str
+    number: int
+    """The file's position in the input."""
+    start: int
+    """The first row's position in the file."""
+    n_rows: int
+    file: tuple[int, int] = (0, 0)
+    """The file's size, and when it was written."""
+    groups: tuple[tuple[int, int, int], ...] = ()
+    """Parquet: (row group, rows to skip, rows) of each piece."""
+    header: int = 0
+    """CSV: bytes before the first row."""
+    span: tuple[int, int, int] = (0, 0, 0)
+    """CSV and JSON lines: the bytes to read, from and to, and the rows to skip in them."""
+
+    @property
+    def key(self) -> str:
+        """Its name, which sorts in the order of the input."""
+        return f"{self.number:05d}-{self.start:010d}-{self.n_rows:07d}"
+
+    @property
+    def part_name(self) -> str:
+        """The name of its output."""
+        return f"part-{self.key}.parquet"
+
+
+def rows_per_unit(files: Sequence[InputFile]) -> int:
+    """Return how many rows a unit has: enough units to share out, none needlessly small, none too large for memory."""
+    total = sum(file.n_rows for file in files)
+    wide = sum(file.n_bytes for file in files) / max(1, total)
+    by_memory = int(_MOST_BYTES / max(1.0, wide))
+    return max(1, min(MOST_ROWS, by_memory, max(_LEAST_ROWS, -(-total // _UNITS))))
+
+
+def cut(files: Sequence[InputFile], unit_rows: int, cuts: Sequence[tuple[int, int]] = ()) -> Iterator[Unit]:
+    """Yield the units of all files; none crosses one of `cuts`, which are (file, row) pairs."""
+    for number, file in enumerate(files):
+        if file.error is not None:
+            continue
+        bounds = _bounds(file, unit_rows, [row for which, row in cuts if which == number and 0 < row < file.n_rows])
+        for start, end in pairwise(bounds):
+            header = file.index[0] if file.index else 0
+            span = _span(file, start, end) if file.index else (0, 0, 0)
+            told = file.size, file.mtime_ns
+            yield Unit(file.path, number, start, end - start, told, _pieces(file, start, end), header, span)
+
+
+# --- inside -------------------------------------------------------------------------------------------------------
+
+
+def _bounds(file: InputFile, unit_rows: int, cuts: Sequence[int]) -> list[int]:
+    """Return the rows at which units begin, and the end."""
+    bounds = {0, file.n_rows, *cuts}
+    groups = file.groups or (file.n_rows,)
+    for start, rows in zip(np.cumsum((0, *groups[:-1])).tolist(), groups, strict=True):
+        if rows >= unit_rows or len(groups) == 1:
+            n_units = max(1, -(-rows // unit_rows))
+            bounds.update(start + rows * i // n_units for i in range(n_units))
+    if len(groups) > 1 and min(groups) < unit_rows:  # many small row groups: several make a unit
+        bounds |= _gathered(groups, unit_rows)
+    return sorted(bounds)
+
+
+def _gathered(groups: Sequence[int], unit_rows: int) -> set[int]:
+    found, start, filled = set(), 0, 0
+    for rows in groups:
+        if filled and filled + rows > unit_rows:
+            found.add(start)
+            filled = 0
+        start += rows
+        filled += rows
+    return found
+
+
+def _pieces(file: InputFile, start: int, end: int) -> tuple[tuple[int, int, int], ...]:
+    found, at = [], 0
+    for group, rows in enumerate(file.groups):
+        first, last = max(start, at), min(end, at + rows)
+        if first < last:
+            found.append((group, first - at, last - first))
+        at += rows
+        if at >= end:
+            break
+    return tuple(found)
+
+
+def _span(file: InputFile, start: int, end: int) -> tuple[int, int, int]:
+    first, last = start // INDEX_ROWS, -(-end // INDEX_ROWS)
+    return file.index[first], file.index[last] if last < len(file.index) else file.size, start % INDEX_ROWS

@@ -1,0 +1,61 @@
+"""What a running job has at its disposal, and what it waits for: replicas of models in actors, and quotas of APIs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from skllm_ray.llm.quota import BucketInfo
+
+if TYPE_CHECKING:
+    from skllm_ray.execution.model_pool import PooledBackend
+
+_EVERY_S: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a job stands in its cluster."""
+
+    quotas: tuple[BucketInfo, ...] = ()
+    """The limits of the job's API models."""
+    replicas: tuple[tuple[str, int, int], ...] = ()
+    """Model, replicas and their nodes, for each model in actors."""
+
+
+class Lookout:
+    """Asks the cluster now and then.
+
+    Parameters
+    ----------
+    models : sequence of str
+        The job's API models.
+    pools : sequence of PooledBackend
+        Its models in actors.
+    """
+
+    def __init__(self, models: Sequence[str], pools: Sequence[PooledBackend]) -> None:
+        self._models = set(models)
+        self._pools = pools
+        self._found = Standing()
+        self._asked_at = -_EVERY_S
+
+    def look(self) -> Standing:
+        """Return how the job stands; what cannot be told just now is as it was."""
+        from ray.exceptions import RayError
+
+        from skllm_ray.execution.rate_limiter import show_limits
+
+        if time.monotonic() - self._asked_at >= _EVERY_S:
+            self._asked_at = time.monotonic()
+            with suppress(RayError, ValueError, TimeoutError):
+                buckets = show_limits() if self._models else []
+                replicas = [(pool.spec.model, pool.replicas()) for pool in self._pools]
+                self._found = Standing(
+                    tuple(bucket for bucket in buckets if self._models & set(bucket.bucket.split())),
+                    tuple((model, len(held), len({one.node for one in held})) for model, held in replicas),
+                )
+        return self._found
