@@ -20,10 +20,10 @@ from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
 from skllm_ray.llm.gpt.clients.llama_cpp.download import file_if_here, local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.embedding import Embedder, Vector
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
-from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generator
+from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generated, Generator
 from skllm_ray.llm.gpt.clients.llama_cpp.library import memory_needed, require_installed
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Scores, Trie, best, score
-from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, Reply, RowError, Usage
+from skllm_ray.tasks.base import TRUNCATED, ChatRequest, Choices, Embedding, Reply, RowError, Usage
 
 _logger = logging.getLogger(__name__)
 
@@ -291,11 +291,15 @@ class GGUFBackend:
             [request.max_output_tokens for request in requests],
         )
         return [
-            self._too_long(found)
-            if isinstance(found, ContextOverflowError)
-            else Reply(found.text, usage=Usage(found.n_prompt, found.n_written), model=self._model)
-            for found in written
+            self._too_long(found) if isinstance(found, ContextOverflowError) else self._reply(found, request)
+            for request, found in zip(requests, written, strict=True)
         ]
+
+    def _reply(self, found: Generated, request: ChatRequest) -> Reply:
+        usage = Usage(found.n_prompt, found.n_written)
+        if found.finish_reason == "length" and request.is_free_text:
+            return Reply(error=TRUNCATED, usage=usage, model=self._model)
+        return Reply(found.text, usage=usage, model=self._model)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
