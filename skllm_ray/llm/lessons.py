@@ -167,7 +167,8 @@ class Learner:
         """Return `request` as a question."""
         schema = request.json_schema
         fields = schema and tuple(schema.get("properties", ()))
-        has_limit, has_system = request.max_output_tokens is not None, request.messages[0]["role"] == "system"
+        has_system = any(message["role"] == "system" for message in request.messages)
+        has_limit = request.max_output_tokens is not None
         return Question(request, (request.choices, fields, has_limit, has_system, self._log_probs, *self._own))
 
     def wants_log_probs(self, request: ChatRequest) -> bool:

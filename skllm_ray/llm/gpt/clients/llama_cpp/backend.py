@@ -297,7 +297,8 @@ class GGUFBackend:
 
     def _reply(self, found: Generated, request: ChatRequest) -> Reply:
         usage = Usage(found.n_prompt, found.n_written)
-        if found.finish_reason == "length" and request.is_free_text:
+        ran_out = found.finish_reason == "length" and request.max_output_tokens is None  # the context is full
+        if ran_out and request.is_free_text:
             return Reply(error=TRUNCATED, usage=usage, model=self._model)
         return Reply(found.text, usage=usage, model=self._model)
 

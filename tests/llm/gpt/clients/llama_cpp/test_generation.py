@@ -12,7 +12,7 @@ from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
-from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generator
+from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generated, Generator
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError
 from skllm_ray.tasks import ChatRequest, ZeroShotTask
 
@@ -154,6 +154,16 @@ def test_a_long_text_is_cut_in_its_middle_when_asked_for(backend):
     assert cut.error is None and 700 < cut.usage.prompt_tokens <= backend.n_ctx
     (free,) = backend.complete([ChatRequest(request.messages, max_output_tokens=20, cut_text=text)])
     assert free.error is None
+
+
+def test_a_free_text_that_fills_the_context_is_an_error(backend, monkeypatch):
+    written = Generated("half of a te", 10, 1014, "length")
+    monkeypatch.setattr(Generator, "generate", lambda *args: [written] * len(args[1]))
+    free, asked_for, schema = backend.complete(
+        [ask("x"), ask("x", max_output_tokens=1014), ask("x", json_schema=EXPLAINED)]
+    )
+    assert (free.error.kind, free.usage.completion_tokens) == ("truncated", 1014)
+    assert asked_for.text == schema.text == "half of a te"
 
 
 def test_embeddings_are_those_of_llama_cpp(backend):
