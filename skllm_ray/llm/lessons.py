@@ -192,7 +192,8 @@ class Learner:
         if tokens and question.request.choices is not None:
             return read_log_probs(tokens, text, question.request.choices.labels)
         if question.shape in self._endpoint.answered:
-            return None, RowError("malformed_response", "The answer came without log probabilities.", retryable=True)
+            lost = "logprobs" not in question.without  # others have them, so that asking again may help
+            return None, RowError("malformed_response", "The answer came without log probabilities.", retryable=lost)
         question.without += ("logprobs",)  # the server ignores what it does not know
         return None, no_log_probs(self._model)
 

@@ -135,6 +135,19 @@ def test_a_server_without_log_probabilities_is_said_to_have_none(server):
     assert told == list(range(5))
 
 
+def test_one_rows_refusal_of_log_probabilities_is_not_the_servers():
+    def answer(body):
+        poison = "poison" in body["messages"][-1]["content"] and "logprobs" in body
+        return StatusFault(400, "logprobs are not supported here") if poison else '{"label": "a"}'
+
+    with ChatServer(answer) as server:
+        backend = opened(spec_for(server, log_probs=True))
+        good, bad, *rest = backend.complete([ask(text, ("a", "b")) for text in ("x", "poison", "y", "z")])
+        backend.close()
+    assert (bad.error.kind, bad.error.fatal, bad.attempts) == ("malformed_response", False, 2)
+    assert all(reply.log_probs for reply in (good, *rest))
+
+
 def test_log_probabilities_of_another_answer_are_an_error():
     class Confused(ChatServer):
         def _answer_to(self, path, body, key):
