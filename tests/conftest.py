@@ -10,6 +10,7 @@ import pytest
 import skllm_ray
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.execution import session
+from skllm_ray.llm import lessons
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 
 
@@ -19,6 +20,7 @@ def _default_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if name.startswith(("SKLLM_CONFIG_", "GOOGLE_CLOUD_")) or name == "OPENAI_API_KEY":
             monkeypatch.delenv(name)
     SKLLMConfig.reset()
+    ModelCache.remove(lessons._PLACE)  # another test's server may have had the same port
     yield
     SKLLMConfig.reset()
 

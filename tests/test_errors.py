@@ -7,9 +7,13 @@ import re
 
 import pandas as pd
 import pytest
+from sklearn.pipeline import make_pipeline
 
 from skllm_ray import errors
+from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import MissingExtraError, PartialResultError, SkllmRayError, SkllmRayWarning
+from skllm_ray.testing import ChatServer
+from skllm_ray.text2text import GPTSummarizer
 
 ERRORS = [getattr(errors, name) for name in errors.__all__ if name != "SkllmRayWarning"]
 
@@ -63,3 +67,18 @@ def test_a_missing_extra_says_how_to_install_it():
     error = MissingExtraError.for_extra("some-package", "gguf")
     assert str(error) == "some-package is not installed. Install it with: pip install 'skllm-ray[gguf]'"
     assert isinstance(error, ImportError)
+
+
+def test_a_warning_stands_at_the_users_line():
+    with pytest.warns(SkllmRayWarning, match="careful") as caught:
+        errors.warn("careful")
+    assert [one.filename for one in caught] == [__file__]
+
+
+def test_a_warning_stands_at_the_users_line_through_scikit_learn(local_mode):
+    with ChatServer(lambda body: "") as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        steps = make_pipeline(GPTSummarizer(model="custom_url::m"))
+        with pytest.warns(SkllmRayWarning, match="1 of 1 answers") as caught:
+            steps.fit_transform(["x"])
+    assert [one.filename for one in caught] == [__file__]

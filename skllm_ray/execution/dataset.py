@@ -18,10 +18,12 @@ from skllm_ray.errors import InputError, SkllmRayError
 from skllm_ray.execution import session
 from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, open_here, process, process_here
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
+from skllm_ray.execution.news import News, tell, with_news
 from skllm_ray.execution.rate_limiter import use_cluster_limiter
 from skllm_ray.execution.vault import fetch_secrets, hand_over
 from skllm_ray.execution.workers import compare_workers
 from skllm_ray.llm.base import Backend, BackendSpec
+from skllm_ray.llm.lessons import Lessons, known, teach
 from skllm_ray.tasks.base import Row, Task
 
 _API_TASKS = 8  # Dataset tasks of a stateless backend at once; each keeps many requests in flight
@@ -52,6 +54,8 @@ class Connected:
     backend: PooledBackend | None
     """The model's actors; None for a backend that each worker opens for itself."""
     embedder: PooledBackend | None
+    lessons: Lessons
+    """What the servers are known to refuse, so that no worker has to find it out."""
 
     @classmethod
     def connect(cls, task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]) -> Connected:
@@ -60,7 +64,7 @@ class Connected:
         pools = [connect(one) if one is not None and one.placement.stateful else None for one in specs]
         if any(one is not None and not one.placement.stateful for one in specs):
             hand_over(secrets)
-        return cls(task, spec, *pools)
+        return cls(task, spec, pools[0], pools[1], known())
 
     @property
     def in_flight(self) -> int:
@@ -69,6 +73,7 @@ class Connected:
 
     def open(self, secrets: Mapping[str, str] | None = None) -> tuple[Backend, Backend | None]:
         """Return the backend and the embedder, open here."""
+        teach(self.lessons)
         embedding = embedding_of(self.task)
         backend = self.backend if self.backend is not None else _open(self.spec, secrets)
         embedder: Backend | None = self.embedder
@@ -86,18 +91,20 @@ def _one_block(texts: Sequence[str], work: Connected) -> list[Row[Any]]:
     """Process one block on a worker without a Dataset, which would take a hundred milliseconds to start and end."""
     answer = _process_remotely.remote(work, list(texts))
     try:
-        rows: list[Row[Any]] = ray.get(answer)
+        rows, news = ray.get(answer)
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, SkllmRayError) else error) from None
     except BaseException:
         ray.cancel(answer)
         raise
-    return rows
+    tell(news, set())
+    found: list[Row[Any]] = rows
+    return found
 
 
 @ray.remote(num_cpus=0)
-def _process_remotely(work: Connected, texts: Sequence[str]) -> list[Row[Any]]:
-    return work.process(texts)
+def _process_remotely(work: Connected, texts: Sequence[str]) -> tuple[list[Row[Any]], News]:
+    return with_news(lambda: work.process(texts))
 
 
 def _open(spec: BackendSpec, secrets: Mapping[str, str] | None) -> Backend:
@@ -125,9 +132,12 @@ def _through_dataset(
             compute=ray.data.TaskPoolStrategy(size=min(work.in_flight, len(tables))),
             zero_copy_batch=True,
         )
+        told: set[str] = set()
         for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for positions, rows in zip(batch["positions"], batch["rows"], strict=True):
-                yield positions.as_py(), pickle.loads(rows.as_py())  # noqa: S301 - written by our own task below
+            for positions, packed in zip(batch["positions"], batch["rows"], strict=True):
+                rows, news = pickle.loads(packed.as_py())  # noqa: S301 - written by our own task below
+                tell(news, told)
+                yield positions.as_py(), rows
 
 
 ToColumns = Callable[[list[Any], Callable[[Sequence[str]], list[Row[Any]]]], Mapping[str, pa.Array]]
@@ -188,7 +198,7 @@ def _block_size(n_texts: int, in_flight: int) -> int:
 def _map_block(batch: pa.Table, work: Any) -> pa.Table:
     """Process one block on a worker. The rows travel back as one value: they are Python objects, not columns."""
     held: Connected = ray.get(work)
-    rows = held.process(batch["text"].to_pylist())
+    rows = with_news(lambda: held.process(batch["text"].to_pylist()))
     return pa.table(
         {
             "positions": pa.array([batch["row"].to_pylist()], pa.list_(pa.int64())),

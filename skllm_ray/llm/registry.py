@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from skllm_ray.config import OPENAI_KEY_ENV, Price, Secret, SecretRef, SKLLMConfig
-from skllm_ray.errors import ConfigurationError, SkllmRayWarning, UnknownModelError
+from skllm_ray.errors import ConfigurationError, UnknownModelError, warn
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.models import price_of
+from skllm_ray.llm.models import end_notice, price_of
 from skllm_ray.tasks.base import ChatRequest
 
 Options = Mapping[str, Any] | None
@@ -69,6 +69,14 @@ def price_of_spec(spec: BackendSpec) -> Price | None:
     return price_of(spec.model) if listed else None
 
 
+def warn_if_ended(spec: BackendSpec) -> None:
+    """Warn of a model that OpenAI or Google has turned off; what others call their models is their affair."""
+    if getattr(spec, "api", "openai") == "openai" and not spec.model.startswith("gguf::"):
+        notice = end_notice(spec.model, datetime.now(tz=UTC).date())
+        if notice is not None:
+            warn(notice)
+
+
 def count_prompt_tokens(spec: BackendSpec, requests: Sequence[ChatRequest]) -> tuple[list[int], bool]:
     """Return the tokens of each prompt, and whether they were counted with the model's own tokenizer.
 
@@ -88,11 +96,9 @@ def count_prompt_tokens(spec: BackendSpec, requests: Sequence[ChatRequest]) -> t
 
 def _openai(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:
     if SKLLMConfig.get_gpt_url() is not None:
-        warnings.warn(
+        warn(
             f"A custom URL is set (SKLLMConfig.set_gpt_url), but model={name!r} goes to OpenAI itself. For the custom "
-            f"URL write model='custom_url::{name}'; to silence this, call SKLLMConfig.reset_gpt_url().",
-            SkllmRayWarning,
-            stacklevel=4,
+            f"URL write model='custom_url::{name}'; to silence this, call SKLLMConfig.reset_gpt_url()."
         )
     return _openai_spec("openai", name, key, org, options)
 

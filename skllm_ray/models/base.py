@@ -20,9 +20,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.config import RateLimit, Secret, SKLLMConfig
-from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, PartialResultError
+from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError, PartialResultError
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.registry import resolve, secrets_of
+from skllm_ray.llm.registry import resolve, secrets_of, warn_if_ended
 from skllm_ray.models import results
 from skllm_ray.models.texts import Texts, as_texts, refuse_missing
 from skllm_ray.prompts import check_template
@@ -215,7 +215,8 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             return
         fatal = next((row.error for row in failed if row.error is not None and row.error.fatal), None)
         if fatal is not None and len(failed) == len(texts.present):
-            raise JobFailedError(f"{self.model} refused every row ({fatal.kind}): {fatal.message}")
+            refusal = NotSupportedError if fatal.kind == "not_supported" else JobFailedError
+            raise refusal(f"{self.model} refused every row ({fatal.kind}): {fatal.message}")
         if mode == "raise":
             table = results.details(self._predictions(texts, rows, "coerce"), rows, texts.index)
             raise PartialResultError(
@@ -280,7 +281,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         for name, value in (("key", self.key), ("org", self.org)):
             if value is not None and not isinstance(value, str):
                 raise ConfigurationError(f"{name} must be a str or None; got {type(value).__name__}.")
-        self._spec()
+        warn_if_ended(self._spec())
         template = getattr(self, "prompt_template", None)
         if template is not None:
             if not isinstance(template, str):

@@ -105,7 +105,8 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         X : array-like of str of shape (n_samples,)
             The texts.
         on_error : {"raise", "default", "coerce"} or None, default=None
-            Overrides the constructor's; a failed row is NaN with "coerce", the class frequencies with "default".
+            Overrides the constructor's; a failed row is NaN with "coerce", the class frequencies with "default". An
+            answer that names no label, and takes ``default_label`` in `predict`, has the class frequencies.
 
         Returns
         -------
@@ -116,15 +117,19 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         ------
         NotSupportedError
             If the backend gives no probabilities.
+        PartialResultError
+            If rows failed and ``on_error="raise"``; its ``details`` hold all rows.
         """
         check_is_fitted(self)
         if not self._can_score or not self._spec().gives_probabilities:  # asked before any row is paid for
             raise NotSupportedError(
-                f"model={self.model!r} gives no probabilities.", "GGUF models do: model='gguf::…'. Use predict instead."
+                f"model={self.model!r} gives no probabilities.",
+                "GGUF models do: model='gguf::…', and so do many servers behind a custom URL. Use predict instead.",
             )
         _, rows, mode = self._run(X, on_error, log_probs=True)
+        results.warn_invalid(rows, "named none of the labels", "the class frequencies")
         failed = self.class_probabilities_ if mode == "default" else np.full(len(self.classes_), np.nan)
-        return np.stack([failed if row.reply.log_probs is None else np.exp(row.reply.log_probs) for row in rows])
+        return np.stack([self._probabilities(row, failed) for row in rows])
 
     def predict_dataset(
         self,
@@ -172,6 +177,13 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
 
     _can_score: ClassVar[bool] = True
     """Whether the task asks for a label alone, so that its probability can be told."""
+
+    def _probabilities(self, row: Row[Any], failed: NDArray[np.float64]) -> NDArray[np.float64]:
+        if row.error is not None:
+            return failed
+        if not row.valid or row.reply.log_probs is None:
+            return self.class_probabilities_
+        return np.exp(row.reply.log_probs)
 
     def _reader(self) -> Callable[[Any], Any]:
         return dict(zip(self._names(), self.classes_.tolist(), strict=True)).__getitem__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -13,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from skllm_ray.errors import SkllmRayWarning
+from skllm_ray.errors import warn
 from skllm_ray.tasks.base import ChatRequest, Reply, Row, RowError, Usage
 
 _DTYPES: Final = {
@@ -105,11 +104,9 @@ def warn_invalid(rows: Sequence[Row[Any]], what: str, default: str) -> None:
     """Warn once, with a count, of answers that the task does not allow."""
     invalid = sum(not row.valid and row.error is None for row in rows)
     if invalid:
-        warnings.warn(
+        warn(
             f"{invalid} of {len(rows)} answers {what} and took the default ({default}); "
-            "predict_details(X) marks them valid=False.",
-            SkllmRayWarning,
-            stacklevel=5,
+            "predict_details(X) marks them valid=False."
         )
 
 

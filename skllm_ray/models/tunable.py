@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError, SkllmRayWarning
+from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError, warn
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import resolve
 from skllm_ray.llm.tuning import TuningJob, TuningSpec
@@ -176,11 +175,9 @@ class Tunable(LLMEstimator):
                 "It will not be submitted again by itself: fit(X, y, new=True) buys another.",
             )
         if job.state == "partially_succeeded":
-            warnings.warn(
+            warn(
                 f"The tuning job {job.id} only succeeded partially ({job.error or 'no reason given'}); its model is "
-                "used as it is.",
-                SkllmRayWarning,
-                stacklevel=4,
+                "used as it is."
             )
         self.tuning_job_id_ = job.id or ""
         self.tuned_model_ = job.model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 
 from skllm_ray.errors import InputError
+from skllm_ray.llm.base import BackendSpec
 from skllm_ray.models.base import OnError, at_least_one
 from skllm_ray.models.transformer import TextTransformer
 from skllm_ray.tasks.base import Row
@@ -68,6 +70,10 @@ class LLMVectorizer(TextTransformer):
 
     def _task(self) -> EmbeddingTask:
         return EmbeddingTask()
+
+    def _resolve(self) -> BackendSpec:
+        spec = super()._resolve()
+        return replace(spec, embeds=True) if hasattr(spec, "embeds") else spec  # type: ignore[type-var]
 
     def _array(self, values: Sequence[Any]) -> NDArray[np.float64]:
         width = next((len(value) for value in values if value is not None), getattr(self, "n_features_out_", 0))

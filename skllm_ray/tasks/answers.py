@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from skllm_ray.tasks.base import answer_start, normal_form
+
 _DECODER = json.JSONDecoder(strict=False)  # line breaks inside strings are common
 _FENCE = re.compile(r"^(`{3,})(?:[^\n`]*\n)?(.*?)\n?\1$", re.DOTALL)
 
@@ -14,13 +16,15 @@ _FENCE = re.compile(r"^(`{3,})(?:[^\n`]*\n)?(.*?)\n?\1$", re.DOTALL)
 def read_json(text: str | None, opening: str = "{") -> Any:
     """Return the JSON object, or with ``opening="["`` the array, in `text`; None where it holds none.
 
+    What a reasoning model thought aloud before it does not count.
+
     Examples
     --------
     >>> read_json('Sure: {"label": "a"}.')
     {'label': 'a'}
     """
     text = text or ""
-    start, end = text.find(opening), text.rfind({"{": "}", "[": "]"}[opening])
+    start, end = text.find(opening, answer_start(text)), text.rfind({"{": "}", "[": "]"}[opening])
     if start < 0 or end < start:
         return None
     try:
@@ -32,12 +36,14 @@ def read_json(text: str | None, opening: str = "{") -> Any:
 def unfenced(text: str) -> str:
     r"""Return `text` without the white space, and the fence of backticks, that a model may put around all of it.
 
+    What a reasoning model thought aloud before it goes too.
+
     Examples
     --------
     >>> unfenced("```\nHello\n```")
     'Hello'
     """
-    text = text.strip()
+    text = text[answer_start(text) :].strip()
     found = _FENCE.match(text)
     return found[2].strip() if found and found[1] not in found[2] else text
 
@@ -46,12 +52,8 @@ def labels_by_name(labels: Sequence[str]) -> dict[object, str]:
     """Map what a model may write to the label it means: the label itself, or, as ``(form,)``, its own normal form."""
     normal: dict[str, list[str]] = {}
     for label in labels:
-        normal.setdefault(_normalise(label), []).append(label)
+        normal.setdefault(normal_form(label), []).append(label)
     return {(name,): found[0] for name, found in normal.items() if len(found) == 1} | {label: label for label in labels}
-
-
-def _normalise(label: str) -> str:
-    return " ".join(label.split()).casefold()
 
 
 def find_label(answer: object, by_name: Mapping[object, str]) -> str | None:
@@ -60,7 +62,7 @@ def find_label(answer: object, by_name: Mapping[object, str]) -> str | None:
         answer = str(answer)  # integer labels are asked for by their digits
     if not isinstance(answer, str):
         return None
-    return by_name.get(answer) or by_name.get((_normalise(answer),))
+    return by_name.get(answer) or by_name.get((normal_form(answer),))
 
 
 def find_labels(answer: object, by_name: Mapping[object, str], max_labels: int) -> tuple[str, ...] | None:

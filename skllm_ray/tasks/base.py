@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
+from typing import Any, Final, Generic, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ ErrorKind = Literal[
     "connection",
     "server_error",
     "malformed_response",
+    "truncated",
     "rate_limit",
     "insufficient_quota",
     "authentication",
@@ -99,6 +101,11 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     """The strings before which a local model ends a free text."""
 
+    @property
+    def is_free_text(self) -> bool:
+        """Whether the answer has no form of its own, so that nothing in it tells where it should have ended."""
+        return self.choices is None and self.json_schema is None
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -124,6 +131,10 @@ class RowError:
     """Whether every other row would fail for the same reason (a wrong key, no quota): the job should stop."""
     retry_after_s: float | None = None
     """How long the server asked to wait, in seconds."""
+
+
+TRUNCATED: Final = RowError("truncated", "The answer was cut off at the largest number of tokens that it may have.")
+"""The error of a free text that a token limit ended; an answer of another form tells by itself whether it is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +194,40 @@ class Task(Protocol[T]):
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[T]]:
         """Return one row per reply. Never raises for a bad answer: marks it."""
         ...
+
+
+_THOUGHT = re.compile(
+    r"\s*(?:<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z))",
+    re.DOTALL | re.IGNORECASE,
+)
+_END_OF_THOUGHT = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+
+
+def answer_start(text: str) -> int:
+    """Return where the answer begins in `text`: after what a reasoning model thinks aloud before it.
+
+    Examples
+    --------
+    >>> text = "<think>a or b?</think>b"
+    >>> text[answer_start(text) :]
+    'b'
+    """
+    if "</think" not in text and "THINK]" not in text and not text.lstrip().startswith("<"):
+        return 0
+    thought = _THOUGHT.match(text)
+    if thought is not None:
+        return thought.end()
+    end = _END_OF_THOUGHT.search(text)  # some chat templates open the thought themselves
+    opened = end is not None and text.lstrip()[:1] not in {"{", "["} and "<think" not in text[: end.start()]
+    return end.end() if end is not None and opened else 0
+
+
+def normal_form(label: str) -> str:
+    """Return `label` as it is compared where no label is spelled so: without regard to case and white space.
+
+    Examples
+    --------
+    >>> normal_form("Very  Good ")
+    'very good'
+    """
+    return " ".join(label.split()).casefold()

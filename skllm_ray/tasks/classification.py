@@ -16,7 +16,7 @@ from skllm_ray.prompts.templates import (
     ZERO_SHOT_MLCLF_PROMPT_TEMPLATE,
 )
 from skllm_ray.tasks.answers import find_label, find_labels, labels_by_name, read_json
-from skllm_ray.tasks.base import ChatRequest, Choices, Message, Reply, Row
+from skllm_ray.tasks.base import ChatRequest, Choices, Message, Reply, Row, answer_start
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _answer(text: str | None) -> object:
 def _single(text: str | None, by_name: Mapping[object, str]) -> str | None:
     answer = _answer(text)
     if answer is None:  # a model that ignores the format may still have answered with a label alone
-        text = (text or "").strip()
+        text = (text or "")[answer_start(text or "") :].strip()
         answer = find_label(text, by_name) or text.strip("\"'`.").strip()
     if isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]

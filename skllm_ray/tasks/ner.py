@@ -19,7 +19,7 @@ from skllm_ray.prompts.templates import (
     NER_SYSTEM_MESSAGE_TEMPLATE,
 )
 from skllm_ray.tasks.answers import read_json, unfenced
-from skllm_ray.tasks.base import ChatRequest, Reply, Row
+from skllm_ray.tasks.base import ChatRequest, Reply, Row, answer_start
 from skllm_ray.tasks.text import conversation
 
 _SEGMENT = re.compile(r"<not_entity>(.*?)</not_entity>|<entity>(.*?)</entity>", re.DOTALL)
@@ -94,7 +94,7 @@ class NERTask:
         }
 
     def _listed(self, text: str, answer: str) -> list[Span] | None:
-        start = answer.lstrip("`jsonJSON \n\t")
+        start = answer[answer_start(answer) :].lstrip("`jsonJSON \n\t")
         parsed = read_json(answer, "[") if start.startswith("[") else read_json(answer)
         listed = parsed.get("entities") if isinstance(parsed, dict) else parsed
         if not isinstance(listed, list):

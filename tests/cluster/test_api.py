@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 
 import pytest
 
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
-from skllm_ray.errors import JobFailedError
+from skllm_ray.errors import JobFailedError, SkllmRayWarning
 from skllm_ray.testing import ChatServer, StatusFault, WireFault, prompt_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
@@ -82,3 +83,30 @@ def test_a_bad_day(n_rows) -> None:
     assert good.dtypes["prediction"] == table.dtypes["prediction"]
     assert {tries[i] for i in range(3, n_rows, 20)} == {2}
     assert {tries[i] for i in range(2, n_rows, 20)} == {1}  # and nobody else was asked again
+
+
+def test_what_a_server_refuses_is_told_once_and_learnt_once_by_each_worker() -> None:
+    refused: Counter[str] = Counter()
+
+    def answer(body: dict) -> str | StatusFault:
+        if "temperature" in body:
+            refused["temperature"] += 1
+            return StatusFault(400, "Unsupported parameter: 'temperature'", "unsupported_parameter", "temperature")
+        return by_parity(body)
+
+    rows = [f"number {i}" for i in range(600) if i != 5]
+    with ChatServer(answer, latency_s=0.02) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        clf = ZeroShotGPTClassifier(model="custom_url::plain", key=KEY).fit(None, ["even", "odd"])
+        with pytest.warns(SkllmRayWarning, match="does not accept 'temperature'") as caught:
+            clf.predict(rows)
+        ours = [one for one in caught if issubclass(one.category, SkllmRayWarning)]
+        assert [one.filename for one in ours] == [__file__]
+        assert 1 <= refused["temperature"] <= 8  # Dataset tasks at once
+        before = refused["temperature"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SkllmRayWarning)
+            clf.predict(rows)
+            clf.predict_proba(rows[:300])
+            clf.predict(rows[:20])
+        assert refused["temperature"] == before

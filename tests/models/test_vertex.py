@@ -96,7 +96,13 @@ def test_vectors_and_examples_by_likeness(serve):
     server = serve(lambda body: json.dumps({"label": label_of(body)}))
     vectors = VertexVectorizer().fit_transform(TEXTS)
     assert vectors.shape[0] == 4 and vectors.dtype.kind == "f" and np.isfinite(vectors).all()
+    options = {"output_dimensionality": 64, "task_type": "CLASSIFICATION"}
+    assert VertexVectorizer(request_options=options).fit_transform(TEXTS[:1]).shape == (1, 64)
+    assert "CLASSIFICATION" in str(server.received[-1].body)
     n_before = server.n_requests
+    vectorizer = VertexVectorizer(request_options=options)
+    clf = DynamicFewShotVertexClassifier(n_examples=1, vectorizer=vectorizer).fit(TEXTS, LABELS)
+    assert clf.predict(TEXTS).tolist() == LABELS
     clf = DynamicFewShotVertexClassifier(n_examples=1).fit(TEXTS, LABELS)
     assert clf.predict(TEXTS).tolist() == LABELS
     assert server.n_requests > n_before

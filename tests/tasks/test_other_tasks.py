@@ -153,3 +153,19 @@ def test_extraction_checks_what_it_is_told():
     )
     assert good.value == {"title": "x", "lines": [{"item": "y", "size": "s"}], "note": None}
     assert (wrong.valid, none.valid, none.value) == (False, False, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("<think>Shorter?\nYes.</think>\n\nIt rained.", "It rained."),
+        ("<think>\n\n</think>```\nIt rained.\n```", "It rained."),
+        ("Shorter? Yes.</think>It rained.", "It rained."),
+        ("<think>Shorter?", None),
+        ("<p>It <b>rained</b>.</p>", "<p>It <b>rained</b>.</p>"),
+        ("A <think>tag</think> stays.", "A <think>tag</think> stays."),
+    ],
+)
+def test_what_a_model_thought_aloud_is_no_part_of_a_text(answer, text):
+    (row,) = TextTask("Shorten: {x}").parse(["x"], [Reply(answer)])
+    assert (row.value, row.valid) == (text, text is not None)

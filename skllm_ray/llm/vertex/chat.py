@@ -15,12 +15,13 @@ from skllm_ray.errors import MissingExtraError
 from skllm_ray.llm.gate import Permit
 from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, whole
 from skllm_ray.llm.gpt.clients.openai.errors import redact, row_error
-from skllm_ray.llm.gpt.clients.openai.logprobs import label_log_probs
 from skllm_ray.llm.gpt.clients.openai.options import thaw_options
+from skllm_ray.llm.lessons import Question
 from skllm_ray.llm.tokens import TokenEstimate
-from skllm_ray.llm.vertex.errors import classify
+from skllm_ray.llm.vertex.dialect import VertexDialect
+from skllm_ray.llm.vertex.errors import classify, said
 from skllm_ray.llm.vertex.spec import VertexSpec
-from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
+from skllm_ray.tasks.base import TRUNCATED, ChatRequest, Embedding, Reply, RowError, Usage
 
 if TYPE_CHECKING:
     from google import genai
@@ -45,18 +46,32 @@ class VertexBackend:
         self._spec = spec
         self._token = token
         self._client = _open_client(spec, token)
+        self._dialect = VertexDialect(spec)
         self._tokens = TokenEstimate()
         account = Secret(token).fingerprint if token else "default credentials"
         bucket = f"{spec.base_url or 'vertex'} {spec.project}/{spec.location} {spec.model} {account}"
         self._dispatcher = Dispatcher(spec.patience, bucket, spec.limit)
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
-        """Return one reply per request, in order. Failures are replies with an ``error``."""
+        """Return one reply per request, in order. Failures are replies with an ``error``.
+
+        Warns
+        -----
+        SkllmRayWarning
+            Once for every field that the model does not accept, and that is left out from then on.
+        """
         return self.complete_each(requests, None)
 
     def complete_each(self, requests: Sequence[ChatRequest], tell: Callable[[int, Reply], None] | None) -> list[Reply]:
         """Do what `complete` does, and call `tell` with each reply and its position when it arrives."""
-        return self._dispatcher.run(requests, Job(self._ask, self._tokens.of_request, Reply), tell)
+        refused = self._dialect.refused_unasked(len(requests), tell)
+        if refused is not None:
+            return refused
+        dialect, tokens = self._dialect, self._tokens
+        job = Job(self._ask, lambda question: tokens.of_request(question.request), Reply, dialect.turn)
+        replies = self._dispatcher.run([dialect.question(request) for request in requests], job, tell)
+        dialect.tell()
+        return replies
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Return one embedding per text, in order. Failures are embeddings with an ``error``.
@@ -70,15 +85,20 @@ class VertexBackend:
         self._dispatcher.close(self._client.aio.aclose)
         self._client.close()
 
-    async def _ask(self, request: ChatRequest, permit: Permit) -> Reply:
+    async def _ask(self, question: Question[ChatRequest], permit: Permit) -> Reply | None:
+        """Ask once; None where the model merely did not understand, and is asked in another way."""
+        config = self._dialect.config(question)
         try:
-            reply = self._read(await self._send(request), request)
-            self._tokens.learn(request, reply.usage)
+            reply = self._read(await self._send(question, config), question)
+            self._tokens.learn(question.request, reply.usage)
         except Exception as error:  # noqa: BLE001  the boundary: one row's failure must not lose the others' replies
-            failure = self._classify(error, [message["content"] for message in request.messages], permit)
-            if self._spec.log_probs and failure.kind == "bad_request" and "logprob" in failure.message.lower():
-                failure = _no_log_probs(self._spec)
+            sent = [*self._dialect.turns(question), *question.request.messages]
+            failure = self._classify(error, [message["content"] for message in sent], permit)
+            if failure.kind == "bad_request" and self._dialect.doubts(question, config, said(error)):
+                return None
+            self._dialect.failed(question, failure)
             return Reply(error=failure)
+        self._dialect.came(question, reply.error)
         return reply
 
     async def _ask_vector(self, text: str, permit: Permit) -> Embedding:
@@ -108,15 +128,13 @@ class VertexBackend:
             permit.refusal_s = -1.0 if failure.retry_after_s is None else failure.retry_after_s
         return failure
 
-    def _read(self, response: types.GenerateContentResponse, request: ChatRequest) -> Reply:
+    def _read(self, response: types.GenerateContentResponse, question: Question[ChatRequest]) -> Reply:
         usage, model = self._priced(_usage(response.usage_metadata)), response.model_version or ""
-        error, log_probs = _refusal(response), None
-        if error is None and _asks_log_probs(self._spec, request) and request.choices and response.candidates:
-            tokens = _tokens(response.candidates[0])
-            log_probs = label_log_probs(tokens, request.choices.labels) if tokens else None
-            error = None if tokens else _no_log_probs(self._spec)
-        text = None if error else whole(response.text)
-        return Reply(text, log_probs, error=error, usage=usage, model=model)
+        error, log_probs = _refusal(response, question.request), None
+        text = None if error else response.text
+        if text is not None and response.candidates and self._dialect.wants_log_probs(question.request):
+            log_probs, error = self._dialect.read_log_probs(_tokens(response.candidates[0]), text, question)
+        return Reply(None if error else whole(text), log_probs, error=error, usage=usage, model=model)
 
     def _priced(self, usage: Usage) -> Usage:
         if self._spec.price is None:
@@ -124,18 +142,16 @@ class VertexBackend:
         cost = self._spec.price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
         return replace(usage, cost_usd=cost)
 
-    async def _send(self, request: ChatRequest) -> types.GenerateContentResponse:
+    async def _send(self, question: Question[ChatRequest], config: dict[str, Any]) -> types.GenerateContentResponse:
         from google.genai import types
 
         turns: list[Any] = [
             types.Content(role=_ROLES[message["role"]], parts=[types.Part(text=message["content"])])
-            for message in request.messages
-            if message["role"] != "system"
+            for message in self._dialect.turns(question)
         ]
-        config = types.GenerateContentConfig.model_validate(
-            _config(self._spec, request) | thaw_options(self._spec.request_options)
+        return await self._client.aio.models.generate_content(
+            model=self._spec.model, contents=turns, config=types.GenerateContentConfig.model_validate(config)
         )
-        return await self._client.aio.models.generate_content(model=self._spec.model, contents=turns, config=config)
 
 
 def _open_client(spec: VertexSpec, token: str | None) -> genai.Client:
@@ -163,27 +179,6 @@ def _open_client(spec: VertexSpec, token: str | None) -> genai.Client:
     )
 
 
-def _config(spec: VertexSpec, request: ChatRequest) -> dict[str, Any]:
-    """Return the configuration of one request. Gemini 3's guide says to leave the temperature out."""
-    system = "\n\n".join(message["content"] for message in request.messages if message["role"] == "system")
-    schema = request.choices.json_schema() if request.choices else request.json_schema
-    config: dict[str, Any] = {"system_instruction": system or None, "max_output_tokens": request.max_output_tokens}
-    if schema:
-        config |= {"response_mime_type": "application/json", "response_json_schema": schema}
-    if _asks_log_probs(spec, request):
-        config |= {"response_logprobs": True, "logprobs": 5}
-    return config
-
-
-def _asks_log_probs(spec: VertexSpec, request: ChatRequest) -> bool:
-    return spec.log_probs and request.choices is not None and not request.choices.multiple
-
-
-def _no_log_probs(spec: VertexSpec) -> RowError:
-    message = f"Vertex AI gives no log probabilities for {spec.model}, so there is no predict_proba; predict works."
-    return RowError("not_supported", message, fatal=True)
-
-
 def _tokens(candidate: types.Candidate) -> list[dict[str, Any]]:
     """Return a candidate's tokens in the form that OpenAI gave them."""
     told = candidate.logprobs_result
@@ -201,7 +196,7 @@ def _token(candidate: types.LogprobsResultCandidate) -> dict[str, Any]:
     return {"token": candidate.token or "", "logprob": candidate.log_probability or 0.0}
 
 
-def _refusal(response: types.GenerateContentResponse) -> RowError | None:
+def _refusal(response: types.GenerateContentResponse, request: ChatRequest) -> RowError | None:
     blocked = response.prompt_feedback.block_reason if response.prompt_feedback else None
     if blocked:
         return row_error("content_filter", f"Gemini blocked the prompt ({blocked.value}).")
@@ -211,9 +206,10 @@ def _refusal(response: types.GenerateContentResponse) -> RowError | None:
     ended = reason.value if reason else "UNKNOWN"
     if ended in _BLOCKED:
         return row_error("content_filter", f"Gemini stopped the answer ({ended}).")
+    if ended == "MAX_TOKENS" and (request.is_free_text or not (response.text or "").strip()):
+        return TRUNCATED
     if response.text is None:
-        message = f"The answer is empty (finish_reason={ended})."
-        return row_error("malformed_response", message, retryable=ended != "MAX_TOKENS")
+        return row_error("malformed_response", f"The answer is empty (finish_reason={ended}).")
     return None
 
 

@@ -29,6 +29,11 @@ def classify(error: Exception, redact: Redact) -> RowError:
     return _from_transport(error, redact)
 
 
+def said(error: Exception) -> str:
+    """Return the service's own message, if `error` is one."""
+    return str(getattr(error, "message", None) or "")
+
+
 def _from_api_error(error: APIError, redact: Redact) -> RowError:
     said = error.message if isinstance(error.details, dict) and "error" in error.details else None
     kind = kind_of(error.code, (), said or "")

@@ -16,6 +16,7 @@ from skllm_ray.llm.gpt.clients.openai.options import (
     spec_key,
     thaw_options,
 )
+from skllm_ray.llm.models import ModelFacts, facts_of
 
 if TYPE_CHECKING:
     from skllm_ray.llm.vertex.chat import VertexBackend
@@ -40,7 +41,7 @@ class VertexSpec:
     location: str = "global"
     """The Vertex AI location."""
     request_options: RequestOptions = ()
-    """Extra fields of ``GenerateContentConfig``, such as ``temperature``; kept in a form that hashes."""
+    """Extra fields of the call's configuration, such as ``temperature``; kept in a form that hashes."""
     base_url: str | None = None
     """Another address than Google's: a gateway, or a test's server; it may end in the API's version, ``/v1``."""
     token_ref: SecretRef | None = None
@@ -51,6 +52,8 @@ class VertexSpec:
     """The declared quota."""
     log_probs: bool = False
     """Whether to ask for the probabilities of the labels."""
+    embeds: bool = False
+    """Whether it is asked for vectors, so that the options are those of ``EmbedContentConfig``."""
     price: Price | None = None
     """What the user says that the model costs; Google's prices are in no table here."""
     reply_cache: str | None = None
@@ -62,7 +65,17 @@ class VertexSpec:
     @property
     def gives_probabilities(self) -> bool:
         """Whether the model may give them; what it does is seen when it is asked."""
-        return True
+        return self.facts.log_probs
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What is known of the model before it is asked."""
+        return facts_of(self.model, "vertex")
+
+    @property
+    def endpoint(self) -> str:
+        """What takes and refuses the same parameters."""
+        return f"vertex {self.base_url or ''} {self.project}/{self.location} {self.model}"
 
     @property
     def placement(self) -> Placement:
@@ -94,7 +107,7 @@ class VertexSpec:
         if not self.project:
             raise ConfigurationError("google_project is not set.", "Call SKLLMConfig.set_google_project(…).")
         refuse_options(self.request_options, _RESERVED)
-        _check_options(self.request_options)
+        _check_options(self.request_options, "EmbedContentConfig" if self.embeds else "GenerateContentConfig")
 
     def open(self, resolve_secret: SecretResolver) -> VertexBackend:
         """Open a client in this process."""
@@ -103,12 +116,12 @@ class VertexSpec:
         return VertexBackend(self, resolve_secret(self.token_ref) if self.token_ref else None)
 
 
-def _check_options(options: RequestOptions) -> None:
+def _check_options(options: RequestOptions, config: str) -> None:
     try:
-        from google.genai.types import GenerateContentConfig
+        from google.genai import types
     except ImportError:
         raise MissingExtraError.for_extra("google-genai", "vertex") from None
     try:
-        GenerateContentConfig.model_validate(thaw_options(options))
+        getattr(types, config).model_validate(thaw_options(options))
     except ValueError as error:  # pydantic's own error is one
-        raise ConfigurationError(f"request_options do not fit Gemini: {error}") from None
+        raise ConfigurationError(f"request_options do not fit Gemini's {config}: {error}") from None

@@ -26,7 +26,7 @@ class VertexExtractor(Extractor):
     on_error : {"raise", "coerce"}, default="raise"
         What becomes of rows that fail, after all rows were tried: ``PartialResultError`` or None in every column.
     request_options : mapping of str to object or None, default=None
-        Extra request parameters for API backends, such as ``{"reasoning_effort": "low"}``.
+        Extra fields of Vertex AI's ``GenerateContentConfig``, such as ``{"seed": 7}``.
 
     Examples
     --------

@@ -24,7 +24,8 @@ class VertexVectorizer(LLMVectorizer):
     on_error : {"raise", "coerce"}, default="raise"
         What becomes of rows that fail, after all rows were tried: ``PartialResultError`` or NaN.
     request_options : mapping of str to object or None, default=None
-        Extra request parameters for API backends, such as ``{"dimensions": 256}``.
+        Extra fields of Vertex AI's ``EmbedContentConfig``, such as ``{"output_dimensionality": 256}`` or
+        ``{"task_type": "CLASSIFICATION"}``.
 
     Attributes
     ----------

@@ -11,7 +11,7 @@ import pytest
 genai = pytest.importorskip("google.genai")
 
 from skllm_ray.config import RateLimit, SecretRef  # noqa: E402  after the skip
-from skllm_ray.errors import ConfigurationError, MissingExtraError  # noqa: E402
+from skllm_ray.errors import ConfigurationError, MissingExtraError, SkllmRayWarning  # noqa: E402
 from skllm_ray.llm.base import Backend, BackendSpec  # noqa: E402
 from skllm_ray.llm.gpt.clients.openai.dispatch import Patience  # noqa: E402
 from skllm_ray.llm.vertex.spec import VertexSpec  # noqa: E402
@@ -126,6 +126,112 @@ def test_a_passing_fault_is_tried_again(fault):
     with ChatServer(scripted(fault, "fine")) as server:
         (reply,) = complete(spec_for(server), [ask("x")])
     assert (reply.text, reply.attempts, reply.error) == ("fine", 2, None)
+
+
+def holds(value, name):
+    """Return whether a JSON body has a key, at any depth."""
+    if isinstance(value, list):
+        return any(holds(part, name) for part in value)
+    return isinstance(value, dict) and (name in value or any(holds(part, name) for part in value.values()))
+
+
+class Strict:
+    """Refuses a request that has a field, and counts how often."""
+
+    def __init__(self, field, message, good="fine"):
+        self.field, self.message, self.good, self.n_refused = field, message, good, 0
+
+    def __call__(self, body):
+        if holds(body, self.field):
+            self.n_refused += 1
+            return StatusFault(400, self.message, "INVALID_ARGUMENT")
+        return self.good
+
+
+@pytest.mark.parametrize(
+    ("field", "message", "n_refused"),
+    [
+        ("responseJsonSchema", "Unknown name \"responseJsonSchema\" at 'generation_config': Cannot find field.", 1),
+        ("responseMimeType", "JSON mode is not enabled for models/gemma-3", 2),
+        ("responseMimeType", "Controlled generation is not supported", 2),
+    ],
+)
+def test_the_form_of_the_answer_is_negotiated_once(field, message, n_refused):
+    strict = Strict(field, message, '{"label": "negative"}')
+    with ChatServer(strict, latency_s=0.01) as server:
+        backend = spec_for(server).open(lambda ref: TOKEN)
+        replies = [reply for _ in range(2) for reply in backend.complete([ask("x", LABELS)] * 20)]
+        backend.close()
+    assert {(reply.text, reply.error) for reply in replies} == {('{"label": "negative"}', None)}
+    assert strict.n_refused == n_refused
+
+
+def test_a_refused_field_is_left_out_with_one_warning():
+    strict = Strict("temperature", "Invalid value: temperature is not supported")
+    with ChatServer(strict, latency_s=0.01) as server:
+        backend = spec_for(server, request_options={"temperature": 0.5, "seed": 7}).open(lambda ref: TOKEN)
+        with pytest.warns(SkllmRayWarning, match="temperature") as caught:
+            replies = backend.complete([ask("x")] * 20)
+        replies += backend.complete([ask("x")])
+        backend.close()
+        assert server.received[-1].body["generationConfig"]["seed"] == 7
+    assert {reply.text for reply in replies} == {"fine"}
+    assert [one.category for one in caught].count(SkllmRayWarning) == strict.n_refused == 1
+
+
+def test_a_model_without_system_instructions_gets_them_in_the_first_turn():
+    strict = Strict("systemInstruction", "Developer instruction is not enabled for models/gemma-3-27b-it")
+    with ChatServer(strict) as server:
+        with pytest.warns(SkllmRayWarning, match="system message"):
+            replies = complete(spec_for(server), [ask("x"), ask("y")])
+        assert last_text(server.received[-1].body).startswith("You answer.\n\n")
+    assert ([reply.text for reply in replies], strict.n_refused) == (["fine", "fine"], 1)
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_log_probabilities_that_are_not_offered_are_asked_for_once(refuses):
+    field = "responseLogprobs" if refuses else "no such field"
+    strict = Strict(field, "Logprobs is not enabled for models/gemini-3.5-flash", '{"label": "negative"}')
+    with ChatServer(strict) as server:
+        backend = spec_for(server, log_probs=True).open(lambda ref: TOKEN)
+        first, again = (backend.complete([ask("x", LABELS)] * 9) for _ in range(2))
+        backend.close()
+        assert server.n_requests == 1 + refuses
+    assert [(reply.error.kind, reply.error.fatal) for reply in first[:1] + again] == [("not_supported", True)] * 10
+
+
+class CutOff(ChatServer):
+    """Every answer ends at its largest number of tokens."""
+
+    def _answer_to(self, path, body, key):
+        found = super()._answer_to(path, body, key)
+        return replace(found, body=found.body.replace(b'"STOP"', b'"MAX_TOKENS"'))
+
+
+@pytest.mark.parametrize(
+    ("choices", "text", "kind"),
+    [(None, "half of a summ", "truncated"), (LABELS, '{"label": "negative"}', None), (LABELS, "", "truncated")],
+)
+def test_a_free_text_that_was_cut_off_is_an_error(choices, text, kind):
+    with CutOff(lambda body: text) as server:
+        (reply,) = complete(spec_for(server), [ask("x", choices)])
+    assert (reply.error and reply.error.kind, reply.attempts) == (kind, 1)
+    assert reply.usage.prompt_tokens > 0
+
+
+@pytest.mark.parametrize("options", [{"output_dimensionality": 64}, {"task_type": "CLASSIFICATION"}])
+def test_the_options_of_vectors_are_those_of_that_call(options):
+    with ChatServer() as server:
+        spec = spec_for(server, request_options=options, embeds=True)
+        spec.check()
+        with pytest.raises(ConfigurationError, match="GenerateContentConfig"):
+            replace(spec, embeds=False).check()
+        backend = spec.open(lambda ref: TOKEN)
+        assert backend.embed(["x"])[0].error is None
+        backend.close()
+        assert "64" in str(server.received[-1].body) or "CLASSIFICATION" in str(server.received[-1].body)
+    with pytest.raises(ConfigurationError, match="EmbedContentConfig"):
+        replace(spec, request_options={"temperature": 0.5}).check()
 
 
 def test_a_silent_server_runs_into_both_timeouts():

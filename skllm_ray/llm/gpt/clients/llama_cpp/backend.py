@@ -21,7 +21,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
 from skllm_ray.llm.gpt.clients.llama_cpp.download import file_if_here, local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.embedding import CutText, Embedder, Vector
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
-from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generator
+from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generated, Generator
 from skllm_ray.llm.gpt.clients.llama_cpp.library import memory_needed, require_installed
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import (
     ContextOverflowError,
@@ -32,7 +32,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.scoring import (
     tokens_needed,
 )
 from skllm_ray.llm.gpt.clients.llama_cpp.truncation import shortened
-from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, Reply, RowError, Usage
+from skllm_ray.tasks.base import TRUNCATED, ChatRequest, Choices, Embedding, Reply, RowError, Usage
 
 _logger = logging.getLogger(__name__)
 
@@ -343,11 +343,16 @@ class GGUFBackend:
             [request.stop for request in requests],
         )
         return [
-            self._too_long(found)
-            if isinstance(found, ContextOverflowError)
-            else Reply(found.text, usage=Usage(found.n_prompt, found.n_written), model=self._model)
-            for found in written
+            self._too_long(found) if isinstance(found, ContextOverflowError) else self._reply(found, request)
+            for request, found in zip(requests, written, strict=True)
         ]
+
+    def _reply(self, found: Generated, request: ChatRequest) -> Reply:
+        usage = Usage(found.n_prompt, found.n_written)
+        ran_out = found.finish_reason == "length" and request.max_output_tokens is None  # the context is full
+        if ran_out and request.is_free_text:
+            return Reply(error=TRUNCATED, usage=usage, model=self._model)
+        return Reply(found.text, usage=usage, model=self._model)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

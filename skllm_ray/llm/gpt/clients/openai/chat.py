@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from skllm_ray.config import Secret
-from skllm_ray.errors import SkllmRayWarning
 from skllm_ray.llm.gate import Permit
 from skllm_ray.llm.gpt.clients.openai import embeddings
 from skllm_ray.llm.gpt.clients.openai.dialect import Dialect
 from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, whole
 from skllm_ray.llm.gpt.clients.openai.errors import classify, redact, row_error
-from skllm_ray.llm.gpt.clients.openai.logprobs import label_log_probs
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
+from skllm_ray.llm.lessons import Question, is_about_system
 from skllm_ray.llm.models import price_of
 from skllm_ray.llm.tokens import TokenEstimate
-from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
+from skllm_ray.tasks.base import TRUNCATED, ChatRequest, Embedding, Reply, RowError, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,8 +65,13 @@ class OpenAIBackend:
 
     def complete_each(self, requests: Sequence[ChatRequest], tell: Callable[[int, Reply], None] | None) -> list[Reply]:
         """Do what `complete` does, and call `tell` with each reply and its position when it arrives."""
-        replies = self._dispatcher.run(requests, Job(self._ask, self._tokens.of_request, Reply), tell)
-        self._tell()
+        refused = self._dialect.refused_unasked(len(requests), tell)
+        if refused is not None:
+            return refused
+        dialect, tokens = self._dialect, self._tokens
+        job = Job(self._ask, lambda question: tokens.of_request(question.request), Reply, dialect.turn)
+        replies = self._dispatcher.run([dialect.question(request) for request in requests], job, tell)
+        dialect.tell()
         return replies
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
@@ -77,43 +80,44 @@ class OpenAIBackend:
         Many texts travel in one request; where a server refuses one, its texts are asked again in halves, until the
         refused text stands alone.
         """
-        job = Job(self._ask_vectors, lambda part: sum(map(self._tokens.of_text, part)), Embedding)
-        found = embeddings.in_parts(texts, lambda parts: self._dispatcher.run(parts, job))
-        self._tell()
+        dialect, tokens = self._dialect, self._tokens
+        job = Job(self._ask_vectors, lambda part: sum(map(tokens.of_text, part.request)), Embedding, dialect.turn)
+        found = embeddings.in_parts(texts, lambda parts: self._dispatcher.run(list(map(dialect.part, parts)), job))
+        dialect.tell()
         return found
 
     def close(self) -> None:
         """Close the connections. A second call does nothing."""
         self._dispatcher.close(self._client.close)
 
-    def _tell(self) -> None:
-        while self._dialect.notices:
-            warnings.warn(self._dialect.notices.pop(0), SkllmRayWarning, stacklevel=3)
-
-    async def _ask(self, request: ChatRequest, permit: Permit) -> Reply | None:
+    async def _ask(self, question: Question[ChatRequest], permit: Permit) -> Reply | None:
         """Ask once; None where the server merely did not understand, and is asked in another way."""
-        body = self._dialect.body(request)
+        body = self._dialect.body(question)
         try:
             answer = await self._send("/chat/completions", body, permit)
-            reply = self._read(answer, request, body)
-            self._tokens.learn(request, reply.usage)
+            reply = self._read(answer, question)
+            self._tokens.learn(question.request, reply.usage)
         except Exception as error:  # noqa: BLE001  the boundary: one row's failure must not lose the others' replies
-            failure = self._classify(error, [message["content"] for message in request.messages], permit)
-            if failure.kind == "bad_request" and self._learn(error, body):
-                return Reply(error=_no_log_probs(self._spec)) if self._dialect.refused_log_probs() else None
+            failure = self._classify(error, [message["content"] for message in body["messages"]], permit)
+            if self._doubts(question, body, error, failure):
+                return None
+            self._dialect.failed(question, failure)
             return Reply(error=failure)
+        self._dialect.came(question, reply.error)
         return reply
 
-    async def _ask_vectors(self, texts: Sequence[str], permit: Permit) -> Embedding | None:
-        body = self._dialect.embedding_body(texts)
+    async def _ask_vectors(self, question: Question[Sequence[str]], permit: Permit) -> Embedding | None:
+        texts, body = question.request, self._dialect.embedding_body(question)
         try:
             answer = await self._send("/embeddings", body, permit)
             found = embeddings.read(answer, len(texts))
         except Exception as error:  # noqa: BLE001  as above
             failure = self._classify(error, texts, permit)
-            if failure.kind == "bad_request" and self._learn(error, body):
+            if self._doubts(question, body, error, failure):
                 return None
+            self._dialect.failed(question, failure)
             return Embedding(error=failure)
+        self._dialect.came(question, found.error)
         return replace(found, usage=self._priced(found.usage, found.model))
 
     async def _send(self, path: str, body: dict[str, Any], permit: Permit) -> object:
@@ -122,12 +126,15 @@ class OpenAIBackend:
         permit.left = _left(response.headers)
         return json.loads(response.content)
 
-    def _learn(self, error: Exception, body: dict[str, Any]) -> bool:
+    def _doubts(self, question: Question[Any], body: dict[str, Any], error: Exception, failure: RowError) -> bool:
         import openai
 
-        if not isinstance(error, openai.APIStatusError):
+        if not isinstance(error, openai.APIStatusError) or failure.kind not in {"bad_request", "server_error"}:
             return False
-        return self._dialect.learn(body, error.param, _said(error))
+        said = _said(error)
+        if failure.kind == "server_error" and not is_about_system(said):
+            return False  # some servers fail where a model's template has no such role
+        return self._dialect.doubts(question, body, error.param, said)
 
     def _classify(self, error: Exception, texts: Sequence[str], permit: Permit) -> RowError:
         failure = classify(error, partial(redact, secrets=[self._key], texts=texts))
@@ -138,7 +145,7 @@ class OpenAIBackend:
             permit.refusal_s = -1.0 if failure.retry_after_s is None else failure.retry_after_s
         return failure
 
-    def _read(self, answer: object, request: ChatRequest, body: dict[str, Any]) -> Reply:
+    def _read(self, answer: object, question: Question[ChatRequest]) -> Reply:
         """Return the reply in `answer`, whose form nobody checked."""
         choices = answer.get("choices") if isinstance(answer, dict) else None
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -146,18 +153,17 @@ class OpenAIBackend:
         if not isinstance(answer, dict) or not isinstance(message, dict):
             what = "no choices" if isinstance(answer, dict) else "no JSON object"
             return Reply(error=row_error("malformed_response", f"The answer holds {what}."))
-        error = _refusal(message, choice.get("finish_reason"))
+        text = _text(message.get("content"))
+        error = _refusal(message, text, choice.get("finish_reason"), question.request)
         model = str(answer.get("model") or "")
         usage = self._priced(_usage(answer.get("usage")), model)
         log_probs = None
-        if "logprobs" in body and request.choices and error is None:
+        if error is None and text is not None and self._dialect.wants_log_probs(question.request):
             told = choice.get("logprobs")
-            tokens = told.get("content") if isinstance(told, dict) else None
-            log_probs = label_log_probs(tokens, request.choices.labels) if tokens else None
-            if not tokens:
-                error = _no_log_probs(self._spec)
-        text = None if error else whole(message["content"])
-        return Reply(text, log_probs, error=error, usage=usage, model=model)
+            log_probs, error = self._dialect.read_log_probs(
+                told.get("content") if isinstance(told, dict) else None, text, question
+            )
+        return Reply(None if error else whole(text), log_probs, error=error, usage=usage, model=model)
 
     def _priced(self, usage: Usage, reported: str) -> Usage:
         spec = self._spec
@@ -168,11 +174,6 @@ class OpenAIBackend:
             return usage
         cost = price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
         return replace(usage, cost_usd=cost)
-
-
-def _no_log_probs(spec: OpenAISpec) -> RowError:
-    message = f"The server gives no log probabilities for {spec.model}, so there is no predict_proba; predict works."
-    return RowError("not_supported", message, fatal=True)
 
 
 def _left(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
@@ -231,14 +232,26 @@ def _said(error: openai.APIStatusError) -> str:
     return f"{error.code or ''} {error.message}"
 
 
-def _refusal(message: dict[str, Any], finish_reason: object) -> RowError | None:
+def _text(content: object) -> str | None:
+    """Return the text of a message's content: a string, or the texts among a list of parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    texts = [part if isinstance(part, str) else part.get("text") for part in content if isinstance(part, (str, dict))]
+    found = [text for text in texts if isinstance(text, str)]
+    return "".join(found) if found else None
+
+
+def _refusal(message: dict[str, Any], text: str | None, finish_reason: object, request: ChatRequest) -> RowError | None:
     if finish_reason == "content_filter":
         return row_error("content_filter", "The server's content filter stopped the answer.")
     if message.get("refusal"):
         return row_error("content_filter", "The model refused to answer.")
-    if not isinstance(message.get("content"), str):
-        empty = f"The answer is empty (finish_reason={finish_reason})."
-        return row_error("malformed_response", empty, retryable=finish_reason != "length")
+    if finish_reason == "length" and (request.is_free_text or not (text or "").strip()):
+        return TRUNCATED
+    if text is None:
+        return row_error("malformed_response", f"The answer is empty (finish_reason={finish_reason}).")
     return None
 
 

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -48,6 +49,8 @@ class Job(Generic[Q, R]):
     """Estimates the tokens of a question and its answer."""
     empty: Callable[[], R]
     """Makes an answer of the right type."""
+    turn: Callable[[Q], AbstractAsyncContextManager[None]] = lambda _: nullcontext()
+    """Lets a question begin, and holds what has to wait for it."""
 
 
 class Dispatcher:
@@ -117,7 +120,8 @@ class Dispatcher:
         tell: Callable[[int, R], None] | None,
     ) -> None:
         for row, question in rows:
-            answer = await self._persist(question, job, stop)
+            async with job.turn(question):
+                answer = await self._persist(question, job, stop)
             error = answer.error
             if error is not None and error.fatal and not stop.done():
                 stop.set_result(error)

@@ -17,7 +17,7 @@ from skllm_ray.llm.gpt.clients.openai.options import (
     spec_key,
     thaw_options,
 )
-from skllm_ray.llm.models import without_log_probs
+from skllm_ray.llm.models import ModelFacts, facts_of
 
 if TYPE_CHECKING:
     from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
@@ -79,9 +79,19 @@ class OpenAISpec:
         object.__setattr__(self, "request_options", freeze_options(self.request_options))
 
     @property
+    def facts(self) -> ModelFacts:
+        """What is known of the model before it is asked."""
+        return facts_of(self.model, self.api)
+
+    @property
+    def endpoint(self) -> str:
+        """What takes and refuses the same parameters."""
+        return f"{self.api} {self.base_url or ''} {self.api_version or ''} {self.model}"
+
+    @property
     def gives_probabilities(self) -> bool:
         """Whether the model may give them; what the server does is seen when it is asked."""
-        return not without_log_probs(self.model)
+        return self.facts.log_probs
 
     @property
     def placement(self) -> Placement:

@@ -13,7 +13,7 @@ from skllm_ray.errors import ConfigurationError, PartialResultError
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend, GGUFOptions, GGUFSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
-from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generator
+from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generated, Generator
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError
 from skllm_ray.llm.gpt.clients.llama_cpp.truncation import shortened
 from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, ZeroShotTask
@@ -244,6 +244,16 @@ def test_a_long_text_is_cut_for_its_embedding_when_asked_for():
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     with pytest.raises(PartialResultError):
         GPTVectorizer(model="gguf::demo").fit_transform(texts)
+
+
+def test_a_free_text_that_fills_the_context_is_an_error(backend, monkeypatch):
+    written = Generated("half of a te", 10, 1014, "length")
+    monkeypatch.setattr(Generator, "generate", lambda *args: [written] * len(args[1]))
+    free, asked_for, schema = backend.complete(
+        [ask("x"), ask("x", max_output_tokens=1014), ask("x", json_schema=EXPLAINED)]
+    )
+    assert (free.error.kind, free.usage.completion_tokens) == ("truncated", 1014)
+    assert asked_for.text == schema.text == "half of a te"
 
 
 def test_embeddings_are_those_of_llama_cpp(backend):

@@ -284,6 +284,194 @@ def test_a_refused_parameter_is_left_out_with_one_warning(param):
         backend.close()
 
 
+class Strict:
+    """Answers `good` and refuses some parameters, each with a 400 of its own that is counted."""
+
+    def __init__(self, *names, good="fine", message="Unsupported parameter: '{}'", with_param=True):
+        self.names, self.good, self.message, self.with_param = names, good, message, with_param
+        self.n_refused, self._lock = 0, threading.Lock()
+
+    def __call__(self, body):
+        bad = next((name for name in self.names if name in body), None)
+        if bad is None:
+            return self.good
+        with self._lock:
+            self.n_refused += 1
+        return StatusFault(400, self.message.format(bad), "unsupported_parameter", bad if self.with_param else None)
+
+
+def test_a_refusal_costs_one_request_and_not_one_for_every_row_in_flight():
+    strict = Strict("temperature", "response_format", "max_completion_tokens", good='{"label": "positive"}')
+    with ChatServer(strict, latency_s=0.01) as server:
+        spec = spec_for(server)
+        first, second = spec.open(lambda ref: KEY), replace(spec, log_probs=True).open(lambda ref: KEY)
+        with pytest.warns(SkllmRayWarning) as caught:
+            replies = first.complete([ask(f"row {i}", LABELS, max_output_tokens=9) for i in range(64)])
+        assert [reply.error for reply in replies] == [None] * 64
+        assert strict.n_refused == 4  # json_schema and json_object are two
+        assert len({str(one.message) for one in caught}) == len(caught) == 2
+        assert all(reply.log_probs for reply in second.complete([ask("x", LABELS, max_output_tokens=9)] * 40))
+        assert strict.n_refused == 4  # another backend of the endpoint knows
+        first.close()
+        second.close()
+
+
+def test_the_first_of_a_kind_goes_alone_and_the_rest_together():
+    seen, first_done, lock = [0], threading.Event(), threading.Lock()
+
+    def answer(body):
+        with lock:
+            seen[0] += 1
+            alone = seen[0] == 1
+        if alone:
+            threading.Event().wait(0.05)
+            assert seen[0] == 1
+            first_done.set()
+        assert first_done.is_set()
+        return "fine"
+
+    with ChatServer(answer, latency_s=0.02) as server:
+        assert {reply.text for reply in complete(spec_for(server), [ask("x")] * 20)} == {"fine"}
+        assert server.most_in_flight > 1
+
+
+@pytest.mark.parametrize("fault", [StatusFault(500), StatusFault(429), WireFault.DROP])
+def test_a_server_in_trouble_is_asked_by_all_at_once(fault):
+    with ChatServer(scripted(fault, "fine"), latency_s=0.02) as server:
+        assert {reply.text for reply in complete(spec_for(server), [ask("x")] * 20)} == {"fine"}
+        assert server.most_in_flight > 1
+
+
+def test_a_bad_first_row_does_not_hide_what_the_server_refuses():
+    strict = Strict("temperature")
+
+    def answer(body):
+        refused = strict(body)
+        return (
+            StatusFault(400, "I do not like this row") if "poison" in last_text(body) and refused == "fine" else refused
+        )
+
+    with ChatServer(answer) as server, pytest.warns(SkllmRayWarning, match="temperature"):
+        replies = complete(spec_for(server), [ask("poison")] + [ask("x")] * 40)
+    assert [reply.error and reply.error.kind for reply in replies] == ["bad_request"] + [None] * 40
+    assert strict.n_refused == 2
+
+
+def test_a_wrong_key_costs_one_request():
+    with ChatServer(lambda body: StatusFault(401, "no")) as server:
+        replies = complete(spec_for(server), [ask("x")] * 50)
+        assert server.n_requests == 1
+    assert [reply.error.kind for reply in replies] == ["authentication"] + ["cancelled"] * 49
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_a_row_that_speaks_of_formats_teaches_nothing(always):
+    """Its own text is at fault, whether or not it is answered without a format."""
+
+    def answer(body):
+        poison = "poison" in last_text(body) and (always or "response_format" in body)
+        return StatusFault(400, "Refused: json_schema of response_format") if poison else '{"label": "positive"}'
+
+    with ChatServer(answer) as server:
+        backend = spec_for(server).open(lambda ref: KEY)
+        replies = backend.complete([ask(text, LABELS) for text in ("x", "poison json_schema", *"yz")])
+        backend.complete([ask("w", LABELS)])
+        backend.close()
+        assert server.received[-1].body["response_format"]["type"] == "json_schema"
+    assert [reply.error and reply.error.kind for reply in replies] == [
+        None,
+        "bad_request" if always else None,
+        None,
+        None,
+    ]
+
+
+def test_what_the_table_says_is_not_tried():
+    strict = Strict("temperature")
+    with ChatServer(strict) as server, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        complete(spec_for(server, model="gpt-5.4-mini"), [ask("x")] * 3)
+        assert strict.n_refused == 0
+        own = spec_for(server, model="gpt-5.4-mini", request_options=freeze_options({"temperature": 1}))
+        with pytest.warns(SkllmRayWarning, match="temperature"):
+            complete(own, [ask("x")])
+        complete(spec_for(server, model="o1-mini"), [ask("x")])
+        assert [message["role"] for message in server.received[-1].body["messages"]] == ["user"]
+
+
+NO_SYSTEM = [
+    StatusFault(400, "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+                "unsupported_value", "messages[0].role"),
+    StatusFault(400, "System role not supported"),
+    StatusFault(422, "Template error: System role not supported"),
+    StatusFault(400, "Conversation roles must alternate user/assistant/user/assistant/..."),
+    StatusFault(400, "Only user and assistant roles are supported!"),
+    StatusFault(500, "System role not supported"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", NO_SYSTEM, ids=str)
+def test_a_model_without_a_system_role_gets_its_text_in_the_first_user_message(fault):
+    n_refused = [0]
+
+    def answer(body):
+        if body["messages"][0]["role"] == "system":
+            n_refused[0] += 1
+            return fault
+        return last_text(body)
+
+    with ChatServer(answer) as server:
+        with pytest.warns(SkllmRayWarning, match="system message") as caught:
+            replies = complete(spec_for(server), [ask(f"text {i}") for i in range(20)])
+        assert n_refused[0] == len(caught) == 1
+    assert [reply.text for reply in replies] == [f"You answer.\n\ntext {i}" for i in range(20)]
+
+
+def finished(reason, content, **message):
+    class Server(ChatServer):
+        def _answer_to(self, path, body, key):
+            from skllm_ray.testing import _Response
+
+            choice = {"finish_reason": reason, "message": {"role": "assistant", "content": content, **message}}
+            usage = {"prompt_tokens": 3, "completion_tokens": 4}
+            return _Response(200, json.dumps({"model": "m", "choices": [choice], "usage": usage}).encode())
+
+    return Server()
+
+
+@pytest.mark.parametrize(
+    ("content", "request_", "kind"),
+    [
+        ("This is half of a summ", ask("x"), "truncated"),
+        ("", ask("x"), "truncated"),
+        (None, ask("x"), "truncated"),
+        (None, ask("x", LABELS), "truncated"),
+        ('{"label": "positive"}', ask("x", LABELS), None),
+        ('{"label": "posi', ask("x", LABELS), None),  # the task says that it is no answer
+        ('{"a": 1}', ask("x", json_schema={"type": "object"}), None),
+    ],
+)
+def test_a_free_text_that_was_cut_off_is_an_error(content, request_, kind):
+    with finished("length", content) as server:
+        (reply,) = complete(spec_for(server), [request_])
+    assert (reply.error and reply.error.kind, reply.attempts, reply.usage.completion_tokens) == (kind, 1, 4)
+    assert (reply.text is None) == (kind is not None)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": '{"label": '}, {"type": "text", "text": '"a"}'}], '{"label": "a"}'),
+        ([{"type": "thinking", "thinking": []}, {"type": "text", "text": "a"}], "a"),
+        (["a", "b"], "ab"),
+    ],
+)
+def test_a_content_of_several_parts_is_their_text(content, text):
+    with finished("stop", content) as server:
+        (reply,) = complete(spec_for(server), [ask("x")])
+    assert (reply.text, reply.attempts) == (text, 1)
+
+
 def test_an_options_bad_value_is_an_error_not_a_warning():
     fault = StatusFault(400, "Invalid 'top_p': above the maximum of 1.", "decimal_above_max_value", "top_p")
     with ChatServer(lambda body: fault) as server:

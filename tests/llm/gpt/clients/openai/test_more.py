@@ -83,20 +83,82 @@ def token(text, share, **others):
         ([token("yes", 0.9, no=0.1)], ("yes", "no"), [0.9, 0.1]),
         ([token('{"label": "', 1), token("p", 0.6, n=0.4), token('os"}', 1.0)],
          ("pos", "neg", "none"), [0.6, 0.2, 0.2]),
+        ([token('{"label":"', 1), token("Yes", 0.9, No=0.1), token('"}', 1)], ("yes", "no"), [0.9, 0.1]),
+        ([token('{"label":"', 1), token("US", 0.9, us=0.1), token('"}', 1)], ("us", "US"), [0.1, 0.9]),
+        ([token("yes", 0.9, no=0.1), token(".", 1)], ("yes", "no"), [0.9, 0.1]),
+        ([token(" '", 1), token("yes", 0.9, no=0.1), token("'", 1)], ("yes", "no"), [0.9, 0.1]),
+        ([token(".NET", 0.9, Java=0.1)], ("Java", ".NET"), [0.1, 0.9]),
+        ([token("etc", 0.9, no=0.1), token(".", 1)], ("etc.", "no"), [0.9, 0.1]),
+        ([token('{"label": ', 1), token("3", 0.9, **{"4": 0.1}), token("}", 1)], ("3", "4"), [0.9, 0.1]),
+        ([token('{"label": ["', 1), token("yes", 0.9, no=0.1), token('"]}', 1)], ("yes", "no"), [0.9, 0.1]),
+        ([token('{"label":"y', 0.8, **{'{"label": "n': 0.2}), token("es", 1.0), token('"}', 1)],
+         ("yes", "no"), [0.8, 0.2]),
+        ([token('<think>"label": "no"? Not.</think>{"label":"', 1), token("yes", 0.9, no=0.1), token('"}', 1)],
+         ("yes", "no"), [0.9, 0.1]),
+        ([token('```json\n{"label": "', 1), token("yes", 0.9, no=0.1), token('"}\n```', 1)], ("yes", "no"), [0.9, 0.1]),
+        ([token('{"label": "', 1), token('say \\"', 0.9, no=0.1), token('a\\""}', 1)], ('say "a"', "no"), [0.9, 0.1]),
+        ([token('{"label": "', 1), {**token("\\xc3", 0.9, no=0.1), "bytes": [0xC3]},
+          {**token("\\xbc", 1.0), "bytes": [0xBC]}, token('"}', 1)], ("ü", "no"), [0.9, 0.1]),
     ],
 )  # fmt: skip
 def test_the_probabilities_of_labels_in_several_tokens(tokens, labels, expected):
     assert np.exp(label_log_probs(tokens, labels)) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_server_without_log_probabilities_is_said_to_have_none():
-    with ChatServer(log_probs=False) as server:
+@pytest.mark.parametrize("answer", ['{"label": "maybe"}', "no idea", "", '{"label": "ye', '{"answer": "yes"}', "ye"])
+def test_an_answer_that_is_no_label_has_no_probabilities(answer):
+    assert label_log_probs([token(answer, 0.9, yes=0.1)], ("yes", "no")) is None
+
+
+class WithoutLogProbs(ChatServer):
+    """Ignores that it is asked for log probabilities, as some servers do."""
+
+    def _answer_to(self, path, body, key):
+        return super()._answer_to(path, {**body, "logprobs": False}, key)
+
+
+@pytest.mark.parametrize("server", [ChatServer(log_probs=False), WithoutLogProbs()], ids=["refuses", "ignores"])
+def test_a_server_without_log_probabilities_is_said_to_have_none(server):
+    with server:
         backend = opened(spec_for(server, log_probs=True))
         replies = backend.complete([ask("x", ("a", "b"))] * 5)
+        assert server.n_requests <= 2
+        asked = server.n_requests
+        told = []
+        again = backend.complete_each([ask("x", ("a", "b"))] * 5, lambda i, reply: told.append(i))
+        assert server.n_requests == asked
         backend.close()
     assert replies[0].error.kind == "not_supported"
     assert replies[0].error.fatal
     assert "predict_proba" in replies[0].error.message
+    assert {(reply.error.kind, reply.attempts) for reply in again} == {("not_supported", 0)}
+    assert told == list(range(5))
+
+
+def test_one_rows_refusal_of_log_probabilities_is_not_the_servers():
+    def answer(body):
+        poison = "poison" in body["messages"][-1]["content"] and "logprobs" in body
+        return StatusFault(400, "logprobs are not supported here") if poison else '{"label": "a"}'
+
+    with ChatServer(answer) as server:
+        backend = opened(spec_for(server, log_probs=True))
+        good, bad, *rest = backend.complete([ask(text, ("a", "b")) for text in ("x", "poison", "y", "z")])
+        backend.close()
+    assert (bad.error.kind, bad.error.fatal, bad.attempts) == ("malformed_response", False, 2)
+    assert all(reply.log_probs for reply in (good, *rest))
+
+
+def test_log_probabilities_of_another_answer_are_an_error():
+    class Confused(ChatServer):
+        def _answer_to(self, path, body, key):
+            found = super()._answer_to(path, body, key)
+            return replace(found, body=found.body.replace(b'"token": "', b'"token": "not '))
+
+    with Confused() as server:
+        backend = opened(spec_for(server, log_probs=True))
+        (reply,) = backend.complete([ask("it is bad", ("good", "bad"))])
+        backend.close()
+    assert (reply.error.kind, reply.log_probs) == ("malformed_response", None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,289 @@
+"""What servers refuse, learnt from their answers: once for an endpoint and model, for all who ask it.
+
+A request that nothing like it was answered before goes alone, so that a refusal costs one request and not a whole
+wave. What a server refused is left out when that row is asked again, and counts for all rows as soon as the server
+answers without it: a row whose own text is at fault teaches nothing. No SDK here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+from skllm_ray.errors import warn
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.gpt.clients.openai.logprobs import no_log_probs, read_log_probs
+from skllm_ray.llm.gpt.clients.openai.options import RequestOptions, thaw_options
+from skllm_ray.llm.models import AnswerForm, ModelFacts
+from skllm_ray.tasks.base import ChatRequest, Message, Reply, RowError
+
+Lessons: TypeAlias = Mapping[str, frozenset[str]]
+"""What is refused, by endpoint."""
+
+_FORMS: tuple[AnswerForm, ...] = ("json_schema", "json_object", "plain")
+_PLACE = "what servers refuse"
+_ENOUGH = 3
+_ROWS_FAULT = {"bad_request", "context_length", "content_filter"}
+_FREE: AbstractAsyncContextManager[None] = nullcontext()
+_lock = threading.Lock()
+
+REFUSAL = re.compile(
+    r"unsupported|not[ _]support|unrecogni[sz]ed|unknown|unexpected|not (permitted|allowed|enabled)"
+    r"|extra (inputs|fields)|only the default|deprecated|not available|cannot find field",
+    re.IGNORECASE,
+)
+"""How servers say that they do not take something at all."""
+_NOT = (
+    r"(?:(?:not|n't|un)[ _-]?(?:support|allow|permit|accept|enabl|recogni|one of|available)|invalid|unknown|unexpected)"
+)
+_ABOUT_SYSTEM = re.compile(
+    rf"{_NOT}.{{0,60}}\bsystem\b|\b(?:system|developer)\b.{{0,80}}{_NOT}"
+    r"|roles must alternate|\bonly\b.{0,60}\broles?\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+Q = TypeVar("Q")
+
+
+@dataclass(slots=True)
+class _Endpoint:
+    """What this process knows of one endpoint and model."""
+
+    refused: set[str] = field(default_factory=set)
+    answered: set[Hashable] = field(default_factory=set)
+    """The shapes of requests that were answered."""
+    fruitless: Counter[Hashable] = field(default_factory=Counter)
+    doubts: Counter[str] = field(default_factory=Counter)
+    """How many rows of an answered shape were only answered without something."""
+
+
+class _Endpoints:
+    """All endpoints. ``ModelCache.clear()`` forgets them: a server may have been exchanged for a better one."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, _Endpoint] = {}
+
+    def close(self) -> None:
+        """Hold nothing: whoever speaks with an endpoint goes on."""
+
+
+def known() -> dict[str, frozenset[str]]:
+    """Return what this process knows to be refused."""
+    return {name: frozenset(one.refused) for name, one in list(_endpoints().by_name.items()) if one.refused}
+
+
+def teach(lessons: Lessons) -> None:
+    """Take over what another process learnt."""
+    for name, refused in lessons.items():
+        _endpoint(name).refused.update(refused)
+
+
+def unknown_to(before: Lessons) -> Lessons:
+    """Return what this process knows now and did not know `before`."""
+    nothing: frozenset[str] = frozenset()
+    found = {name: refused - before.get(name, nothing) for name, refused in known().items()}
+    return {name: refused for name, refused in found.items() if refused}
+
+
+def _endpoints() -> _Endpoints:
+    with _lock:
+        held = ModelCache.get(_PLACE)
+        if not isinstance(held, _Endpoints):
+            held = _Endpoints()
+            ModelCache.store(_PLACE, held)
+        return held
+
+
+def _endpoint(name: str) -> _Endpoint:
+    return _endpoints().by_name.setdefault(name, _Endpoint())
+
+
+@dataclass(slots=True, eq=False)
+class Question(Generic[Q]):
+    """A row's request, and what came of it so far."""
+
+    request: Q
+    shape: Hashable
+    """What requests have in common that hold the same parameters."""
+    without: tuple[str, ...] = ()
+    """What the server refused of this row."""
+
+
+class Asked(Protocol):
+    """What a dialect needs to know of a backend's spec."""
+
+    @property
+    def model(self) -> str:
+        """What to call the model in a warning."""
+        ...
+
+    @property
+    def endpoint(self) -> str:
+        """What takes and refuses the same parameters."""
+        ...
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What is known before anything is asked."""
+        ...
+
+    @property
+    def request_options(self) -> RequestOptions:
+        """The user's own parameters."""
+        ...
+
+    @property
+    def log_probs(self) -> bool:
+        """Whether the probabilities of the labels are wanted."""
+        ...
+
+
+class Learner:
+    """Base of the dialects: what to leave out, and who goes first. All but the constructor runs on one event loop.
+
+    Parameters
+    ----------
+    spec : OpenAISpec or VertexSpec
+        Names the endpoint, the model and the user's own options.
+    """
+
+    def __init__(self, spec: Asked) -> None:
+        self._model = spec.model
+        self._facts = spec.facts
+        self._own = thaw_options(spec.request_options)
+        self._log_probs = spec.log_probs
+        self._endpoint = _endpoint(spec.endpoint)
+        self._first: Question[Any] | None = None
+        self._first_done = asyncio.Event()
+        self._notices: list[str] = []
+
+    def question(self, request: ChatRequest) -> Question[ChatRequest]:
+        """Return `request` as a question."""
+        schema = request.json_schema
+        fields = schema and tuple(schema.get("properties", ()))
+        has_system = any(message["role"] == "system" for message in request.messages)
+        has_limit = request.max_output_tokens is not None
+        return Question(request, (request.choices, fields, has_limit, has_system, self._log_probs, *self._own))
+
+    def wants_log_probs(self, request: ChatRequest) -> bool:
+        """Return whether the answer is to come with the probabilities of the labels."""
+        return self._log_probs and request.choices is not None and not request.choices.multiple
+
+    def refused_unasked(self, n_requests: int, tell: Callable[[int, Reply], None] | None) -> list[Reply] | None:
+        """Return the replies of requests for probabilities where none are to be had, so that none is paid for."""
+        if not self._log_probs or "logprobs" not in self._endpoint.refused:
+            return None
+        refused = Reply(error=no_log_probs(self._model), attempts=0)
+        if tell is not None:
+            for position in range(n_requests):
+                tell(position, refused)
+        return [refused] * n_requests
+
+    def read_log_probs(
+        self, tokens: Sequence[dict[str, Any]] | None, text: str, question: Question[ChatRequest]
+    ) -> tuple[tuple[float, ...] | None, RowError | None]:
+        """Return the labels' log probabilities, or why there are none; an answer that is no label has neither."""
+        if tokens and question.request.choices is not None:
+            return read_log_probs(tokens, text, question.request.choices.labels)
+        if question.shape in self._endpoint.answered:
+            lost = "logprobs" not in question.without  # others have them, so that asking again may help
+            return None, RowError("malformed_response", "The answer came without log probabilities.", retryable=lost)
+        question.without += ("logprobs",)  # the server ignores what it does not know
+        return None, no_log_probs(self._model)
+
+    def turn(self, question: Question[Any]) -> AbstractAsyncContextManager[None]:
+        """Wait for the first of its shape, if nobody knows yet what comes of such a request."""
+        return _FREE if self._may_go(question.shape) else self._after_the_first(question)
+
+    def tell(self) -> None:
+        """Warn the user of what was learnt, once."""
+        while self._notices:
+            warn(self._notices.pop(0))
+
+    def left_out(self, question: Question[Any]) -> set[str]:
+        """Return what the server refuses, or refused of this row."""
+        refused = self._endpoint.refused
+        return refused | set(question.without) if question.without else refused
+
+    def came(self, question: Question[Any], error: RowError | None) -> None:
+        """Learn from an answer that the server takes a question, without what was left out of it."""
+        if error is not None and error.kind == "malformed_response":
+            self.failed(question, error)
+            return
+        self._learn(question)
+        self._let_go(question)
+
+    def failed(self, question: Question[Any], error: RowError) -> None:
+        """Learn that the first question of its shape tells nothing: the next may have better luck, or nobody."""
+        if question.shape not in self._endpoint.answered:
+            self._endpoint.fruitless[question.shape] += 1 if error.kind in _ROWS_FAULT else _ENOUGH
+        self._let_go(question)
+
+    def _learn(self, question: Question[Any]) -> None:
+        one = self._endpoint
+        for name in question.without:
+            if question.shape in one.answered:  # such requests are taken: it may be this row's fault
+                one.doubts[name] += 1
+            if name not in one.refused and (question.shape not in one.answered or one.doubts[name] >= _ENOUGH):
+                one.refused.add(name)
+                notice = self._notice(name)
+                if notice:
+                    self._notices.append(f"{self._model} {notice}")
+        one.answered.add(question.shape)
+
+    def _notice(self, name: str) -> str:
+        if name in {"logprobs", *_FORMS}:
+            return ""  # the row's own error says so; a form of the answer is sought, not asked for
+        if name == "system":
+            return "takes no system message: what it says goes at the head of the user's first message."
+        return f"does not accept {name!r}: asking on without it."
+
+    def _may_go(self, shape: Hashable) -> bool:
+        one = self._endpoint
+        return shape in one.answered or one.fruitless[shape] >= _ENOUGH
+
+    @asynccontextmanager
+    async def _after_the_first(self, question: Question[Any]) -> AsyncIterator[None]:
+        while self._first is not None and not self._may_go(question.shape):
+            await self._first_done.wait()
+        if self._may_go(question.shape):
+            yield
+            return
+        self._first, self._first_done = question, asyncio.Event()
+        try:
+            yield
+        finally:
+            if self._first is question:  # it was never asked: others need not wait for one another
+                self._endpoint.fruitless[question.shape] += _ENOUGH
+            self._let_go(question)
+
+    def _let_go(self, question: Question[Any]) -> None:
+        if self._first is question:
+            self._first = None
+            self._first_done.set()
+
+
+def form_of(best: AnswerForm, left_out: set[str]) -> AnswerForm:
+    """Return the strictest form of an answer that is not refused."""
+    return next((form for form in _FORMS[_FORMS.index(best) :] if form not in left_out), "plain")
+
+
+def is_about_system(message: str) -> bool:
+    """Return whether a refusal is about the system message."""
+    return _ABOUT_SYSTEM.search(message) is not None
+
+
+def folded(messages: tuple[Message, ...]) -> list[Message]:
+    """Return a conversation without system messages; what they say stands at the head of the user's first one."""
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    others = [message for message in messages if message["role"] != "system"]
+    if not system or not others:
+        return others
+    first: Message = {"role": others[0]["role"], "content": "\n\n".join([*system, others[0]["content"]])}
+    return [first, *others[1:]]
