@@ -215,7 +215,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             return
         fatal = next((row.error for row in failed if row.error is not None and row.error.fatal), None)
         if fatal is not None and len(failed) == len(texts.present):
-            raise JobFailedError(f"{self.model} refused every row ({fatal.kind}): {fatal.message}")
+            raise JobFailedError(f"{self.model} refused every row ({fatal.kind}): {fatal.message}", fatal.hint)
         if mode == "raise":
             table = results.details(self._predictions(texts, rows, "coerce"), rows, texts.index)
             raise PartialResultError(
@@ -248,7 +248,8 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         rows = run(texts, EmbeddingTask(), embedding, self._secrets())
         failed = next((row.error for row in rows if row.error is not None), None)
         if failed is not None:
-            raise JobFailedError(f"{embedding.model} embedded not every text ({failed.kind}): {failed.message}")
+            message = f"{embedding.model} embedded not every text ({failed.kind}): {failed.message}"
+            raise JobFailedError(message, failed.hint)
         return np.stack([row.value for row in rows if row.value is not None])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -360,8 +360,9 @@ def test_on_error_of_a_call_is_checked(fake):
 @pytest.mark.parametrize("on_error", ["raise", "default", "coerce"])
 @pytest.mark.parametrize("cls", BOTH)
 def test_a_fatal_error_on_every_row_is_one_error(failing, cls, on_error):
-    with pytest.raises(JobFailedError, match=r"refused every row \(authentication\): wrong key"):
+    with pytest.raises(JobFailedError, match=r"refused every row \(authentication\): wrong key") as caught:
         fitted(cls, on_error=on_error).predict(["dear", None, "dear"] if on_error != "raise" else ["dear"] * 2)
+    assert "set_openai_key" in caught.value.hint
 
 
 def test_missing_texts_are_free(fake):

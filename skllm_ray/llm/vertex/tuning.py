@@ -156,7 +156,7 @@ class VertexTuning:
                 f"Vertex AI in {self._parent} refused: {failure.message}",
                 "Grant the role Vertex AI User, and enable aiplatform.googleapis.com.",
             ) from None
-        raise JobFailedError(f"Vertex AI in {self._parent}: {failure.message}") from None
+        raise JobFailedError(f"Vertex AI in {self._parent}: {failure.message}", failure.hint) from None
 
 
 def adapter_size_name(size: object) -> str:

@@ -213,7 +213,7 @@ class OpenAITuning:
                 f"{self._spec.service} refused: {failure.message}",
                 "Check the key, and that its project may use fine-tuning; OpenAI takes no new organisations for it.",
             ) from None
-        raise JobFailedError(f"{self._spec.service}: {failure.message}") from None
+        raise JobFailedError(f"{self._spec.service}: {failure.message}", failure.hint) from None
 
 
 def _carries(job: FineTuningJob, key: str, files: set[str]) -> bool:
