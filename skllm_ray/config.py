@@ -141,6 +141,7 @@ class _Settings:
     gguf_verbose: bool | None = None
     show_progress: bool | None = None
     reply_cache: str | None = None
+    reply_cache_max_bytes: int | None = None
     secret_resolver: str | None = None
     rate_limits: tuple[tuple[str, RateLimit], ...] = ()
     prices: tuple[tuple[str, Price], ...] = ()
@@ -162,6 +163,7 @@ _ENV = {
     "gguf_verbose": "SKLLM_CONFIG_GGUF_VERBOSE",
     "show_progress": "SKLLM_CONFIG_SHOW_PROGRESS",
     "reply_cache": "SKLLM_CONFIG_REPLY_CACHE",
+    "reply_cache_max_bytes": "SKLLM_CONFIG_REPLY_CACHE_MAX_BYTES",
     "secret_resolver": "SKLLM_CONFIG_SECRET_RESOLVER",
 }
 _DEFAULTS: dict[str, Any] = {
@@ -171,6 +173,7 @@ _DEFAULTS: dict[str, Any] = {
     "gguf_max_gpu_layers": 0,
     "gguf_verbose": False,
     "show_progress": True,
+    "reply_cache_max_bytes": 1_000_000_000,
 }
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
@@ -515,22 +518,33 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         return dict(SKLLMConfig._settings.prices).get(_bare(model))
 
     @staticmethod
-    def set_reply_cache(path: str | os.PathLike[str] | None) -> None:
-        """Set the file in which the replies of API models are kept, so that none is paid for twice.
+    def set_reply_cache(path: str | os.PathLike[str] | None, max_bytes: int = 1_000_000_000) -> None:
+        """Set the file in which the answers of API models are kept, so that none is paid for twice.
 
         Parameters
         ----------
         path : str or path-like or None
             A file that every worker can write: on one machine any, on a cluster one of a shared file system, or each
-            node keeps its own. None, the default, keeps nothing. The file holds replies and hashes, never prompts or
-            keys; above a gigabyte, the replies that were used least recently are removed.
+            node keeps its own. None, the default, keeps nothing. The file holds replies, vectors and hashes, never
+            prompts or keys.
+        max_bytes : int, default=1_000_000_000
+            The largest size of the file, at least 100,000; where it is reached, the oldest answers are removed.
         """
-        _set("reply_cache", None if path is None else _text("path", os.path.abspath(os.fspath(path))))  # noqa: PTH100
+        _set("reply_cache", None if path is None else _path("path", path))
+        _set("reply_cache_max_bytes", _at_least("max_bytes", max_bytes, 100_000))
 
     @staticmethod
     def get_reply_cache() -> str | None:
-        """Return the file in which replies are kept, or None."""
-        return _optional("reply_cache")
+        """Return the file in which answers are kept, or None."""
+        path = _optional("reply_cache")
+        return None if path is None else _path("reply_cache", path)
+
+    @staticmethod
+    def get_reply_cache_max_bytes() -> int:
+        """Return the largest size of the file in which answers are kept."""
+        value = _get("reply_cache_max_bytes")
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        return _at_least("reply_cache_max_bytes", number, 100_000)
 
     @staticmethod
     def set_show_progress(show: bool) -> None:
@@ -584,6 +598,11 @@ def _text(name: str, value: object) -> str:
         shown = "an empty string" if isinstance(value, str) else f"a {type(value).__name__}"
         raise ConfigurationError(f"{name} must be a non-empty string; got {shown}.")
     return value.strip()
+
+
+def _path(name: str, value: str | os.PathLike[str]) -> str:
+    """Return a path that means the same in every process, whatever its folder and its user's home."""
+    return str(Path(_text(name, os.fspath(value))).expanduser().absolute())
 
 
 def _url(name: str, value: object) -> str:

@@ -206,6 +206,28 @@ def test_nothing_is_written_into_the_environment():
     assert dict(os.environ) == before
 
 
+def test_the_reply_cache_is_one_file_for_every_process(monkeypatch, tmp_path):
+    assert (SKLLMConfig.get_reply_cache(), SKLLMConfig.get_reply_cache_max_bytes()) == (None, 1_000_000_000)
+    monkeypatch.chdir(tmp_path)
+    for path, expected in {"~/c.sqlite": Path("~/c.sqlite").expanduser(), "c.sqlite": tmp_path / "c.sqlite"}.items():
+        SKLLMConfig.set_reply_cache(path)
+        assert SKLLMConfig.get_reply_cache() == str(expected)
+        SKLLMConfig.reset()
+        monkeypatch.setenv("SKLLM_CONFIG_REPLY_CACHE", path)
+        assert SKLLMConfig.get_reply_cache() == str(expected)
+    SKLLMConfig.set_reply_cache(tmp_path / "d", max_bytes=200_000)
+    assert SKLLMConfig.get_reply_cache_max_bytes() == 200_000
+    assert "reply_cache_max_bytes = 200000  (set)" in repr(SKLLMConfig)
+    SKLLMConfig.set_reply_cache(tmp_path / "d")
+    assert SKLLMConfig.get_reply_cache_max_bytes() == 1_000_000_000
+    for bad in (0, 99_999, 1e9, True, None):
+        with pytest.raises(ConfigurationError, match="max_bytes must be an int of at least 100000"):
+            SKLLMConfig.set_reply_cache(tmp_path / "d", max_bytes=bad)
+    SKLLMConfig.reset()
+    monkeypatch.setenv("SKLLM_CONFIG_REPLY_CACHE_MAX_BYTES", "300000")
+    assert SKLLMConfig.get_reply_cache_max_bytes() == 300_000
+
+
 # --- secrets ------------------------------------------------------------------------------------------------------
 
 

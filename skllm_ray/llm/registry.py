@@ -140,6 +140,7 @@ def _openai_spec(
         limit=SKLLMConfig.get_rate_limit(prefix + name),
         price=SKLLMConfig.get_price(prefix + name),
         reply_cache=SKLLMConfig.get_reply_cache(),
+        reply_cache_max_bytes=SKLLMConfig.get_reply_cache_max_bytes(),
         **endpoint,
     )
 
@@ -170,6 +171,7 @@ def _vertex(name: str, key: str | None, org: str | None, options: dict[str, Any]
         limit=SKLLMConfig.get_rate_limit(name),
         price=SKLLMConfig.get_price(name),
         reply_cache=SKLLMConfig.get_reply_cache(),
+        reply_cache_max_bytes=SKLLMConfig.get_reply_cache_max_bytes(),
     )
 
 

@@ -39,7 +39,7 @@ HINTS: Final[Mapping[ErrorKind, str]] = {
     "context_length": "Shorten the text or the examples, or take a model with a longer context.",
     "bad_request": "Check request_options and the model's name against what the server says.",
     "content_filter": "Reword or drop the text, or change the provider's filter.",
-    "timeout": "Is the server overloaded? SKLLMConfig.set_rate_limit(model, max_concurrency=…) asks less of it at once.",
+    "timeout": "Is the server overloaded? SKLLMConfig.set_rate_limit(…, max_concurrency=…) asks less at once.",
     "connection": "Does the server run, and is its address right (set_gpt_url, set_azure_api_base)?",
     "server_error": "Look into the server's log, or try later.",
     "malformed_response": "Is the address that of the API itself? Most end in /v1, and a sign-in page answers too.",

@@ -213,3 +213,9 @@ def test_a_function_on_the_worker_may_give_the_key(monkeypatch, tmp_path):
         assert KEY not in str(caught.value)
     with pytest.raises(ConfigurationError, match=r"package\.module:function"):
         SKLLMConfig.set_secret_resolver("not a function")
+
+
+def test_the_reply_cache_travels_in_the_spec(tmp_path):
+    SKLLMConfig.set_reply_cache(tmp_path / "c", max_bytes=200_000)
+    for spec in (resolve("custom_url::m"), resolve("m", family="vertex")):
+        assert (spec.reply_cache, spec.reply_cache_max_bytes) == (str(tmp_path / "c"), 200_000)

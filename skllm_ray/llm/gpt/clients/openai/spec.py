@@ -74,6 +74,8 @@ class OpenAISpec:
     """The user's own price; None takes the table's."""
     reply_cache: str | None = None
     """Where replies are kept; None keeps none."""
+    reply_cache_max_bytes: int = 1_000_000_000
+    """The largest size of that file."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "request_options", freeze_options(self.request_options))
