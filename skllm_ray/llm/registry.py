@@ -49,6 +49,8 @@ def resolve(
         raise UnknownModelError(f"Unknown namespace {namespace!r} in model={model!r}.", f"Known: {known}")
     if not name.strip():
         raise UnknownModelError(f"model={model!r} names no model.", f"Write {namespace}::<name>.")
+    if request_options is not None and not isinstance(request_options, Mapping):
+        raise ConfigurationError(f"request_options must be a dict or None; got {type(request_options).__name__}.")
     return openers[namespace](name.strip(), key, org, dict(request_options or {}))
 
 

@@ -219,3 +219,10 @@ def test_the_reply_cache_travels_in_the_spec(tmp_path):
     SKLLMConfig.set_reply_cache(tmp_path / "c", max_bytes=200_000)
     for spec in (resolve("custom_url::m"), resolve("m", family="vertex")):
         assert (spec.reply_cache, spec.reply_cache_max_bytes) == (str(tmp_path / "c"), 200_000)
+
+
+@pytest.mark.parametrize("options", ["abc", [("a", 1)], 7, {1, 2}])
+@pytest.mark.parametrize("model", ["m", "custom_url::m", "gguf::demo"])
+def test_request_options_are_a_mapping(model, options):
+    with pytest.raises(ConfigurationError, match="request_options must be a dict or None; got"):
+        resolve(model, request_options=options)

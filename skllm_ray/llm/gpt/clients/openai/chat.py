@@ -16,8 +16,9 @@ from skllm_ray.llm.gate import Permit
 from skllm_ray.llm.gpt.clients.openai import embeddings
 from skllm_ray.llm.gpt.clients.openai.dialect import Dialect
 from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, whole
-from skllm_ray.llm.gpt.clients.openai.errors import classify, redact, row_error
+from skllm_ray.llm.gpt.clients.openai.errors import Refusals, classify, count_of, row_error
 from skllm_ray.llm.gpt.clients.openai.logprobs import label_log_probs
+from skllm_ray.llm.gpt.clients.openai.redaction import redact
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.llm.models import price_of
 from skllm_ray.llm.tokens import TokenEstimate
@@ -50,6 +51,7 @@ class OpenAIBackend:
         self._response_type = _response_type()
         self._dialect = Dialect(spec)
         self._tokens = TokenEstimate()
+        self._refusals = Refusals()
         bucket = (
             f"{spec.base_url or _OPENAI_URL} {spec.model} {Secret(key).fingerprint}{' ' + spec.org if spec.org else ''}"
         )
@@ -102,6 +104,7 @@ class OpenAIBackend:
             if failure.kind == "bad_request" and self._learn(error, body):
                 return Reply(error=_no_log_probs(self._spec)) if self._dialect.refused_log_probs() else None
             return Reply(error=failure)
+        self._refusals.answered()
         return reply
 
     async def _ask_vectors(self, texts: Sequence[str], permit: Permit) -> Embedding | None:
@@ -114,6 +117,7 @@ class OpenAIBackend:
             if failure.kind == "bad_request" and self._learn(error, body):
                 return None
             return Embedding(error=failure)
+        self._refusals.answered()
         return replace(found, usage=self._priced(found.usage, found.model))
 
     async def _send(self, path: str, body: dict[str, Any], permit: Permit) -> object:
@@ -130,7 +134,7 @@ class OpenAIBackend:
         return self._dialect.learn(body, error.param, _said(error))
 
     def _classify(self, error: Exception, texts: Sequence[str], permit: Permit) -> RowError:
-        failure = classify(error, partial(redact, secrets=[self._key], texts=texts))
+        failure = self._refusals.judge(classify(error, partial(redact, secrets=[self._key], texts=texts)))
         headers = getattr(getattr(error, "response", None), "headers", None)
         if headers is not None:
             permit.left = _left(headers)
@@ -246,8 +250,6 @@ def _usage(usage: object) -> Usage:
     if not isinstance(usage, dict):
         return Usage()
     details = usage.get("prompt_tokens_details")
-    return Usage(
-        prompt_tokens=usage.get("prompt_tokens") or 0,
-        completion_tokens=usage.get("completion_tokens") or 0,
-        cached_tokens=(details.get("cached_tokens") or 0) if isinstance(details, dict) else 0,
-    )
+    n_prompt = count_of(usage.get("prompt_tokens"))
+    n_cached = count_of(details.get("cached_tokens")) if isinstance(details, dict) else 0
+    return Usage(n_prompt, count_of(usage.get("completion_tokens")), min(n_cached, n_prompt))

@@ -22,7 +22,7 @@ from skllm_ray.llm.models import without_log_probs
 if TYPE_CHECKING:
     from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
 
-_NO_KEY = "no-key-needed"
+_NO_KEY = "no-key"
 _SETTINGS = {"azure": "azure_api_base", "custom_url": "gpt_url"}
 _RESERVED = {
     "model",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from skllm_ray.config import SecretRef
 from skllm_ray.errors import ConfigurationError, JobFailedError, MissingKeyError
 from skllm_ray.llm.base import SecretResolver
-from skllm_ray.llm.gpt.clients.openai.errors import classify, redact
+from skllm_ray.llm.gpt.clients.openai.errors import classify
+from skllm_ray.llm.gpt.clients.openai.redaction import redact
 from skllm_ray.llm.tuning.job import ServerJob, State
 from skllm_ray.llm.tuning.spec import TuningSpec
 from skllm_ray.llm.tuning.submit import OutcomeUnknownError, RefusedError
