@@ -73,7 +73,7 @@ class BatchEstimator(Protocol):
 
     def _task(self) -> Task[Any]: ...
 
-    def _spec(self) -> Any: ...
+    def _checked_spec(self) -> Any: ...
 
     def _secrets(self) -> dict[str, str]: ...
 
@@ -189,8 +189,7 @@ class Job:
         self._output_uri = output
         self._options = options
         self._storage = storage
-        self.spec = self._priced(estimator._spec())
-        self.spec.check()
+        self.spec = self._priced(estimator._checked_spec())
         self.task = estimator._task()
         self.output = open_folder(output, storage, storage.secrets())
         self._source_uri = base_of(self._inputs[0])

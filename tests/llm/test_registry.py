@@ -110,6 +110,20 @@ def test_a_key_left_behind_in_a_pickle_is_looked_up_again():
     assert resolve("m", key=lost).key_ref.fingerprint == Secret("sk-here").fingerprint
 
 
+def test_a_worker_may_know_the_key_that_was_left_behind(monkeypatch, caplog):
+    lost = pickle.loads(pickle.dumps(Secret(KEY)))
+    reference = resolve("m", key=lost).key_ref
+    assert reference.fingerprint == lost.fingerprint
+    assert resolve_secret(reference, {lost.fingerprint: KEY}) == KEY
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert resolve_secret(reference) == KEY
+    assert not caplog.records
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-node")
+    assert resolve_secret(reference) == "sk-of-the-node"
+    assert "another one here" in caplog.text
+    assert "sk-" not in caplog.text
+
+
 def test_gguf_takes_no_request_options():
     with pytest.raises(ConfigurationError, match=r"^request_options=\{'top_p': 1\}"):
         resolve("gguf::demo", request_options={"top_p": 1})

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
-from skllm_ray.config import Price, RateLimit, SecretRef, resolve_secret
+from skllm_ray.config import Price, RateLimit, SecretRef, checked_url, resolve_secret
 from skllm_ray.errors import ConfigurationError, MissingKeyError
 from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
@@ -135,11 +134,8 @@ class OpenAISpec:
             raise ConfigurationError(f"{setting} is not set.", f"Call SKLLMConfig.set_{setting}(…).")
         if self.api == "azure" and not self.api_version:
             raise ConfigurationError("azure_api_version is not set.", "Call SKLLMConfig.set_azure_api_version(…).")
-        if self.base_url and "@" in urlsplit(self.base_url).netloc:
-            raise ConfigurationError(
-                f"{setting or 'base_url'} must not hold a user name or password.",
-                "Pass the credential with SKLLMConfig.set_openai_key(…).",
-            )
+        if self.base_url:
+            checked_url(setting or "base_url", self.base_url)
 
     def _secret(self, resolve_secret: SecretResolver) -> str:
         try:
