@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from skllm_ray.config import Secret
-from skllm_ray.errors import SkllmRayWarning
+from skllm_ray.errors import MissingKeyError, SkllmRayWarning
 from skllm_ray.llm.gate import Permit
 from skllm_ray.llm.gpt.clients.openai import embeddings
 from skllm_ray.llm.gpt.clients.openai.dialect import Dialect
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 _OPENAI_URL = "https://api.openai.com/v1"
 _LONGEST_CONNECT_S = 10.0
+_REREAD_S = 1.0
+_MOST_KEYS = 4  # former ones, which messages may still quote
 
 
 class OpenAIBackend:
@@ -42,11 +47,17 @@ class OpenAIBackend:
         The model and its server.
     key : str
         The API key.
+    read_key : callable, optional
+        Looks the key up again, after the server refused the one in use: keys that a resolver or a file gives may change
+        while the client is open.
     """
 
-    def __init__(self, spec: OpenAISpec, key: str) -> None:
+    def __init__(self, spec: OpenAISpec, key: str, read_key: Callable[[], str] | None = None) -> None:
         self._spec = spec
-        self._key = key
+        self._keys = [key]
+        self._read_key = read_key
+        self._reading = asyncio.Lock()
+        self._read_at = -math.inf
         self._client = _open_client(spec, key)
         self._response_type = _response_type()
         self._dialect = Dialect(spec)
@@ -122,9 +133,30 @@ class OpenAIBackend:
 
     async def _send(self, path: str, body: dict[str, Any], permit: Permit) -> object:
         """Post `body`. The SDK's parsing into models is left out: it takes more time than all the rest."""
-        response = await self._client.post(path, body=body, cast_to=self._response_type)
+        import openai
+
+        key = self._keys[-1]
+        try:
+            response = await self._client.post(path, body=body, cast_to=self._response_type)
+        except openai.AuthenticationError:
+            if not await self._has_another_key(key):
+                raise
+            response = await self._client.post(path, body=body, cast_to=self._response_type)
         permit.left = _left(response.headers)
         return json.loads(response.content)
+
+    async def _has_another_key(self, refused: str) -> bool:
+        """Return whether the client has another key than `refused` by now; one task looks it up for all."""
+        async with self._reading:
+            now = asyncio.get_running_loop().time()
+            if self._keys[-1] == refused and self._read_key is not None and now - self._read_at > _REREAD_S:
+                self._read_at = now
+                with contextlib.suppress(MissingKeyError):
+                    found = await asyncio.to_thread(self._read_key)
+                    if found != refused:
+                        self._keys = [*self._keys[-_MOST_KEYS:], found]
+                        self._client.api_key = found
+            return self._keys[-1] != refused
 
     def _learn(self, error: Exception, body: dict[str, Any]) -> bool:
         import openai
@@ -134,7 +166,7 @@ class OpenAIBackend:
         return self._dialect.learn(body, error.param, _said(error))
 
     def _classify(self, error: Exception, texts: Sequence[str], permit: Permit) -> RowError:
-        failure = self._refusals.judge(classify(error, partial(redact, secrets=[self._key], texts=texts)))
+        failure = self._refusals.judge(classify(error, partial(redact, secrets=self._keys, texts=texts)))
         headers = getattr(getattr(error, "response", None), "headers", None)
         if headers is not None:
             permit.left = _left(headers)

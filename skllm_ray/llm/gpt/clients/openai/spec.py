@@ -126,7 +126,7 @@ class OpenAISpec:
         from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
 
         self._check_address()
-        return OpenAIBackend(self, self._secret(resolve_secret))
+        return OpenAIBackend(self, self._secret(resolve_secret), lambda: self._secret(resolve_secret))
 
     def _check_address(self) -> None:
         setting = _SETTINGS.get(self.api)

@@ -8,9 +8,11 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from skllm_ray.errors import MissingKeyError
 from skllm_ray.llm.gpt.clients.openai.embeddings import in_parts, read
 from skllm_ray.llm.gpt.clients.openai.errors import retry_after_s, row_error
 from skllm_ray.tasks.base import Embedding
+from skllm_ray.testing import ChatServer
 from tests.llm.gpt.clients.openai.test_chat import KEY, ask, complete, spec_for
 
 
@@ -127,6 +129,48 @@ def test_what_a_server_says_is_shown_without_the_text_and_the_key():
     with RawServer(lambda body: (400, {}, json.dumps(said).encode())) as server:
         (reply,) = complete(spec_for(server), [ask("my pin 4711")])
     assert reply.error.message == "HTTP 400: invalid input: […] for ***"
+
+
+@pytest.mark.parametrize("api", ["openai", "azure", "custom_url"])
+def test_a_key_that_changed_is_looked_up_again(api):
+    valid, read = ["sk-old-0123456789"], []
+
+    def resolve(reference):
+        read.append(reference)
+        return valid[0]
+
+    with ChatServer() as server:
+        server._key = valid[0]
+        url = server.root if api == "azure" else server.url
+        spec = spec_for(server, api=api, base_url=url, api_version="v")
+        backend = spec.open(resolve)
+        assert backend.complete([ask("x")])[0].text == "ok"
+        server._key = valid[0] = "sk-new-0123456789"
+        replies = backend.complete([ask("x")] * 40)
+        assert {reply.text for reply in replies} == {"ok"}
+        assert {reply.attempts for reply in replies} == {1}
+        assert len(read) == 2  # once for all
+        server._key = "sk-nobody-knows-it"
+        assert backend.complete([ask("x")])[0].error.kind == "authentication"
+        backend.close()
+
+
+def test_a_key_that_is_wrong_for_good_ends_the_job():
+    read = []
+
+    def resolve(reference):
+        read.append(1)
+        if len(read) > 1:
+            raise MissingKeyError("gone")
+        return KEY
+
+    with ChatServer(key="sk-other") as server:
+        backend = spec_for(server).open(resolve)
+        replies = backend.complete([ask("x")] * 100)
+        backend.close()
+        assert server.n_requests < 100
+    assert {reply.error.kind for reply in replies} == {"authentication", "cancelled"}
+    assert len(read) == 2
 
 
 # --- vectors ------------------------------------------------------------------------------------------------------
