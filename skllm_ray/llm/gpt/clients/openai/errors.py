@@ -48,7 +48,7 @@ _BY_STATUS: dict[int, ErrorKind] = {
     504: "timeout",
 }
 _CODE = re.compile(r"[\w.-]{1,64}")
-_OWN_FIELDS = {"code", "type", "detail", "statusCode", "error_type"}
+_OWN_FIELDS = {"error", "code", "type", "detail", "statusCode"}
 _MOST_REFUSALS = 20
 _MOST_TOKENS = 1_000_000_000
 _RETRYABLE = {"timeout", "connection", "server_error", "malformed_response", "rate_limit"}
@@ -180,8 +180,11 @@ def _is_json(error: openai.APIStatusError) -> bool:
 
 def _is_the_apis_own(error: openai.APIStatusError) -> bool:
     """Return whether the API itself refused, and not a gateway before it, which may object to one text alone."""
-    body = error.body
-    return bool(_OWN_FIELDS & body.keys()) if isinstance(body, dict) else isinstance(body, str) and _is_json(error)
+    try:
+        body = json.loads(error.response.content)
+    except ValueError:
+        return False
+    return isinstance(body, dict) and bool(_OWN_FIELDS & body.keys())
 
 
 def _root(error: BaseException) -> BaseException:
