@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 import os
 import re
 import threading
@@ -22,17 +23,26 @@ __all__ = ["GGUFResources", "Price", "RateLimit", "SKLLMConfig", "Secret", "Secr
 class Secret(str):
     """A credential that shows itself to nobody but the SDK that needs it.
 
-    It wraps idempotently (``Secret(s) is s``), prints and formats as stars, and pickles as its fingerprint alone: where
-    it is loaded, the credential is looked up again. Only :meth:`reveal` gives the text.
+    As a str it is only a mark: whatever is made of it, such as JSON, a concatenation or a table, shows no part of the
+    credential. Only :meth:`reveal` gives the text; equality compares it. It wraps
+    idempotently (``Secret(s) is s``), prints and formats as stars, and pickles as its fingerprint alone: where it is
+    loaded, it is false and reveals nothing, and the credential is looked up again.
 
     Examples
     --------
-    >>> Secret("sk-1234")
+    >>> secret = Secret("sk-1234")
+    >>> secret
     Secret(***)
-    >>> f"{Secret('sk-1234')}"
+    >>> f"{secret}"
     '***'
+    >>> "sk" in "".join([secret])
+    False
+    >>> secret.reveal()
+    'sk-1234'
     """
 
+    __slots__ = ("_text", "fingerprint")
+    _text: str
     fingerprint: str
     """The first 12 hexadecimal digits of the SHA-256 of the credential; tells two credentials apart."""
 
@@ -40,13 +50,29 @@ class Secret(str):
         """Wrap `value`; a `Secret` is returned as it is."""
         if isinstance(value, Secret):
             return value
-        secret = super().__new__(cls, value)
-        secret.fingerprint = fingerprint or hashlib.sha256(value.encode()).hexdigest()[:12]
+        mark = fingerprint or hashlib.sha256(value.encode()).hexdigest()[:12]
+        secret = super().__new__(cls, f"***{mark}")
+        secret._text = str(value)
+        secret.fingerprint = mark
         return secret
 
     def reveal(self) -> str:
         """Return the credential itself; empty if it was left behind when this object was pickled."""
-        return str.__str__(self)
+        return self._text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Secret):
+            return (self._text, self.fingerprint) == (other._text, other.fingerprint)
+        return bool(self._text) and self._text == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self._text)
 
     def __repr__(self) -> str:
         return "Secret(***)"
@@ -141,6 +167,7 @@ class _Settings:
     gguf_verbose: bool | None = None
     show_progress: bool | None = None
     reply_cache: str | None = None
+    reply_cache_max_bytes: int | None = None
     secret_resolver: str | None = None
     rate_limits: tuple[tuple[str, RateLimit], ...] = ()
     prices: tuple[tuple[str, Price], ...] = ()
@@ -162,6 +189,7 @@ _ENV = {
     "gguf_verbose": "SKLLM_CONFIG_GGUF_VERBOSE",
     "show_progress": "SKLLM_CONFIG_SHOW_PROGRESS",
     "reply_cache": "SKLLM_CONFIG_REPLY_CACHE",
+    "reply_cache_max_bytes": "SKLLM_CONFIG_REPLY_CACHE_MAX_BYTES",
     "secret_resolver": "SKLLM_CONFIG_SECRET_RESOLVER",
 }
 _DEFAULTS: dict[str, Any] = {
@@ -171,6 +199,7 @@ _DEFAULTS: dict[str, Any] = {
     "gguf_max_gpu_layers": 0,
     "gguf_verbose": False,
     "show_progress": True,
+    "reply_cache_max_bytes": 1_000_000_000,
 }
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
@@ -178,6 +207,7 @@ OPENAI_KEY_ENV = (_ENV["openai_key"], "OPENAI_API_KEY")
 
 
 _borrowing = threading.RLock()
+_logger = logging.getLogger(__name__)
 
 
 class _ReadableSettings(type):
@@ -295,12 +325,13 @@ class SKLLMConfig(metaclass=_ReadableSettings):
     @staticmethod
     def set_azure_api_base(base: str) -> None:
         """Set the Azure OpenAI endpoint, such as ``https://NAME.openai.azure.com``."""
-        _set("azure_api_base", _url("azure_api_base", base))
+        _set("azure_api_base", checked_url("azure_api_base", base))
 
     @staticmethod
     def get_azure_api_base() -> str | None:
         """Return the Azure OpenAI endpoint, or None."""
-        return _optional("azure_api_base")
+        url = _optional("azure_api_base")
+        return None if url is None else checked_url("azure_api_base", url)
 
     @staticmethod
     def set_azure_api_version(ver: str) -> None:
@@ -355,12 +386,13 @@ class SKLLMConfig(metaclass=_ReadableSettings):
     @staticmethod
     def set_gpt_url(url: str) -> None:
         """Set the base URL that ``model="custom_url::…"`` uses, such as ``http://localhost:11434/v1``."""
-        _set("gpt_url", _url("gpt_url", url))
+        _set("gpt_url", checked_url("gpt_url", url))
 
     @staticmethod
     def get_gpt_url() -> str | None:
         """Return the custom base URL, or None."""
-        return _optional("gpt_url")
+        url = _optional("gpt_url")
+        return None if url is None else checked_url("gpt_url", url)
 
     @staticmethod
     def reset_gpt_url() -> None:
@@ -522,22 +554,33 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         return dict(SKLLMConfig._settings.prices).get(_bare(model))
 
     @staticmethod
-    def set_reply_cache(path: str | os.PathLike[str] | None) -> None:
-        """Set the file in which the replies of API models are kept, so that none is paid for twice.
+    def set_reply_cache(path: str | os.PathLike[str] | None, max_bytes: int = 1_000_000_000) -> None:
+        """Set the file in which the answers of API models are kept, so that none is paid for twice.
 
         Parameters
         ----------
         path : str or path-like or None
             A file that every worker can write: on one machine any, on a cluster one of a shared file system, or each
-            node keeps its own. None, the default, keeps nothing. The file holds replies and hashes, never prompts or
-            keys; above a gigabyte, the replies that were used least recently are removed.
+            node keeps its own. None, the default, keeps nothing. The file holds replies, vectors and hashes, never
+            prompts or keys.
+        max_bytes : int, default=1_000_000_000
+            The largest size of the file, at least 100,000; where it is reached, the oldest answers are removed.
         """
-        _set("reply_cache", None if path is None else _text("path", os.path.abspath(os.fspath(path))))  # noqa: PTH100
+        _set("reply_cache", None if path is None else _path("path", path))
+        _set("reply_cache_max_bytes", _at_least("max_bytes", max_bytes, 100_000))
 
     @staticmethod
     def get_reply_cache() -> str | None:
-        """Return the file in which replies are kept, or None."""
-        return _optional("reply_cache")
+        """Return the file in which answers are kept, or None."""
+        path = _optional("reply_cache")
+        return None if path is None else _path("reply_cache", path)
+
+    @staticmethod
+    def get_reply_cache_max_bytes() -> int:
+        """Return the largest size of the file in which answers are kept."""
+        value = _get("reply_cache_max_bytes")
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        return _at_least("reply_cache_max_bytes", number, 100_000)
 
     @staticmethod
     def set_show_progress(show: bool) -> None:
@@ -573,7 +616,8 @@ def _shown(name: str) -> str:
     source = "set" if getattr(SKLLMConfig._settings, name) is not None else "environment"
     if name in _DEFAULTS and source == "environment" and not os.environ.get(_ENV[name]):
         source = "default"
-    return f"{'***' if name == 'openai_key' else repr(value)}  ({source})"
+    hidden = name == "openai_key" or (name in {"gpt_url", "azure_api_base"} and _may_hold_secret(value))
+    return f"{'***' if hidden else repr(value)}  ({source})"
 
 
 def _with(pairs: tuple[tuple[Any, Any], ...], key: object, value: object) -> tuple[tuple[Any, Any], ...]:
@@ -593,16 +637,31 @@ def _text(name: str, value: object) -> str:
     return value.strip()
 
 
-def _url(name: str, value: object) -> str:
+def _path(name: str, value: str | os.PathLike[str]) -> str:
+    """Return a path that means the same in every process, whatever its folder and its user's home."""
+    return str(Path(_text(name, os.fspath(value))).expanduser().absolute())
+
+
+def checked_url(name: str, value: object) -> str:
+    """Return a base URL, or raise `ConfigurationError`, which repeats no URL that may hold a credential."""
     text = _text(name, value)
     parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.netloc:
+    is_http = parts.scheme in {"http", "https"} and bool(parts.netloc)
+    if _may_hold_secret(text):
+        raise ConfigurationError(
+            f"{name} must be the address alone: no user name, password, query (after ?) or fragment (after #).",
+            "A key goes into SKLLMConfig.set_openai_key(…) or key=…, Azure's version into set_azure_api_version(…).",
+        )
+    if not is_http:
         raise ConfigurationError(
             f"{name} must be an http:// or https:// URL; got {text!r}.", "For example http://localhost:11434/v1."
         )
-    if "@" in parts.netloc:
-        raise ConfigurationError(f"{name} must not hold a user name or password.", "Use set_openai_key(…).")
     return text.rstrip("/")
+
+
+def _may_hold_secret(url: str) -> bool:
+    address = urlsplit(url).netloc or url  # an @ in a path is a name
+    return "?" in url or "#" in url or "@" in address
 
 
 def _flag(name: str, value: object) -> bool:
@@ -655,22 +714,25 @@ def resolve_secret(ref: SecretRef, held: Mapping[str, str] | None = None) -> str
     """
     if held and ref.fingerprint in held:
         return held[ref.fingerprint]
-    own = SKLLMConfig._settings.openai_key if ref.name == "openai_key" else None
-    if own is not None and own.reveal():
-        return own.reveal()
-    resolver = ref.resolver or SKLLMConfig.get_secret_resolver()
-    told = _ask_resolver(resolver, ref.name) if resolver else None
-    if told:
-        return told
-    for name in ref.env:
-        found = _from_environment(name)
-        if found:
-            return found
+    found = _find_secret(ref)
+    if found:
+        if ref.fingerprint and Secret(found).fingerprint != ref.fingerprint:
+            _logger.warning("%s is another one here than the driver named; it is used.", ref.name)
+        return found
     setter = f"SKLLMConfig.set_{ref.name}(…)"
     raise MissingKeyError(
         f"No {ref.name} was found.",
         f"Call {setter}, or set {ref.env[0]}, or {ref.env[0]}_FILE with a file's path, in the environment.",
     )
+
+
+def _find_secret(ref: SecretRef) -> str | None:
+    own = SKLLMConfig._settings.openai_key if ref.name == "openai_key" else None
+    if own:
+        return own.reveal()
+    resolver = ref.resolver or SKLLMConfig.get_secret_resolver()
+    told = _ask_resolver(resolver, ref.name) if resolver else None
+    return told or next(filter(None, map(_from_environment, ref.env)), None)
 
 
 def _from_environment(name: str) -> str | None:

@@ -71,10 +71,14 @@ class Received:
 
 
 def prompt_of(body: dict[str, Any]) -> str:
-    """Return all the text of a request's messages, be it OpenAI's or Vertex AI's."""
+    """Return all the text of a request, be it OpenAI's or Vertex AI's, a chat's or an embedding's."""
     if "messages" in body:
         return "\n".join(str(message["content"]) for message in body["messages"])
-    turns = [body.get("systemInstruction") or {}, *body.get("contents", [])]
+    if "input" in body:
+        return body["input"] if isinstance(body["input"], str) else "\n".join(map(str, body["input"]))
+    if "instances" in body:
+        return "\n".join(str(item["content"]) for item in body["instances"])
+    turns = [body.get("systemInstruction") or {}, body.get("content") or {}, *body.get("contents", [])]
     return "\n".join(part.get("text", "") for turn in turns for part in turn.get("parts", []))
 
 
@@ -85,7 +89,9 @@ class ChatServer:
     ----------
     answer : callable, optional
         Takes a request's JSON body; returns the answer's text, a `StatusFault` or a `WireFault`. By default a
-        classification gets the label that the prompt names most often, and any other request gets ``"ok"``.
+        classification gets the label that the prompt names most often, and any other request gets ``"ok"``. It is asked
+        about embeddings too, which get a fault if it returns one and vectors otherwise, also where it raises because
+        it is written for chats. Where it raises at a chat, the server answers with status 500 and the exception.
     latency_s : float, default=0
         How long every answer takes, in seconds.
     key : str or None, default=None
@@ -94,6 +100,9 @@ class ChatServer:
         Quotas, enforced in a sliding window of 60 s: what is above gets a 429 with ``retry-after-ms``, and every answer
         tells what is left in ``x-ratelimit-*`` headers. Tokens are a quarter of the characters of the prompt and the
         answer.
+    reserve_output : bool, default=False
+        Whether a request is charged as OpenAI does it: with the most tokens that it allows its answer, where it says
+        so, whatever the answer's length.
     log_probs : bool, default=True
         Whether to give log probabilities to who asks for them; without, such a request is refused with a 400.
     host : str, default="127.0.0.1"
@@ -134,6 +143,7 @@ class ChatServer:
         key: str | None = None,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
+        reserve_output: bool = False,
         log_probs: bool = True,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -141,6 +151,7 @@ class ChatServer:
         self.answer = answer or _default_answer
         self.latency_s = latency_s
         self.log_probs = log_probs
+        self.reserve_output = reserve_output
         self.n_requests = 0
         self.n_refused = 0
         self.most_in_flight = 0
@@ -186,6 +197,8 @@ class ChatServer:
             self.received.append(Received(path, body, auth))
         try:
             return self._answer_to(path.partition("?")[0], body, key)
+        except Exception as error:  # noqa: BLE001  a script may raise anything, and whoever asked is told
+            return _error(StatusFault(500, f"The script raised {type(error).__name__}: {error}"))
         finally:
             with self._lock:
                 self._in_flight -= 1
@@ -195,25 +208,35 @@ class ChatServer:
             self._ending.wait(self.latency_s)
             return _error(StatusFault(401, "Incorrect API key provided.", "invalid_api_key"))
         vectors = _embedding_form(path, body)
-        answer = "" if vectors is not None else self.answer(body)
-        said = answer if isinstance(answer, str) else ""
-        refused, headers = self._charge(_tokens_of(body) + len(said) // 4)
+        answer = self.answer(body) if vectors is None else self._fault_for(body)
+        n_answer = len(answer) // 4 if isinstance(answer, str) else 0
+        reserved = _reserved_tokens(body) if self.reserve_output else None
+        refused, headers = self._charge(_tokens_of(body) + (n_answer if reserved is None else reserved))
         if refused is not None:
             return refused
         self._ending.wait(self.latency_s)
-        if vectors is not None:
-            return _Response(200, json.dumps(vectors).encode(), (_JSON, *headers))
-        vertex = path.endswith(":generateContent")
-        if body.get("logprobs") and not self.log_probs:
+        if _asks_log_probs(body) and not self.log_probs:
             return _error(StatusFault(400, "Unsupported parameter: 'logprobs'", "unsupported_parameter", "logprobs"))
-        form = _vertex_form if vertex else _openai_form
         if isinstance(answer, StatusFault):
             return _error(answer)
         if answer is WireFault.SILENCE:
             self._ending.wait()
-        if isinstance(answer, str):
-            return _Response(200, json.dumps(form(body, answer, "stop")).encode(), (_JSON, *headers))
-        return _broken(answer, form(body, "", "content_filter"), form(body, None, "stop"))
+        form = _vertex_form if path.endswith(":generateContent") else _openai_form
+        if isinstance(answer, WireFault):
+            if vectors is not None:
+                nothing = dict.fromkeys(vectors, ())
+                return _broken(answer, nothing, nothing)
+            return _broken(answer, form(body, "", "content_filter"), form(body, None, "stop"))
+        whole = form(body, answer, "stop") if vectors is None else vectors
+        return _Response(200, json.dumps(whole).encode(), (_JSON, *headers))
+
+    def _fault_for(self, body: dict[str, Any]) -> str | StatusFault | WireFault:
+        """Return the fault that the script has for an embedding, if any."""
+        try:
+            answer = self.answer(body)
+        except Exception:  # noqa: BLE001  it may look for messages, which an embedding has not
+            return ""
+        return "" if isinstance(answer, str) else answer
 
     def _charge(self, tokens: int) -> tuple[_Response | None, tuple[tuple[str, str], ...]]:
         """Return a refusal if a quota is used up, and the headers that tell what is left."""
@@ -314,7 +337,14 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
+        sent = self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}"
+        try:
+            body = json.loads(sent)
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            self._write(_error(StatusFault(400, "The body is no JSON object.")))
+            return
         path = self.path.partition("?")[0]
         if not path.endswith(("/chat/completions", "/embeddings", ":generateContent", ":embedContent", ":predict")):
             self._write(_error(StatusFault(404, f"no such path: {path}")))
@@ -371,7 +401,7 @@ def _openai_form(body: dict[str, Any], text: str | None, finish_reason: str) -> 
         "message": {"role": "assistant", "content": text},
     }
     if body.get("logprobs") and text is not None:
-        choice["logprobs"] = {"content": _log_probs(body, text)}
+        choice["logprobs"] = {"content": [_openai_token(*token) for token in _log_probs(body, text)]}
     n_prompt, n_answer = len(prompt_of(body)) // 4, len(text or "") // 4
     return {
         "id": "chatcmpl-0",
@@ -383,28 +413,53 @@ def _openai_form(body: dict[str, Any], text: str | None, finish_reason: str) -> 
     }
 
 
-def _log_probs(body: dict[str, Any], text: str) -> list[dict[str, Any]]:
-    """Return the tokens of an answer: the opening, the label, the end. The label has probability 0.8."""
-    found = next(_label_schemas(body), None)
-    labels = found["enum"] if found and "enum" in found else []
-    label = json.loads(text)["label"] if labels and text.startswith("{") else text
-    head, _, tail = text.partition(label)
+def _log_probs(body: dict[str, Any], text: str) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Return the tokens of an answer, each with its alternatives and their probabilities: the label has 0.8."""
+    found = next(_label_schemas(body), {})
+    labels = found.get("enum", [])
+    label = _label_in(text) if labels else text
+    written = next((form for form in (label, json.dumps(label)[1:-1]) if form and form in text), text)
+    head, _, tail = text.partition(written) if written else ("", "", "")
     others = [other for other in labels if other != label][:19]
-    tops = [(label, 0.8), *((other, 0.2 / len(others)) for other in others)]
+    tops = [(written, 0.8 if others else 1.0), *((other, 0.2 / len(others)) for other in others)]
+    return [(head, [(head, 1.0)]), (written, tops), (tail, [(tail, 1.0)])]
 
-    def token(piece: str, alternatives: Sequence[tuple[str, float]]) -> dict[str, Any]:
-        top = [{"token": other, "logprob": math.log(share)} for other, share in alternatives]
-        return {"token": piece, "logprob": top[0]["logprob"], "top_logprobs": top}
 
-    pieces = [token(piece, [(piece, 1.0)]) for piece in (head, tail)]
-    return [pieces[0], token(label, tops), pieces[1]]
+def _label_in(text: str) -> str:
+    """Return the one label of an answer; empty where there is none, or several."""
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return text
+    label = answer.get("label") if isinstance(answer, dict) else None
+    return label if isinstance(label, str) else ""
+
+
+def _asks_log_probs(body: dict[str, Any]) -> bool:
+    return bool(body.get("logprobs") or (body.get("generationConfig") or {}).get("responseLogprobs"))
+
+
+def _reserved_tokens(body: dict[str, Any]) -> int | None:
+    """Return the most tokens that a request allows its answer, if it says so."""
+    given = {**(body.get("generationConfig") or {}), **body}
+    named = (given.get(name) for name in ("max_completion_tokens", "max_tokens", "maxOutputTokens"))
+    return next((number for number in named if isinstance(number, int)), None)
+
+
+def _openai_token(piece: str, alternatives: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    top = [{"token": other, "logprob": math.log(share)} for other, share in alternatives]
+    return {"token": piece, "logprob": top[0]["logprob"], "top_logprobs": top}
+
+
+def _vertex_token(piece: str, share: float) -> dict[str, Any]:
+    return {"token": piece, "logProbability": math.log(share)}
 
 
 def _tokens_of(body: dict[str, Any]) -> int:
     texts = body.get("input")
-    if texts is not None:
-        return sum(len(text) for text in ([texts] if isinstance(texts, str) else texts)) // 4
-    return len(prompt_of(body)) // 4
+    if texts is None:
+        return len(prompt_of(body)) // 4
+    return sum(len(str(text)) for text in ([texts] if isinstance(texts, str) else texts)) // 4
 
 
 def _embedding_form(path: str, body: dict[str, Any]) -> dict[str, Any] | None:
@@ -413,7 +468,7 @@ def _embedding_form(path: str, body: dict[str, Any]) -> dict[str, Any] | None:
         texts = [body["input"]] if isinstance(body.get("input"), str) else body.get("input", [])
         data = []
         for index, text in enumerate(texts):
-            vector = _hashed_words(text)
+            vector = _hashed_words(str(text))
             raw = base64.b64encode(vector.tobytes()).decode()
             shown: object = raw if body.get("encoding_format") == "base64" else vector.tolist()
             data.append({"object": "embedding", "index": index, "embedding": shown})
@@ -436,7 +491,13 @@ def _embedding_form(path: str, body: dict[str, Any]) -> dict[str, Any] | None:
 
 def _vertex_form(body: dict[str, Any], text: str | None, finish_reason: str) -> dict[str, Any]:
     reason = {"stop": "STOP", "content_filter": "SAFETY"}[finish_reason]
-    candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": reason}
+    candidate: dict[str, Any] = {"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": reason}
+    if _asks_log_probs(body) and text is not None:
+        tokens = _log_probs(body, text)
+        candidate["logprobsResult"] = {
+            "chosenCandidates": [_vertex_token(*alternatives[0]) for _, alternatives in tokens],
+            "topCandidates": [{"candidates": [_vertex_token(*one) for one in others]} for _, others in tokens],
+        }
     n_prompt, n_answer = len(prompt_of(body)) // 4, len(text or "") // 4
     usage = {"promptTokenCount": n_prompt, "candidatesTokenCount": n_answer}
     return {"candidates": [] if text is None else [candidate], "usageMetadata": usage, "modelVersion": "scripted"}
@@ -581,6 +642,7 @@ def _main() -> None:
     @click.option("--key", default=None, help="The API key to insist on.")
     @click.option("--requests-per-minute", default=None, type=int)
     @click.option("--tokens-per-minute", default=None, type=int)
+    @click.option("--reserve-output", is_flag=True, help="Charge the most tokens that a request allows its answer.")
     @click.option("--faults", default=0.0, show_default=True, help="The share of requests that fail in a passing way.")
     def serve(port: int, latency_s: float, faults: float, **quota: Any) -> None:
         """Serve an OpenAI-compatible API that answers with the label that the prompt names most often."""

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+import io
+import json
 import logging
+import operator
 import os
 import pickle
+import pprint
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
+import yaml
 
 from skllm_ray.config import GGUFResources, RateLimit, Secret, SecretRef, SKLLMConfig, resolve_secret
 from skllm_ray.errors import ConfigurationError, MissingKeyError
@@ -104,6 +112,28 @@ def test_a_url_holds_no_credential(name):
     with pytest.raises(ConfigurationError, match=name) as caught:
         setter(name)(f"https://me:{KEY}@host/v1")
     assert KEY not in str(caught.value) + repr(SKLLMConfig)
+
+
+@pytest.mark.parametrize("name", ["gpt_url", "azure_api_base"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://host/v1?api-key={KEY}",
+        f"https://host/v1#{KEY}",
+        f"https://{KEY}@host/v1",
+        f"me:{KEY}@host/v1",
+        f"host/v1?api-key={KEY}",
+        f"ftp://host/?{KEY}",
+    ],
+)
+def test_an_address_holds_no_secret_and_is_not_repeated(monkeypatch, name, url):
+    with pytest.raises(ConfigurationError, match=f"^{name} must be the address alone.*set_openai_key") as caught:
+        setter(name)(url)
+    monkeypatch.setenv(f"SKLLM_CONFIG_{name.upper()}", url)
+    with pytest.raises(ConfigurationError, match=name) as in_env:
+        getter(name)
+    assert KEY not in str(caught.value) + str(in_env.value) + repr(SKLLMConfig)
+    setter(name)("https://host/v1/@names/a")
 
 
 def test_urls_lose_their_last_slash_and_can_be_reset():
@@ -206,6 +236,28 @@ def test_nothing_is_written_into_the_environment():
     assert dict(os.environ) == before
 
 
+def test_the_reply_cache_is_one_file_for_every_process(monkeypatch, tmp_path):
+    assert (SKLLMConfig.get_reply_cache(), SKLLMConfig.get_reply_cache_max_bytes()) == (None, 1_000_000_000)
+    monkeypatch.chdir(tmp_path)
+    for path, expected in {"~/c.sqlite": Path("~/c.sqlite").expanduser(), "c.sqlite": tmp_path / "c.sqlite"}.items():
+        SKLLMConfig.set_reply_cache(path)
+        assert SKLLMConfig.get_reply_cache() == str(expected)
+        SKLLMConfig.reset()
+        monkeypatch.setenv("SKLLM_CONFIG_REPLY_CACHE", path)
+        assert SKLLMConfig.get_reply_cache() == str(expected)
+    SKLLMConfig.set_reply_cache(tmp_path / "d", max_bytes=200_000)
+    assert SKLLMConfig.get_reply_cache_max_bytes() == 200_000
+    assert "reply_cache_max_bytes = 200000  (set)" in repr(SKLLMConfig)
+    SKLLMConfig.set_reply_cache(tmp_path / "d")
+    assert SKLLMConfig.get_reply_cache_max_bytes() == 1_000_000_000
+    for bad in (0, 99_999, 1e9, True, None):
+        with pytest.raises(ConfigurationError, match="max_bytes must be an int of at least 100000"):
+            SKLLMConfig.set_reply_cache(tmp_path / "d", max_bytes=bad)
+    SKLLMConfig.reset()
+    monkeypatch.setenv("SKLLM_CONFIG_REPLY_CACHE_MAX_BYTES", "300000")
+    assert SKLLMConfig.get_reply_cache_max_bytes() == 300_000
+
+
 # --- secrets ------------------------------------------------------------------------------------------------------
 
 
@@ -250,11 +302,39 @@ def in_a_traceback(secret):
         in_a_traceback,
         lambda secret: pickle.dumps(secret, 0).decode("latin-1"),
         lambda secret: pickle.dumps(Holder(secret)).decode("latin-1"),
+        lambda secret: json.dumps({"key": secret}),
+        "".join,
+        lambda secret: "key=" + secret + secret[3:] + secret * 2,
+        lambda secret: " ".join(
+            [secret.upper(), secret.removeprefix("s"), *secret, *secret.split("-"), secret.title()]
+        ),
+        lambda secret: str(secret.encode()) + str(bytearray(secret, "utf-8")),
+        lambda secret: repr(pd.Series([secret])) + pd.DataFrame({"key": [secret]}).to_csv(),
+        lambda secret: repr(np.array([secret])) + repr(np.array([secret], object)),
+        lambda secret: repr(pa.array([secret])),
+        lambda secret: yaml.dump({"key": secret}),
+        lambda secret: pprint.pformat({"key": secret}),
+        lambda secret: io.StringIO(secret).read(),
+        lambda secret: repr(dir(secret)) + repr(getattr(secret, "__dict__", "")),
     ],
 )
 def test_a_secret_does_not_show(show):
-    assert "sk-planted" not in show(Secret(KEY))
+    shown = show([Secret(KEY)] if show == "".join else Secret(KEY)).lower()
+    assert "planted" not in shown and "0123456789abcdef" not in shown
     assert "sk-planted" in str([KEY])
+
+
+def test_secrets_compare_by_their_text():
+    secret, there = Secret(KEY), pickle.loads(pickle.dumps(Secret(KEY)))
+    assert [KEY] == [secret] == [Secret(KEY)]
+    assert operator.ne(secret, KEY) is False
+    assert len({secret, Secret(KEY), KEY}) == 1
+    for other in (there, Secret("sk-other"), "sk-other", "", str(secret), None):
+        assert secret != other
+        assert operator.eq(secret, other) is False
+    assert there == pickle.loads(pickle.dumps(secret))
+    assert there != "" and there != pickle.loads(pickle.dumps(Secret("sk-other")))
+    assert isinstance(secret, str) and not hasattr(secret, "__dict__")
 
 
 def test_a_pickled_secret_keeps_its_fingerprint_alone():

@@ -1,6 +1,7 @@
 """The fakes that ship with the package."""
 
 import json
+import math
 import pickle
 from http.client import BadStatusLine, IncompleteRead, RemoteDisconnected
 from urllib.error import HTTPError
@@ -183,3 +184,104 @@ def test_a_fake_spec_travels_and_keeps_its_key():
     there.check()
     assert there.open(lambda ref: "").complete([ask("a")])[0].text == "A"
     assert FakeSpec(shout).key != FakeSpec(shout).key
+
+
+# --- embeddings, Vertex AI, and scripts that go wrong -----------------------------------------------------------------
+
+
+EMBEDDINGS = [
+    ("/v1/embeddings", {"model": "e", "input": ["a b"]}),
+    ("/v1beta1/projects/p/models/e:embedContent", {"content": {"parts": [{"text": "a b"}]}}),
+    ("/v1beta1/projects/p/models/e:predict", {"instances": [{"content": "a b"}]}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), EMBEDDINGS)
+def test_faults_are_scripted_for_embeddings_too(path, body):
+    faults = iter([StatusFault(503, "later"), WireFault.DROP, WireFault.MALFORMED_JSON, WireFault.NO_CHOICES])
+    asked = []
+
+    def answer(body):
+        asked.append(prompt_of(body))
+        return next(faults, "ignored")
+
+    with ChatServer(answer) as server:
+        for error in (HTTPError, (RemoteDisconnected, ConnectionError), json.JSONDecodeError):
+            with pytest.raises(error):
+                post(server.root + path, body)
+        assert not any(next(iter(part.values()), None) for part in [post(server.root + path, body)])
+        assert post(server.root + path, body) != {}
+    assert asked == ["a b"] * 5
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", *(path for path, _ in EMBEDDINGS)])
+@pytest.mark.parametrize("sent", [b"no JSON", b"[]", b"null", b"\xff"])
+def test_a_body_that_is_no_object_is_refused(path, sent):
+    with ChatServer() as server, pytest.raises(HTTPError, match="400"):
+        urlopen(Request(server.root + path, sent), timeout=10)  # noqa: S310
+
+
+def test_a_script_that_raises_is_told_to_who_asked_for_a_chat(capfd):
+    def answer(body):
+        raise ZeroDivisionError("a mistake")
+
+    with ChatServer(answer) as server:
+        with pytest.raises(HTTPError, match="500") as caught:
+            chat(server, body_for("x"))
+        for path, body in EMBEDDINGS:  # a script for chats leaves embeddings alone
+            assert post(server.root + path, body)
+    assert json.load(caught.value)["error"]["message"] == "The script raised ZeroDivisionError: a mistake"
+    assert capfd.readouterr().err == ""
+
+
+ODD_ANSWERS = [
+    '{"label": ["odd"]}', '{"label": 7}', "{broken", "{}", "[]", "", "odd", '{"label": ""}', "null",
+    '{"label": "größe"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", ODD_ANSWERS)
+@pytest.mark.parametrize("labels", [("even", "odd"), ("only",), ("größe", "odd")])
+@pytest.mark.parametrize("escaped", [False, True])
+def test_any_scripted_answer_has_log_probabilities(answer, labels, escaped):
+    text = answer.encode("ascii", "backslashreplace").decode().replace("\\x", "\\u00") if escaped else answer
+    with ChatServer(lambda body: text) as server:
+        choice = post(f"{server.url}/chat/completions", body_for("x", Choices(labels)) | {"logprobs": True})
+    (choice,) = choice["choices"]
+    assert "".join(token["token"] for token in choice["logprobs"]["content"]) == choice["message"]["content"] == text
+
+
+GENERATE = "/v1beta1/projects/p/locations/l/publishers/google/models/m:generateContent"
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_vertex_gives_log_probabilities_too(offered):
+    config = {"responseLogprobs": True, "logprobs": 5, "responseJsonSchema": Choices(("good", "bad")).json_schema()}
+    body = {"contents": [{"parts": [{"text": "so bad"}]}], "generationConfig": config}
+    with ChatServer(log_probs=offered) as server:
+        if not offered:
+            with pytest.raises(HTTPError, match="400"):
+                post(server.root + GENERATE, body)
+            return
+        (candidate,) = post(server.root + GENERATE, body)["candidates"]
+    told = candidate["logprobsResult"]
+    assert "".join(token["token"] for token in told["chosenCandidates"]) == candidate["content"]["parts"][0]["text"]
+    tops = [
+        {one["token"]: math.exp(one["logProbability"]) for one in top["candidates"]} for top in told["topCandidates"]
+    ]
+    assert {"bad": pytest.approx(0.8), "good": pytest.approx(0.2)} in tops
+
+
+@pytest.mark.parametrize(
+    ("reserve", "limits", "fits"),
+    [(False, {"max_completion_tokens": 80}, True), (True, {"max_completion_tokens": 80}, False),
+     (True, {"max_tokens": 80}, False), (True, {}, True)],
+)  # fmt: skip
+def test_a_token_quota_may_charge_what_a_request_reserves(reserve, limits, fits):
+    with ChatServer(lambda body: "y" * 40, tokens_per_minute=45, reserve_output=reserve) as server:
+        if fits:
+            chat(server, body_for("x" * 40) | limits)
+            assert server.most_tokens_in_window == 20
+        else:
+            with pytest.raises(HTTPError, match="429"):
+                chat(server, body_for("x" * 40) | limits)

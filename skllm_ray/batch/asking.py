@@ -145,12 +145,7 @@ class JournalledBackend:
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request; equal ones are asked once, and the copies have ``attempts=0``."""
-        bound = self._terms.max_output_tokens
-        if bound is not None:
-            requests = [
-                request if request.max_output_tokens is not None else replace(request, max_output_tokens=bound)
-                for request in requests
-            ]
+        requests = self._bounded(requests)
         keys = [request.messages[-1]["content"] for request in requests]  # what a task says before is always the same
         each = getattr(self._backend, "complete_each", None)
         ask = each or (lambda some, _: self._backend.complete(some))
@@ -163,6 +158,12 @@ class JournalledBackend:
         return self._obtain(
             keys, texts, terms.most_usd_of_text, lambda some, _: self._backend.embed(some), streams=False
         )
+
+    def forget(self, requests: Sequence[ChatRequest]) -> None:
+        """Keep no reply to `requests` for later jobs, since the task cannot use it; this job's are in its parts."""
+        forget = getattr(self._backend, "forget", None)
+        if forget is not None:
+            forget(self._bounded(requests))
 
     def close(self) -> None:
         """Leave the backend open: it serves the next unit."""
@@ -182,6 +183,15 @@ class JournalledBackend:
     # --- inside ---------------------------------------------------------------------------------------------------
 
     _counted = 0
+
+    def _bounded(self, requests: Sequence[ChatRequest]) -> Sequence[ChatRequest]:
+        bound = self._terms.max_output_tokens
+        if bound is None:
+            return requests
+        return [
+            request if request.max_output_tokens is not None else replace(request, max_output_tokens=bound)
+            for request in requests
+        ]
 
     def _obtain(
         self,

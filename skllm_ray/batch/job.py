@@ -61,7 +61,7 @@ class BatchEstimator(Protocol):
 
     def _task(self) -> Task[Any]: ...
 
-    def _spec(self) -> Any: ...
+    def _checked_spec(self) -> Any: ...
 
     def _secrets(self) -> dict[str, str]: ...
 
@@ -197,12 +197,12 @@ class Job:
         self._options = options
         self._storage = storage
         self.task = estimator._task()
-        self.spec = self._priced(estimator._spec())
-        self.spec.check()
+        spec = estimator._checked_spec()
+        self.spec = self._priced(spec)
         self.output = open_folder(output, storage, storage.secrets())
         self._source_uri = base_of(self._inputs[0])
         self._system = self.output.below(SYSTEM)
-        self._check_prices()
+        self._check_prices(price_of_spec(spec))
 
     # --- planning -------------------------------------------------------------------------------------------------
 
@@ -390,13 +390,13 @@ class Job:
             return spec
         return replace(spec, patience=replace(spec.patience, repeats_lost=False))
 
-    def _check_prices(self) -> None:
+    def _check_prices(self, known: Price | None) -> None:
         """Raise unless a budget is asked of models whose price is known."""
         given = self._options
         if given.budget_usd is None:
             return
         half = (given.input_price is None) != (given.output_price is None)
-        if half and price_of_spec(self._estimator._spec()) is None:
+        if half and known is None:
             lacks = "input_price" if given.input_price is None else "output_price"
             if lacks == "input_price" or not isinstance(self.task, EmbeddingTask):
                 raise ConfigurationError(

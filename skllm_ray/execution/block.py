@@ -17,7 +17,7 @@ from skllm_ray.execution.reply_cache import with_cache
 from skllm_ray.llm.base import Backend, BackendSpec, adapt, adapt_texts
 from skllm_ray.llm.gate import install_limiter
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
-from skllm_ray.tasks.base import Embedding, Reply, Row, Task, Usage
+from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Row, Task, Usage
 from skllm_ray.tasks.embedding import EmbeddingTask
 
 BLOCK_ROWS = 256
@@ -33,7 +33,18 @@ def process(
     embedding = embedding_of(task)
     if embedder is not None and embedding is not None:
         return _with_vectors(texts, task, backend, spec, embedder.embed(adapt_texts(embedding, texts)))
-    return task.parse(texts, backend.complete(adapt(spec, task.render(texts), texts)))
+    return _ask(texts, task, backend, adapt(spec, task.render(texts), texts))
+
+
+def _ask(texts: Sequence[str], task: Task[Any], backend: Backend, requests: list[ChatRequest]) -> list[Row[Any]]:
+    """Ask and parse; a cache keeps no answers that the task cannot use."""
+    rows = task.parse(texts, backend.complete(requests))
+    forget = getattr(backend, "forget", None)
+    if forget is not None:
+        useless = [ask for ask, row in zip(requests, rows, strict=True) if not row.valid and row.error is None]
+        if useless:
+            forget(useless)
+    return rows
 
 
 def embedding_of(task: Task[Any]) -> BackendSpec | None:
@@ -54,8 +65,8 @@ def _with_vectors(
     rendered = task.render([texts[i] for i in vectors], np.stack(list(vectors.values())))
     requests = sorted(zip(vectors, rendered, strict=True), key=lambda pair: pair[1].messages[-1]["content"])
     asked = [texts[i] for i, _ in requests]
-    replies = backend.complete(adapt(spec, [request for _, request in requests], asked))
-    for (i, _), row in zip(requests, task.parse(asked, replies), strict=True):
+    answered = _ask(asked, task, backend, adapt(spec, [request for _, request in requests], asked))
+    for (i, _), row in zip(requests, answered, strict=True):
         rows[i] = replace(row, reply=replace(row.reply, usage=_sum(row.reply.usage, embeddings[i].usage)))
     return rows
 

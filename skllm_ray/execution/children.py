@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from skllm_ray.config import Secret
+
 _PARENT = "SKLLM_RAY_PARENT"
 
 
@@ -45,7 +47,29 @@ def inherited(secrets: Mapping[str, str]) -> dict[str, str]:
     known = parent()
     if known is None or session.is_local_mode() or session.in_ray_worker():
         return dict(secrets)
+    return {**_of_parent(known[1]), **secrets}
+
+
+def recalled(key: str | None) -> str | None:
+    """Return `key`; where its text stayed behind in a pickle, from where the parent or this job's driver put it."""
+    from skllm_ray.execution import session
+
+    if not isinstance(key, Secret) or key or session.is_local_mode():
+        return key
+    known, held = parent(), dict[str, str]()
+    if known is not None and not session.in_ray_worker():
+        held = _of_parent(known[1])
+    if key.fingerprint not in held and session.is_initialised():
+        from skllm_ray.execution.vault import fetch_secrets
+
+        held = fetch_secrets()
+    return Secret(held[key.fingerprint]) if key.fingerprint in held else key
+
+
+def _of_parent(job: str) -> dict[str, str]:
+    from skllm_ray.execution import session
+
     session.ensure()
     from skllm_ray.execution.vault import fetch_secrets
 
-    return {**fetch_secrets(known[1]), **secrets}
+    return fetch_secrets(job)

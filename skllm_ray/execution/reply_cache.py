@@ -1,4 +1,4 @@
-"""Replies that were paid for, in an SQLite file: the same request to the same model is asked once.
+"""Answers that were paid for, in an SQLite file: the same request to the same model is asked once.
 
 SQLite, from the standard library: one file, safe for several processes and, through its locks, for several nodes of a
 shared file system that has POSIX locks. Its rollback journal is used, since a write-ahead log needs shared memory and
@@ -7,10 +7,12 @@ so one machine. A cache must never cost a row: where the file cannot be used, th
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
 import os
+import queue
 import sqlite3
 import threading
 import time
@@ -18,26 +20,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
+
+import numpy as np
 
 from skllm_ray.llm.base import Backend, ReplyCache
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Usage
 
-_LOCKED_S = 30.0
-_AT_ONCE = 500
-_PRUNE_EVERY = 20
+_LOCKED_S: Final = 30.0
+_AT_ONCE: Final = 500
+_SEGMENT: Final = 64
+_SEGMENT_S: Final = 2.0
+_SPARE_PAGES: Final = 8  # what a transaction may need besides its answers
 _logger = logging.getLogger(__name__)
+
+Q = TypeVar("Q")
+A = TypeVar("A", Reply, Embedding)
 
 
 class SQLiteReplyCache:
-    """Replies by key.
+    """Answers by key.
 
     Parameters
     ----------
     path : str or path-like
         The file; made where it is missing.
     max_bytes : int, default=1_000_000_000
-        When the replies take more, those that were used least recently are removed.
+        The largest size of the file; where it is reached, the oldest answers are removed.
 
     Examples
     --------
@@ -51,67 +60,101 @@ class SQLiteReplyCache:
     def __init__(self, path: str | os.PathLike[str], max_bytes: int = 1_000_000_000) -> None:
         self.path = Path(path)
         self.max_bytes = max_bytes
-        self._writes = 0
         self._lock = threading.Lock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._open() as db:
+        with self._open("IMMEDIATE") as db:
+            # The ids ascend with time, so that the oldest answers lie together and their removal frees whole pages.
             db.execute(
-                "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL, size INTEGER NOT NULL, "
-                "used REAL NOT NULL) WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS answers (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, "
+                "answer TEXT NOT NULL)"
             )
-            db.execute("CREATE INDEX IF NOT EXISTS by_use ON replies (used)")
+        if self.path.stat().st_size > max_bytes:
+            self._shrink()
 
-    def get(self, keys: Sequence[str]) -> dict[str, Reply]:
-        """Return the replies that are there, by key."""
-        found: dict[str, Reply] = {}
-        with self._open() as db:
+    def get(self, keys: Sequence[str]) -> dict[str, Reply | Embedding]:
+        """Return the answers that are there, by key; what cannot be read counts as missing."""
+        found: dict[str, Reply | Embedding] = {}
+        with self._open("DEFERRED") as db:
             for start in range(0, len(keys), _AT_ONCE):
                 some = list(keys[start : start + _AT_ONCE])
                 marks = ",".join("?" * len(some))
-                rows = db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some).fetchall()  # noqa: S608
-                found.update((key, _load(text)) for key, text in rows)
-                if rows:
-                    used = [(time.time(), key) for key, _ in rows]
-                    db.executemany("UPDATE replies SET used = ? WHERE key = ?", used)
+                query = f"SELECT key, answer FROM answers WHERE key IN ({marks})"  # noqa: S608
+                for key, text in db.execute(query, some):
+                    answer = _load(text)
+                    if answer is not None:
+                        found[key] = answer
         return found
 
-    def put(self, replies: Mapping[str, Reply]) -> None:
-        """Keep replies that are no errors."""
-        good = [(key, _dump(reply)) for key, reply in replies.items() if reply.error is None]
-        if not good:
-            return
-        with self._open() as db:
-            rows = [(key, text, len(text) + len(key), time.time()) for key, text in good]
-            db.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?)", rows)
-            self._writes += 1
-            if self._writes % _PRUNE_EVERY == 1:
-                self._prune(db)
+    def put(self, answers: Mapping[str, Reply | Embedding]) -> None:
+        """Keep answers that are no errors."""
+        rows = [(key, _dump(answer)) for key, answer in answers.items() if answer.error is None]
+        part: list[tuple[str, str]] = []
+        size = 0
+        for key, text in rows:
+            n_bytes = 2 * len(key) + len(text)  # ASCII, both
+            if n_bytes > self.max_bytes // 4:
+                continue
+            if size + n_bytes > self.max_bytes // 4:
+                self._write(part, size)
+                part, size = [], 0
+            part.append((key, text))
+            size += n_bytes
+        if part:
+            self._write(part, size)
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Forget answers."""
+        with self._open("IMMEDIATE") as db:
+            db.executemany("DELETE FROM answers WHERE key = ?", [(key,) for key in keys])
 
     def __len__(self) -> int:
-        with self._open() as db:
-            return int(db.execute("SELECT count(*) FROM replies").fetchone()[0])
+        with self._open("DEFERRED") as db:
+            return int(db.execute("SELECT count(*) FROM answers").fetchone()[0])
 
-    def _prune(self, db: sqlite3.Connection) -> None:
-        total = int(db.execute("SELECT coalesce(sum(size), 0) FROM replies").fetchone()[0])
-        if total <= self.max_bytes:
+    def _write(self, rows: Sequence[tuple[str, str]], n_bytes: int) -> None:
+        for room in (2 * n_bytes, self.max_bytes // 2):
+            try:
+                with self._open("IMMEDIATE") as db:
+                    self._make_room(db, room)
+                    db.executemany("INSERT OR REPLACE INTO answers (key, answer) VALUES (?, ?)", rows)
+                return
+            except sqlite3.OperationalError as error:  # fuller than it was estimated
+                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
+
+    def _make_room(self, db: sqlite3.Connection, n_bytes: int) -> None:
+        """Remove the oldest answers until `n_bytes` fit in, and a tenth more so that it is not done every time."""
+        n_bytes += min(_SPARE_PAGES * _pragma(db, "page_size"), self.max_bytes // 8)
+        if self._used(db) + n_bytes <= self.max_bytes:
             return
-        over, doomed = total - int(0.9 * self.max_bytes), []
-        for key, size in db.execute("SELECT key, size FROM replies ORDER BY used"):
-            doomed.append((key,))
-            over -= size
-            if over <= 0:
-                break
-        db.executemany("DELETE FROM replies WHERE key = ?", doomed)
+        while self._used(db) + n_bytes > 0.9 * self.max_bytes:
+            oldest, newest = db.execute("SELECT min(id), max(id) FROM answers").fetchone()
+            if oldest is None:
+                return
+            db.execute("DELETE FROM answers WHERE id <= ?", (oldest + (newest - oldest) // 16,))
+
+    def _used(self, db: sqlite3.Connection) -> int:
+        return (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * _pragma(db, "page_size")
+
+    def _shrink(self) -> None:
+        """Bring a file from before, which may have had a higher bound, below this one."""
+        with self._open("IMMEDIATE") as db:
+            self._make_room(db, 0)
+        with self._open(None) as db:
+            db.execute("VACUUM")
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _open(self, transaction: str | None) -> Iterator[sqlite3.Connection]:
         """Open the file for one transaction: no connection outlives a fork, a thread or a lost file system."""
         with self._lock:
             db = sqlite3.connect(self.path, timeout=_LOCKED_S, isolation_level=None)
             try:
-                db.execute("BEGIN IMMEDIATE")
+                if transaction is not None:
+                    db.execute(f"PRAGMA max_page_count = {self.max_bytes // _pragma(db, 'page_size')}")
+                    db.execute(f"BEGIN {transaction}")
                 yield db
-                db.execute("COMMIT")
+                if db.in_transaction:
+                    db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
@@ -123,12 +166,15 @@ class SQLiteReplyCache:
 class CachedBackend:
     """A backend that asks its own only for what the cache does not hold.
 
+    Answers are written in small segments while others are still waited for: a call that is interrupted, or a worker
+    that is killed, loses little of what was paid for.
+
     Parameters
     ----------
     backend : Backend
         Who is asked.
     cache : ReplyCache
-        Where replies are kept.
+        Where answers are kept.
     identity : sequence of str
         What an answer depends on besides the request.
     """
@@ -144,93 +190,182 @@ class CachedBackend:
 
     def complete_each(self, requests: Sequence[ChatRequest], tell: Callable[[int, Reply], None] | None) -> list[Reply]:
         """Do what `complete` does, and call `tell` with each reply and its position when it is there."""
-        keys = [self._key(request) for request in requests]
-        held = self._look_up(list(dict.fromkeys(keys)))
-        missing = {key: i for i, key in reversed(list(enumerate(keys))) if key not in held}
-        places = sorted(missing.values())
-        asked = dict(
-            zip([keys[i] for i in places], self._ask([requests[i] for i in places], places, tell), strict=True)
-        )
-        self._keep(asked)
-        replies = []
-        for i, key in enumerate(keys):
-            if missing.get(key) == i:
-                replies.append(asked[key])
-                continue
-            replies.append(_free(held[key] if key in held else asked[key]))
-            if tell is not None:
-                tell(i, replies[i])
-        return replies
-
-    def _ask(
-        self, requests: list[ChatRequest], places: Sequence[int], tell: Callable[[int, Reply], None] | None
-    ) -> list[Reply]:
-        if not requests:
-            return []
-        each = getattr(self._backend, "complete_each", None)
-        if tell is None:
-            return self._backend.complete(requests)
-        if each is not None:
-            found: list[Reply] = each(requests, lambda i, reply: tell(places[i], reply))
-            return found
-        replies = self._backend.complete(requests)
-        for place, reply in zip(places, replies, strict=True):
-            tell(place, reply)
-        return replies
+        return self._obtain([self._key(request) for request in requests], requests, self._ask, Reply, tell)
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
-        """Return one embedding per text; vectors are not kept."""
-        return self._backend.embed(texts)
+        """Return one embedding per text, likewise."""
+        return self._obtain([self._key(text) for text in texts], texts, self._ask_vectors, Embedding, None)
+
+    def forget(self, requests: Sequence[ChatRequest]) -> None:
+        """Keep no reply to `requests`, since the task cannot use it."""
+        with _despite_failures("written"):
+            self._cache.drop([self._key(request) for request in requests])
 
     def close(self) -> None:
         """Close the backend."""
         self._backend.close()
 
-    def _key(self, request: ChatRequest) -> str:
-        whole = json.dumps([self._identity, asdict(request)], sort_keys=True, ensure_ascii=True)
+    def _obtain(
+        self,
+        keys: Sequence[str],
+        questions: Sequence[Q],
+        ask: Callable[[list[Q], Callable[[int, A], None]], list[A]],
+        kind: type[A],
+        tell: Callable[[int, A], None] | None,
+    ) -> list[A]:
+        held = self._look_up(list(dict.fromkeys(keys)), kind)
+        first: dict[str, int] = {}
+        for i, key in enumerate(keys):
+            if key not in held:
+                first.setdefault(key, i)
+        places = list(first.values())
+        asked: dict[str, A] = {}
+        if places:
+            with _Segments(self._keep) as segments:
+
+                def take(j: int, answer: A) -> None:
+                    segments.add(keys[places[j]], answer)
+                    if tell is not None:
+                        tell(places[j], answer)
+
+                asked = dict(zip(first, ask([questions[i] for i in places], take), strict=True))
+        answers = []
+        for i, key in enumerate(keys):
+            if first.get(key) == i:
+                answers.append(asked[key])
+                continue
+            answers.append(_free(held[key] if key in held else asked[key]))
+            if tell is not None:
+                tell(i, answers[i])
+        return answers
+
+    def _ask(self, requests: list[ChatRequest], take: Callable[[int, Reply], None]) -> list[Reply]:
+        each = getattr(self._backend, "complete_each", None)
+        if each is not None:
+            found: list[Reply] = each(requests, take)
+            return found
+        replies = self._backend.complete(requests)
+        for i, reply in enumerate(replies):
+            take(i, reply)
+        return replies
+
+    def _ask_vectors(self, texts: list[str], take: Callable[[int, Embedding], None]) -> list[Embedding]:
+        found = self._backend.embed(texts)
+        for i, embedding in enumerate(found):
+            take(i, embedding)
+        return found
+
+    def _key(self, question: ChatRequest | str) -> str:
+        asked = question if isinstance(question, str) else asdict(question)
+        whole = json.dumps([self._identity, asked], sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(whole.encode()).hexdigest()
 
-    def _look_up(self, keys: Sequence[str]) -> dict[str, Reply]:
-        try:
-            return self._cache.get(keys)
-        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
-            _logger.warning("The reply cache cannot be read (%s); asking without it.", type(error).__name__)
-            return {}
+    def _look_up(self, keys: Sequence[str], kind: type[A]) -> dict[str, A]:
+        found: Mapping[str, Reply | Embedding] = {}
+        with _despite_failures("read"):
+            found = self._cache.get(keys)
+        return {key: answer for key, answer in found.items() if isinstance(answer, kind)}
 
-    def _keep(self, replies: Mapping[str, Reply]) -> None:
-        try:
-            self._cache.put(replies)
-        except (sqlite3.Error, OSError, UnicodeError) as error:
-            _logger.warning("The reply cache cannot be written (%s); going on without it.", type(error).__name__)
+    def _keep(self, answers: Mapping[str, Reply | Embedding]) -> None:
+        with _despite_failures("written"):
+            self._cache.put(answers)
+
+
+class _Segments:
+    """Writes answers from a thread of its own, many at a time: whoever receives them must not wait for a disk."""
+
+    def __init__(self, write: Callable[[Mapping[str, Any]], None]) -> None:
+        self._write = write
+        self._waiting: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="skllm-ray-reply-cache", daemon=True)
+
+    def __enter__(self) -> _Segments:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+
+    def add(self, key: str, answer: Reply | Embedding) -> None:
+        """Have an answer written within two seconds, if it is no error."""
+        if answer.error is None:
+            self._waiting.put((key, answer))
+
+    def _run(self) -> None:
+        more = True
+        while more:
+            segment, more = self._next()
+            if segment:
+                self._write(segment)
+
+    def _next(self) -> tuple[dict[str, Any], bool]:
+        """Return the next segment, and whether there may be another."""
+        item = self._waiting.get()
+        segment: dict[str, Any] = {}
+        deadline = time.monotonic() + _SEGMENT_S
+        while item is not None:
+            segment[item[0]] = item[1]
+            if len(segment) >= _SEGMENT and self._waiting.empty():
+                return segment, True
+            try:
+                item = self._waiting.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return segment, True
+        return segment, False
 
 
 def with_cache(backend: Backend, spec: Any) -> Backend:
     """Return `backend`, under a cache where its spec names one."""
     path = getattr(spec, "reply_cache", None)
-    if path is None:
-        return backend
+    if path is not None:
+        with _despite_failures("opened"):
+            backend = CachedBackend(backend, SQLiteReplyCache(path, spec.reply_cache_max_bytes), spec.identity)
+    return backend
+
+
+@contextmanager
+def _despite_failures(what: str) -> Iterator[None]:
     try:
-        return CachedBackend(backend, SQLiteReplyCache(path), spec.identity)
-    except (sqlite3.Error, OSError) as error:
-        _logger.warning("The reply cache %s cannot be opened (%s); asking without it.", path, type(error).__name__)
-        return backend
+        yield
+    except (sqlite3.Error, OSError, UnicodeError) as error:
+        _logger.warning("The reply cache cannot be %s (%s); going on without it.", what, type(error).__name__)
 
 
-def _free(reply: Reply) -> Reply:
-    """Return a reply that was paid for before, or that failed for another row."""
-    if reply.error is not None:
-        return reply
-    usage = replace(reply.usage, cost_usd=0.0)
-    return replace(reply, attempts=0, usage=usage)
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-def _dump(reply: Reply) -> str:
-    return json.dumps(
-        {"text": reply.text, "log_probs": reply.log_probs, "usage": asdict(reply.usage), "model": reply.model}
-    )
+def _free(answer: A) -> A:
+    """Return an answer that was paid for before, or that failed for another row."""
+    if answer.error is not None:
+        return answer
+    return replace(answer, attempts=0, usage=replace(answer.usage, cost_usd=0.0))
 
 
-def _load(text: str) -> Reply:
-    told = json.loads(text)
-    log_probs = None if told["log_probs"] is None else tuple(told["log_probs"])
-    return Reply(told["text"], log_probs, Usage(**told["usage"]), model=told["model"], attempts=0)
+def _dump(answer: Reply | Embedding) -> str:
+    held: dict[str, Any] = {"usage": asdict(answer.usage), "model": answer.model}
+    if isinstance(answer, Embedding):
+        vector = np.asarray(answer.vector, dtype="<f4")
+        held["vector"] = base64.b64encode(vector.tobytes()).decode()
+    else:
+        held |= {"text": answer.text, "log_probs": answer.log_probs}
+    return json.dumps(held)
+
+
+def _load(text: str) -> Reply | Embedding | None:
+    """Return an answer as it was kept; None where it is damaged."""
+    try:
+        held: Any = json.loads(text)
+        usage, model = _usage(**held["usage"]), str(held["model"])
+        if "vector" in held:
+            vector = np.frombuffer(base64.b64decode(held["vector"], validate=True), dtype="<f4").astype(np.float32)
+            return Embedding(vector, usage, attempts=0, model=model) if vector.size else None
+        log_probs = None if held["log_probs"] is None else tuple(map(float, held["log_probs"]))
+        return Reply(held["text"], log_probs, usage, attempts=0, model=model) if isinstance(held["text"], str) else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _usage(cost_usd: float | None, **tokens: int) -> Usage:
+    return Usage(**{name: int(n) for name, n in tokens.items()}, cost_usd=None if cost_usd is None else float(cost_usd))

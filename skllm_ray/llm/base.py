@@ -103,14 +103,18 @@ class Limiter(Protocol):
 
 
 class ReplyCache(Protocol):
-    """Keeps replies, so that the same request to the same model is paid for once."""
+    """Keeps answers, so that the same request to the same model is paid for once."""
 
-    def get(self, keys: Sequence[str]) -> dict[str, Reply]:
-        """Return the replies that are there, by key."""
+    def get(self, keys: Sequence[str]) -> Mapping[str, Reply | Embedding]:
+        """Return the answers that are there, by key."""
         ...
 
-    def put(self, replies: Mapping[str, Reply]) -> None:
-        """Keep replies."""
+    def put(self, answers: Mapping[str, Reply | Embedding]) -> None:
+        """Keep answers that are no errors."""
+        ...
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Forget answers."""
         ...
 
 

@@ -49,6 +49,8 @@ def resolve(
         raise UnknownModelError(f"Unknown namespace {namespace!r} in model={model!r}.", f"Known: {known}")
     if not name.strip():
         raise UnknownModelError(f"model={model!r} names no model.", f"Write {namespace}::<name>.")
+    if request_options is not None and not isinstance(request_options, Mapping):
+        raise ConfigurationError(f"request_options must be a dict or None; got {type(request_options).__name__}.")
     return openers[namespace](name.strip(), key, org, dict(request_options or {}))
 
 
@@ -56,6 +58,22 @@ def secrets_of(key: str | None) -> dict[str, str]:
     """Return the credentials that this process can hand to workers, by fingerprint."""
     found = [Secret(key) if key else None, SKLLMConfig.get_openai_key()]
     return {secret.fingerprint: secret.reveal() for secret in found if isinstance(secret, Secret) and secret.reveal()}
+
+
+def left_behind(key: str | None) -> Secret | None:
+    """Return the credential that an estimator, or its settings, came with, if its text stayed behind in a pickle."""
+    carried = key if key is not None else SKLLMConfig._settings.openai_key
+    return carried if isinstance(carried, Secret) and not carried else None
+
+
+def warn_of_another_key(spec: BackendSpec, lost: Secret | None) -> None:
+    """Say that another credential than the one that was left behind is used: it may be another account's."""
+    reference = getattr(spec, "key_ref", None)
+    if lost is not None and reference is not None and reference.fingerprint not in {"", lost.fingerprint}:
+        warn(
+            "The API key that this estimator came with is not known here, since no key travels with an estimator. The "
+            "one that is configured here is used, and it is another one; set_params(key=…) says which to use."
+        )
 
 
 def price_of_spec(spec: BackendSpec) -> Price | None:
@@ -132,10 +150,9 @@ def _openai_spec(
     # OPENAI_API_KEY is meant for OpenAI: a custom URL gets only a key that was set for this library.
     env = OPENAI_KEY_ENV[:1] if api == "custom_url" else OPENAI_KEY_ENV
     own = Secret(key) if key else SKLLMConfig.get_openai_key(include_standard_env=api != "custom_url")
-    if own is None:  # a key that travelled here without its text: the driver, or the parent process, may hold it
-        own = next((one for one in (key, SKLLMConfig._settings.openai_key) if isinstance(one, Secret)), None)
+    own = own or left_behind(key)  # it has no text here, but the driver or a worker may know it
     resolver = SKLLMConfig.get_secret_resolver() or ""
-    reference = SecretRef("openai_key", env, own.fingerprint if isinstance(own, Secret) else "", resolver)
+    reference = SecretRef("openai_key", env, "" if own is None else own.fingerprint, resolver)
     prefix = "" if api == "openai" else f"{api}::"
     return OpenAISpec(
         api=api,
@@ -146,6 +163,7 @@ def _openai_spec(
         limit=SKLLMConfig.get_rate_limit(prefix + name),
         price=SKLLMConfig.get_price(prefix + name),
         reply_cache=SKLLMConfig.get_reply_cache(),
+        reply_cache_max_bytes=SKLLMConfig.get_reply_cache_max_bytes(),
         **endpoint,
     )
 
@@ -176,6 +194,7 @@ def _vertex(name: str, key: str | None, org: str | None, options: dict[str, Any]
         limit=SKLLMConfig.get_rate_limit(name),
         price=SKLLMConfig.get_price(name),
         reply_cache=SKLLMConfig.get_reply_cache(),
+        reply_cache_max_bytes=SKLLMConfig.get_reply_cache_max_bytes(),
     )
 
 

@@ -21,8 +21,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.config import RateLimit, Secret, SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError, PartialResultError
+from skllm_ray.execution.children import recalled
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.registry import resolve, secrets_of, warn_if_ended
+from skllm_ray.llm.registry import left_behind, resolve, secrets_of, warn_if_ended, warn_of_another_key
 from skllm_ray.models import results
 from skllm_ray.models.texts import Texts, as_texts, refuse_missing
 from skllm_ray.prompts import check_template
@@ -130,10 +131,9 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         texts = as_texts(X)
         if mode == "raise":
             refuse_missing(texts)
-        spec = capped(self._spec(), num_workers)
+        spec = capped(self._checked_spec(), num_workers)
         if log_probs and hasattr(spec, "log_probs"):  # API models give them on request
             spec = replace(spec, log_probs=True)  # type: ignore[type-var]
-        spec.check()
         if best_only and hasattr(spec, "best_only"):  # a local model may then spare itself the other labels
             spec = replace(spec, best_only=True)  # type: ignore[type-var]
         from skllm_ray.execution.runner import run
@@ -171,8 +171,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         both = sorted(set(known or ()) & set(types))
         if both:
             raise InputError(f"ds has a column {both[0]!r} already.", "Pass output_prefix='…' to rename the new ones.")
-        spec = self._spec()
-        spec.check()
+        spec = self._checked_spec()
         if hasattr(spec, "best_only") and not details:
             spec = replace(spec, best_only=True)  # type: ignore[type-var]
         return map_dataset(
@@ -216,7 +215,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         fatal = next((row.error for row in failed if row.error is not None and row.error.fatal), None)
         if fatal is not None and len(failed) == len(texts.present):
             refusal = NotSupportedError if fatal.kind == "not_supported" else JobFailedError
-            raise refusal(f"{self.model} refused every row ({fatal.kind}): {fatal.message}")
+            raise refusal(f"{self.model} refused every row ({fatal.kind}): {fatal.message}", fatal.hint)
         if mode == "raise":
             table = results.details(self._predictions(texts, rows, "coerce"), rows, texts.index)
             raise PartialResultError(
@@ -249,7 +248,8 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         rows = run(texts, EmbeddingTask(), embedding, self._secrets())
         failed = next((row.error for row in rows if row.error is not None), None)
         if failed is not None:
-            raise JobFailedError(f"{embedding.model} embedded not every text ({failed.kind}): {failed.message}")
+            message = f"{embedding.model} embedded not every text ({failed.kind}): {failed.message}"
+            raise JobFailedError(message, failed.hint)
         return np.stack([row.value for row in rows if row.value is not None])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -261,14 +261,27 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _spec(self) -> BackendSpec:
         """Return the backend's spec, under the settings of this process, or of the one that the estimator came from."""
-        with SKLLMConfig._borrowed(vars(self).get("_settings")):
+        with SKLLMConfig._borrowed(self._settings_of_origin()):
             return self._resolve()
 
+    def _checked_spec(self) -> BackendSpec:
+        """Return the spec for a call that is about to be made; what cannot work is raised."""
+        spec = self._spec()
+        spec.check()
+        with SKLLMConfig._borrowed(self._settings_of_origin()):
+            warn_of_another_key(spec, left_behind(recalled(self.key)))
+        return spec
+
+    def _settings_of_origin(self) -> Any:
+        """Return the settings of the process that the estimator came from, with its key where that is known."""
+        settings = vars(self).get("_settings")
+        return None if settings is None else replace(settings, openai_key=recalled(settings.openai_key))
+
     def _resolve(self) -> BackendSpec:
-        return resolve(self.model, self.key, self.org, self.request_options, self._family)
+        return resolve(self.model, recalled(self.key), self.org, self.request_options, self._family)
 
     def _secrets(self) -> dict[str, str]:
-        return secrets_of(self.key)
+        return secrets_of(recalled(self.key))
 
     def _mode(self, on_error: OnError | None) -> OnError:
         mode = self.on_error if on_error is None else on_error

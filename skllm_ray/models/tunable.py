@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError, warn
+from skllm_ray.execution.children import recalled
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import resolve
 from skllm_ray.llm.tuning import TuningJob, TuningSpec
@@ -88,7 +89,9 @@ class Tunable(LLMEstimator):
 
         refuse_sample_weight(sample_weight)
         job = self.submit_tuning(X, y, new=new)
-        job = wait_with_progress(job.key, key=self.key, polling=Polling(self.poll_s, longest_s=max(300.0, self.poll_s)))
+        job = wait_with_progress(
+            job.key, key=recalled(self.key), polling=Polling(self.poll_s, longest_s=max(300.0, self.poll_s))
+        )
         self._take(job)
         return self
 
@@ -112,7 +115,13 @@ class Tunable(LLMEstimator):
         spec, data = self._prepare(X, y)
         polling = Polling(self.poll_s, longest_s=max(300.0, self.poll_s))
         job = submit_job(
-            spec, data, self._describe(), key=self.key, new=new, patience=Patience(self.grace_s), polling=polling
+            spec,
+            data,
+            self._describe(),
+            key=recalled(self.key),
+            new=new,
+            patience=Patience(self.grace_s),
+            polling=polling,
         )
         self.tuning_job_id_ = job.id or ""
         return job
@@ -223,7 +232,7 @@ class GPTTunable(Tunable):
             self.base_model,
             "gpt",
             given,
-            key=self.key,
+            key=recalled(self.key),
             org=self.org,
             suffix=self.custom_suffix or "",
             delete_data=self.delete_data,
@@ -241,7 +250,10 @@ class GPTTunable(Tunable):
                 )
             name = self.deployment or tuned if namespace == "azure" else tuned
         return resolve(
-            f"{namespace}::{name}" if separator else name or namespace, self.key, self.org, self.request_options
+            f"{namespace}::{name}" if separator else name or namespace,
+            recalled(self.key),
+            self.org,
+            self.request_options,
         )
 
     def _check_tuning_parameters(self) -> None:

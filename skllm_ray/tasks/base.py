@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
 
@@ -36,6 +36,29 @@ ErrorKind = Literal[
 """The kinds of failure that a row can end in; ``predict_details`` shows them in ``error_kind``."""
 LOST: frozenset[ErrorKind] = frozenset({"timeout", "connection", "malformed_response"})
 """Those which leave open whether the server did the work, and wants to be paid for it."""
+
+HINTS: Final[Mapping[ErrorKind, str]] = {
+    "missing_text": "Fill the text in, or drop the row.",
+    "invalid_answer": "Say in the prompt or in label_descriptions what is meant, or take a larger model.",
+    "context_length": "Shorten the text or the examples, or take a model with a longer context.",
+    "bad_request": "Check request_options and the model's name against what the server says.",
+    "truncated": "Allow a longer answer (request_options), or ask for a shorter one.",
+    "content_filter": "Reword or drop the text, or change the provider's filter.",
+    "timeout": "Is the server overloaded? SKLLMConfig.set_rate_limit(…, max_concurrency=…) asks less at once.",
+    "connection": "Does the server run, and is its address right (set_gpt_url, set_azure_api_base)?",
+    "server_error": "Look into the server's log, or try later.",
+    "malformed_response": "Is the address that of the API itself? Most end in /v1, and a sign-in page answers too.",
+    "rate_limit": "Declare your quota with SKLLMConfig.set_rate_limit, or try later.",
+    "insufficient_quota": "Add credit or raise the budget in the provider's console.",
+    "authentication": "Check the key (SKLLMConfig.set_openai_key, or key=…), or Google's credentials for Vertex AI.",
+    "permission": "Check what the key, its organization (set_openai_org) or the Google project may use.",
+    "model_not_found": "Check the model's or the deployment's name, whether the server has the model, and whether the "
+    "address ends in /v1.",
+    "not_supported": "Use predict, or a model that can do it, such as a gguf:: one.",
+    "model_crashed": "Is there memory for the model and its context? Shorten the text, or take a smaller model.",
+    "cancelled": "Mend what ended the job, and call again.",
+}
+"""What to do about each kind of failure."""
 
 
 class Message(TypedDict):
@@ -131,6 +154,11 @@ class RowError:
     """Whether every other row would fail for the same reason (a wrong key, no quota): the job should stop."""
     retry_after_s: float | None = None
     """How long the server asked to wait, in seconds."""
+
+    @property
+    def hint(self) -> str:
+        """What to do about it."""
+        return HINTS[self.kind]
 
 
 TRUNCATED: Final = RowError("truncated", "The answer was cut off at the largest number of tokens that it may have.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -155,6 +156,25 @@ def test_child_processes_join_this_ray_and_find_its_credentials():
         assert os.getpid() not in {pid for _, _, pid in found}
         y = ["positive" if i % 2 else "negative" for i in range(8)]
         assert cross_val_predict(clf, texts[:8], y, cv=2, n_jobs=2).tolist() == y
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("carried", ["by the estimator", "by the settings"])
+def test_children_use_the_parents_key_and_not_their_environments(monkeypatch, carried):
+    monkeypatch.setenv("SKLLM_CONFIG_OPENAI_KEY", "sk-of-another-account")
+    with ChatServer(answer, key=KEY) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        key = KEY if carried == "by the estimator" else None
+        if key is None:
+            SKLLMConfig.set_openai_key(KEY)
+        clf = ZeroShotGPTClassifier(model="custom_url::m", key=key).fit(None, LABELS)
+        texts = [f"row {i}" for i in range(300)]
+        expected = clf.predict(texts).tolist()
+        assert pickle.loads(pickle.dumps(clf)).predict(texts[:3]).tolist() == expected[:3]  # in this process too
+        found = Parallel(n_jobs=2)(delayed(_predict)(clf, texts) for _ in range(2))
+        assert [labels for labels, _, _ in found] == [expected] * 2
+        nested = ray.remote(num_cpus=0)(_predict).remote(clf, texts[:5])
+        assert ray.get(nested)[0] == expected[:5]
 
 
 def _predict(clf, texts):

@@ -110,6 +110,20 @@ def test_a_key_left_behind_in_a_pickle_is_looked_up_again():
     assert resolve("m", key=lost).key_ref.fingerprint == Secret("sk-here").fingerprint
 
 
+def test_a_worker_may_know_the_key_that_was_left_behind(monkeypatch, caplog):
+    lost = pickle.loads(pickle.dumps(Secret(KEY)))
+    reference = resolve("m", key=lost).key_ref
+    assert reference.fingerprint == lost.fingerprint
+    assert resolve_secret(reference, {lost.fingerprint: KEY}) == KEY
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert resolve_secret(reference) == KEY
+    assert not caplog.records
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-node")
+    assert resolve_secret(reference) == "sk-of-the-node"
+    assert "another one here" in caplog.text
+    assert "sk-" not in caplog.text
+
+
 def test_gguf_takes_no_request_options():
     with pytest.raises(ConfigurationError, match=r"^request_options=\{'top_p': 1\}"):
         resolve("gguf::demo", request_options={"top_p": 1})
@@ -213,3 +227,16 @@ def test_a_function_on_the_worker_may_give_the_key(monkeypatch, tmp_path):
         assert KEY not in str(caught.value)
     with pytest.raises(ConfigurationError, match=r"package\.module:function"):
         SKLLMConfig.set_secret_resolver("not a function")
+
+
+def test_the_reply_cache_travels_in_the_spec(tmp_path):
+    SKLLMConfig.set_reply_cache(tmp_path / "c", max_bytes=200_000)
+    for spec in (resolve("custom_url::m"), resolve("m", family="vertex")):
+        assert (spec.reply_cache, spec.reply_cache_max_bytes) == (str(tmp_path / "c"), 200_000)
+
+
+@pytest.mark.parametrize("options", ["abc", [("a", 1)], 7, {1, 2}])
+@pytest.mark.parametrize("model", ["m", "custom_url::m", "gguf::demo"])
+def test_request_options_are_a_mapping(model, options):
+    with pytest.raises(ConfigurationError, match="request_options must be a dict or None; got"):
+        resolve(model, request_options=options)

@@ -41,7 +41,7 @@ from skllm_ray.errors import (
 from skllm_ray.llm.registry import resolve
 from skllm_ray.models.results import DETAIL_COLUMNS
 from skllm_ray.tasks import RowError
-from skllm_ray.testing import FakeSpec
+from skllm_ray.testing import ChatServer, FakeSpec
 
 KEY = "sk-planted-0123456789abcdef"
 LABELS = ["good", "bad", "mixed"]
@@ -158,6 +158,27 @@ def test_a_loaded_estimator_without_its_key_says_so():
         there.predict(["t"])
     SKLLMConfig.set_openai_key("sk-here")
     there._spec().check()
+
+
+@pytest.mark.usefixtures("local_mode")
+@pytest.mark.parametrize("carried", ["by the estimator", "by its settings"])
+def test_another_key_than_the_one_left_behind_is_used_with_a_warning(monkeypatch, carried):
+    other = "sk-other-account-9876"
+    with ChatServer(key=other) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        if carried == "by its settings":
+            SKLLMConfig.set_openai_key(KEY)
+        key = KEY if carried == "by the estimator" else None
+        there = pickle.dumps(ZeroShotGPTClassifier(model="custom_url::m", key=key).fit(None, ["good", "bad"]))
+        SKLLMConfig.reset()
+        monkeypatch.setenv("SKLLM_CONFIG_OPENAI_KEY", other)
+        clf = pickle.loads(there)
+        with pytest.warns(SkllmRayWarning, match=r"not known here.*set_params\(key=") as caught:
+            assert clf.predict(["so good"]).tolist() == ["good"]
+        assert len(caught) == 1
+        for part in (KEY[:6], other[:6], Secret(KEY).fingerprint, Secret(other).fingerprint):
+            assert part not in str(caught[0].message)
+        assert clf.set_params(key=other).predict(["so good"]).tolist() == ["good"]  # no warning: it was said which
 
 
 def test_the_settings_of_the_estimator_reach_the_registry(fake):
@@ -360,8 +381,9 @@ def test_on_error_of_a_call_is_checked(fake):
 @pytest.mark.parametrize("on_error", ["raise", "default", "coerce"])
 @pytest.mark.parametrize("cls", BOTH)
 def test_a_fatal_error_on_every_row_is_one_error(failing, cls, on_error):
-    with pytest.raises(JobFailedError, match=r"refused every row \(authentication\): wrong key"):
+    with pytest.raises(JobFailedError, match=r"refused every row \(authentication\): wrong key") as caught:
         fitted(cls, on_error=on_error).predict(["dear", None, "dear"] if on_error != "raise" else ["dear"] * 2)
+    assert "set_openai_key" in caught.value.hint
 
 
 def test_missing_texts_are_free(fake):

@@ -14,8 +14,9 @@ from skllm_ray.config import Secret
 from skllm_ray.errors import MissingExtraError
 from skllm_ray.llm.gate import Permit
 from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, whole
-from skllm_ray.llm.gpt.clients.openai.errors import redact, row_error
+from skllm_ray.llm.gpt.clients.openai.errors import Refusals, row_error
 from skllm_ray.llm.gpt.clients.openai.options import thaw_options
+from skllm_ray.llm.gpt.clients.openai.redaction import redact
 from skllm_ray.llm.lessons import Question
 from skllm_ray.llm.tokens import TokenEstimate
 from skllm_ray.llm.vertex.dialect import VertexDialect
@@ -48,6 +49,7 @@ class VertexBackend:
         self._client = _open_client(spec, token)
         self._dialect = VertexDialect(spec)
         self._tokens = TokenEstimate()
+        self._refusals = Refusals()
         account = Secret(token).fingerprint if token else "default credentials"
         bucket = f"{spec.base_url or 'vertex'} {spec.project}/{spec.location} {spec.model} {account}"
         self._dispatcher = Dispatcher(spec.patience, bucket, spec.limit)
@@ -99,6 +101,7 @@ class VertexBackend:
             self._dialect.failed(question, failure)
             return Reply(error=failure)
         self._dialect.came(question, reply.error)
+        self._refusals.answered()
         return reply
 
     async def _ask_vector(self, text: str, permit: Permit) -> Embedding:
@@ -109,9 +112,11 @@ class VertexBackend:
             answer = await self._client.aio.models.embed_content(
                 model=self._spec.model, contents=[types.Content(parts=[types.Part(text=text)])], config=options
             )
-            return self._vector(answer)
+            found = self._vector(answer)
         except Exception as error:  # noqa: BLE001  as above
             return Embedding(error=self._classify(error, [text], permit))
+        self._refusals.answered()
+        return found
 
     def _vector(self, answer: types.EmbedContentResponse) -> Embedding:
         found = answer.embeddings or []
@@ -123,7 +128,7 @@ class VertexBackend:
         return Embedding(np.asarray(found[0].values, dtype=np.float32), usage=usage, model=self._spec.model)
 
     def _classify(self, error: Exception, texts: Sequence[str], permit: Permit) -> RowError:
-        failure = classify(error, partial(redact, secrets=[self._token or ""], texts=texts))
+        failure = self._refusals.judge(classify(error, partial(redact, secrets=[self._token or ""], texts=texts)))
         if failure.kind == "rate_limit":
             permit.refusal_s = -1.0 if failure.retry_after_s is None else failure.retry_after_s
         return failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from skllm_ray.llm.gpt.clients.openai.errors import Redact, kind_of, retry_after_s, row_error, unexpected
@@ -25,7 +26,7 @@ def classify(error: Exception, redact: Redact) -> RowError:
         return row_error("malformed_response", "The server's answer is not JSON.")
     if isinstance(error, GoogleAuthError):
         kind: ErrorKind = "connection" if error.retryable else "authentication"
-        return row_error(kind, redact(f"Google credentials: {type(error).__name__}: {error}"))
+        return row_error(kind, f"Google credentials: {type(error).__name__}: {redact(str(error))}")
     return _from_transport(error, redact)
 
 
@@ -37,8 +38,9 @@ def said(error: Exception) -> str:
 def _from_api_error(error: APIError, redact: Redact) -> RowError:
     said = error.message if isinstance(error.details, dict) and "error" in error.details else None
     kind = kind_of(error.code, (), said or "")
-    message = redact(f"HTTP {error.code} {error.status or ''}: {said or 'no further message'}")
-    return row_error(kind, message, retry_after_s=_retry_after_s(error))
+    message = f"HTTP {error.code} {error.status or ''}: {redact(said or '') or 'no further message'}"
+    found = row_error(kind, message, retry_after_s=_retry_after_s(error))
+    return found if said is not None else replace(found, fatal=False)  # a gateway's page, which may mean one text alone
 
 
 def _retry_after_s(error: APIError) -> float | None:
@@ -65,5 +67,5 @@ def _from_transport(error: Exception, redact: Redact) -> RowError:
     if names & {"TimeoutException", "TimeoutError"}:
         return row_error("timeout", "The server did not answer in time.")
     if names & {"TransportError", "ClientError", "ConnectionError"}:
-        return row_error("connection", redact(f"The connection failed: {type(error).__name__} {error}".strip()))
+        return row_error("connection", f"The connection failed: {type(error).__name__} {redact(str(error))}".strip())
     return unexpected(error, redact)

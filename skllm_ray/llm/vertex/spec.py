@@ -58,6 +58,8 @@ class VertexSpec:
     """What the user says that the model costs; Google's prices are in no table here."""
     reply_cache: str | None = None
     """Where replies are kept; None keeps none."""
+    reply_cache_max_bytes: int = 1_000_000_000
+    """The largest size of that file."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "request_options", freeze_options(self.request_options))

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from skllm_ray.errors import ConfigurationError, JobFailedError
-from skllm_ray.llm.gpt.clients.openai.errors import redact
+from skllm_ray.llm.gpt.clients.openai.redaction import redact
 from skllm_ray.llm.tuning.job import ServerJob, State
 from skllm_ray.llm.tuning.spec import TuningSpec
 from skllm_ray.llm.tuning.submit import OutcomeUnknownError, RefusedError
@@ -156,7 +156,7 @@ class VertexTuning:
                 f"Vertex AI in {self._parent} refused: {failure.message}",
                 "Grant the role Vertex AI User, and enable aiplatform.googleapis.com.",
             ) from None
-        raise JobFailedError(f"Vertex AI in {self._parent}: {failure.message}") from None
+        raise JobFailedError(f"Vertex AI in {self._parent}: {failure.message}", failure.hint) from None
 
 
 def adapter_size_name(size: object) -> str:

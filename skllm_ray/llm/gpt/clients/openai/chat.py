@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,11 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from skllm_ray.config import Secret
+from skllm_ray.errors import MissingKeyError
 from skllm_ray.llm.gate import Permit
 from skllm_ray.llm.gpt.clients.openai import embeddings
 from skllm_ray.llm.gpt.clients.openai.dialect import Dialect
 from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, whole
-from skllm_ray.llm.gpt.clients.openai.errors import classify, redact, row_error
+from skllm_ray.llm.gpt.clients.openai.errors import Refusals, classify, count_of, row_error
+from skllm_ray.llm.gpt.clients.openai.redaction import redact
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.llm.lessons import Question, is_about_system
 from skllm_ray.llm.models import price_of
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
 
 _OPENAI_URL = "https://api.openai.com/v1"
 _LONGEST_CONNECT_S = 10.0
+_REREAD_S = 1.0
+_MOST_KEYS = 4  # former ones, which messages may still quote
 
 
 class OpenAIBackend:
@@ -39,15 +46,22 @@ class OpenAIBackend:
         The model and its server.
     key : str
         The API key.
+    read_key : callable, optional
+        Looks the key up again, after the server refused the one in use: keys that a resolver or a file gives may change
+        while the client is open.
     """
 
-    def __init__(self, spec: OpenAISpec, key: str) -> None:
+    def __init__(self, spec: OpenAISpec, key: str, read_key: Callable[[], str] | None = None) -> None:
         self._spec = spec
-        self._key = key
+        self._keys = [key]
+        self._read_key = read_key
+        self._reading = asyncio.Lock()
+        self._read_at = -math.inf
         self._client = _open_client(spec, key)
         self._response_type = _response_type()
         self._dialect = Dialect(spec)
         self._tokens = TokenEstimate()
+        self._refusals = Refusals()
         bucket = (
             f"{spec.base_url or _OPENAI_URL} {spec.model} {Secret(key).fingerprint}{' ' + spec.org if spec.org else ''}"
         )
@@ -104,6 +118,7 @@ class OpenAIBackend:
             self._dialect.failed(question, failure)
             return Reply(error=failure)
         self._dialect.came(question, reply.error)
+        self._refusals.answered()
         return reply
 
     async def _ask_vectors(self, question: Question[Sequence[str]], permit: Permit) -> Embedding | None:
@@ -118,13 +133,35 @@ class OpenAIBackend:
             self._dialect.failed(question, failure)
             return Embedding(error=failure)
         self._dialect.came(question, found.error)
+        self._refusals.answered()
         return replace(found, usage=self._priced(found.usage, found.model))
 
     async def _send(self, path: str, body: dict[str, Any], permit: Permit) -> object:
         """Post `body`. The SDK's parsing into models is left out: it takes more time than all the rest."""
-        response = await self._client.post(path, body=body, cast_to=self._response_type)
+        import openai
+
+        key = self._keys[-1]
+        try:
+            response = await self._client.post(path, body=body, cast_to=self._response_type)
+        except openai.AuthenticationError:
+            if not await self._has_another_key(key):
+                raise
+            response = await self._client.post(path, body=body, cast_to=self._response_type)
         permit.left = _left(response.headers)
         return json.loads(response.content)
+
+    async def _has_another_key(self, refused: str) -> bool:
+        """Return whether the client has another key than `refused` by now; one task looks it up for all."""
+        async with self._reading:
+            now = asyncio.get_running_loop().time()
+            if self._keys[-1] == refused and self._read_key is not None and now - self._read_at > _REREAD_S:
+                self._read_at = now
+                with contextlib.suppress(MissingKeyError):
+                    found = await asyncio.to_thread(self._read_key)
+                    if found != refused:
+                        self._keys = [*self._keys[-_MOST_KEYS:], found]
+                        self._client.api_key = found
+            return self._keys[-1] != refused
 
     def _doubts(self, question: Question[Any], body: dict[str, Any], error: Exception, failure: RowError) -> bool:
         import openai
@@ -137,7 +174,7 @@ class OpenAIBackend:
         return self._dialect.doubts(question, body, error.param, said)
 
     def _classify(self, error: Exception, texts: Sequence[str], permit: Permit) -> RowError:
-        failure = classify(error, partial(redact, secrets=[self._key], texts=texts))
+        failure = self._refusals.judge(classify(error, partial(redact, secrets=self._keys, texts=texts)))
         headers = getattr(getattr(error, "response", None), "headers", None)
         if headers is not None:
             permit.left = _left(headers)
@@ -259,8 +296,6 @@ def _usage(usage: object) -> Usage:
     if not isinstance(usage, dict):
         return Usage()
     details = usage.get("prompt_tokens_details")
-    return Usage(
-        prompt_tokens=usage.get("prompt_tokens") or 0,
-        completion_tokens=usage.get("completion_tokens") or 0,
-        cached_tokens=(details.get("cached_tokens") or 0) if isinstance(details, dict) else 0,
-    )
+    n_prompt = count_of(usage.get("prompt_tokens"))
+    n_cached = count_of(details.get("cached_tokens")) if isinstance(details, dict) else 0
+    return Usage(n_prompt, count_of(usage.get("completion_tokens")), min(n_cached, n_prompt))

@@ -160,6 +160,8 @@ class Dispatcher:
                     return replace(answer, error=late, attempts=attempts)
                 # What the server said before tells more than that the time is over.
                 return replace(answer, error=answer.error or late, attempts=attempts)
+            except Exception as error:  # noqa: BLE001  the last resort: one odd answer must not lose the others
+                return replace(answer, error=_unforeseen(error), attempts=attempts)
             finally:
                 self._gate.release(permit, _used(found))
             if found is None:
@@ -208,6 +210,11 @@ def _used(answer: Reply | Embedding | None) -> int | None:
 
 def _late(deadline_s: float) -> RowError:
     return RowError("timeout", f"No answer within the row's {deadline_s:g} s.", retryable=True)
+
+
+def _unforeseen(error: Exception) -> RowError:
+    """Return the error of an answer that nobody could read; what it says stays here, since it may quote the row."""
+    return RowError("malformed_response", f"The answer cannot be read ({type(error).__name__}).")
 
 
 def _paused(error: PausedTooLongError) -> RowError:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skllm_ray.llm.gpt.clients.openai.errors import row_error
+from skllm_ray.llm.gpt.clients.openai.errors import count_of, row_error
 from skllm_ray.tasks.base import Embedding, Usage
 
 _MOST_TEXTS = 128
 _MOST_CHARACTERS = 200_000
+_ONE_TEXTS_FAULTS = {"bad_request", "context_length", "content_filter", "malformed_response"}
 
 Part = tuple[str, ...]
 
@@ -51,16 +52,23 @@ def read(answer: object, n_texts: int) -> Embedding:
     if not isinstance(answer, dict) or not isinstance(data, list):
         return Embedding(error=row_error("malformed_response", "The answer holds no vectors."))
     if len(data) != n_texts:
+        # Some servers drop a text or take so many at most: halves tell. A single text is asked again as it is.
         message = f"The answer holds {len(data)} vectors for {n_texts} texts."
-        return Embedding(error=row_error("malformed_response", message))
-    vectors: list[NDArray[np.float32] | None] = [None] * n_texts
-    for position, item in enumerate(data):
-        vectors[int(item.get("index", position))] = _vector(item["embedding"])
-    if any(vector is None or vector.size == 0 or vector.shape != vectors[0].shape for vector in vectors):  # type: ignore[union-attr]
-        return Embedding(error=row_error("malformed_response", "The answer's vectors are empty or differ in length."))
-    usage = answer.get("usage") or {}
-    tokens = int(usage.get("prompt_tokens") or usage.get("total_tokens") or 0)
-    matrix = np.stack([vector for vector in vectors if vector is not None])
+        return Embedding(error=row_error("malformed_response", message, retryable=n_texts == 1))
+    vectors: dict[int, NDArray[np.float32]] = {}
+    try:
+        for position, item in enumerate(data):
+            index = item.get("index")
+            vectors[position if index is None else int(index)] = _vector(item["embedding"])
+        matrix = np.stack([vectors[i] for i in range(n_texts)])
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        matrix = np.zeros(0, np.float32)
+    if matrix.ndim != 2 or not matrix.size or not np.isfinite(matrix).all():
+        message = "The answer's vectors are missing, empty, no finite numbers, or differ in length."
+        return Embedding(error=row_error("malformed_response", message, retryable=n_texts == 1))
+    usage = answer.get("usage")
+    told = usage if isinstance(usage, dict) else {}
+    tokens = count_of(told.get("prompt_tokens")) or count_of(told.get("total_tokens"))
     return Embedding(matrix, usage=Usage(prompt_tokens=tokens), model=str(answer.get("model") or ""))
 
 
@@ -88,7 +96,7 @@ def _cut(texts: Sequence[str]) -> list[range]:
 
 def _may_be_one_texts_fault(answer: Embedding) -> bool:
     error = answer.error
-    return error is not None and error.kind in {"bad_request", "context_length", "content_filter"}
+    return error is not None and not error.retryable and error.kind in _ONE_TEXTS_FAULTS
 
 
 def _split(answer: Embedding, texts: Sequence[str], tried: int) -> list[Embedding]:

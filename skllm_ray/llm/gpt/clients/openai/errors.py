@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 Redact: TypeAlias = Callable[[str], str]
 """Takes keys and prompt texts out of a message."""
 
-_LONGEST_MESSAGE = 400
-_ECHO = 12
-_CREDENTIAL = re.compile(r"\b(?:sk-[\w*.-]{4,}|ya29\.[\w.-]+|Bearer\s+\S+)")
-_QUOTED = re.compile(r"""'([^']{3,})'|"([^"]{3,})"|`([^`]{3,})`""")
 _INVALID = re.compile(r"^\W*\d+ validation errors?\b")
 _TOO_LONG = re.compile(
     r"context.?(length|window|size)|too many tokens|(prompt|input) is too long|token count .*exceeds", re.IGNORECASE
@@ -50,6 +47,10 @@ _BY_STATUS: dict[int, ErrorKind] = {
     429: "rate_limit",
     504: "timeout",
 }
+_CODE = re.compile(r"[\w.-]{1,64}")
+_OWN_FIELDS = {"error", "code", "type", "detail", "statusCode"}
+_MOST_REFUSALS = 20
+_MOST_TOKENS = 1_000_000_000
 _RETRYABLE = {"timeout", "connection", "server_error", "malformed_response", "rate_limit"}
 _FATAL = {"authentication", "permission", "model_not_found", "insufficient_quota"}
 
@@ -62,7 +63,7 @@ def classify(error: Exception, redact: Redact) -> RowError:
     if isinstance(error, openai.APITimeoutError) and _is_timeout(_root(error)):
         return row_error("timeout", "The server did not answer in time.")
     if isinstance(error, openai.APIConnectionError):
-        return row_error("connection", redact(f"The connection failed: {_root_cause(error)}"))
+        return row_error("connection", f"The connection failed: {_root_cause(error, redact)}")
     if isinstance(error, openai.APIStatusError):
         return _from_status_error(error, redact)
     return unexpected(error, redact)
@@ -72,9 +73,26 @@ def unexpected(error: Exception, redact: Redact) -> RowError:
     """Return what an exception means that is not one of the SDK's own."""
     if isinstance(error, UnicodeEncodeError):
         return row_error("bad_request", "The text holds half of a surrogate pair, which no request can carry.")
-    if isinstance(error, json.JSONDecodeError):
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
         return row_error("malformed_response", "The server's answer is not JSON.")
-    return row_error("malformed_response", redact(f"Unexpected {type(error).__name__}: {error}"), retryable=False)
+    message = f"Unexpected {type(error).__name__}: {redact(str(error))}"
+    return row_error("malformed_response", message, retryable=False)
+
+
+def count_of(value: object) -> int:
+    """Return a number of tokens as a server told it; 0 where it told nothing that can be one.
+
+    Examples
+    --------
+    >>> [count_of(value) for value in (12, 12.0, "12", -3, 1.5, None, True, 10**25)]
+    [12, 12, 12, 0, 0, 0, 0, 0]
+    """
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value[:20])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS
+    return int(value) if is_count else 0  # type: ignore[call-overload]  # it is an int
 
 
 def row_error(
@@ -83,6 +101,28 @@ def row_error(
     """Return the row error of `kind`, retryable and fatal as its kind usually is."""
     again = kind in _RETRYABLE if retryable is None else retryable
     return RowError(kind, message, retryable=again, fatal=kind in _FATAL, retry_after_s=retry_after_s)
+
+
+class Refusals:
+    """Decides whether refusals that a gateway may have made concern single rows or all of them.
+
+    A firewall blocks the one text that looks like an attack; a wrong address, or a key that the gateway does not know,
+    is refused whatever is asked.
+    """
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+
+    def judge(self, failure: RowError) -> RowError:
+        """Return `failure`, fatal if so many came without an answer in between."""
+        if failure.kind not in _FATAL:
+            return failure
+        self._in_a_row += 1
+        return replace(failure, fatal=failure.fatal or self._in_a_row >= _MOST_REFUSALS)
+
+    def answered(self) -> None:
+        """Note that a row was answered."""
+        self._in_a_row = 0
 
 
 def kind_of(status: int, codes: Sequence[str | None], message: str) -> ErrorKind:
@@ -113,51 +153,38 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
             return seconds
     try:
         return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
-def redact(message: str, secrets: Sequence[str], texts: Sequence[str]) -> str:
-    """Return `message` without the `secrets`, without what looks like one, and without what it repeats of `texts`.
-
-    Examples
-    --------
-    >>> redact("invalid input 'my diary'", secrets=[], texts=["Judge: my diary"])
-    "invalid input '[…]'"
-    """
-    for secret in filter(None, secrets):
-        message = message.replace(secret, "***")
-    message = _CREDENTIAL.sub("***", message)
-    rest = "…" if len(message) > _LONGEST_MESSAGE else ""
-    message, text = message[:_LONGEST_MESSAGE], "\n".join(texts)
-    if "\\" in message:  # a server may repeat a text with its escapes
-        text = "\n".join([text, repr(text), json.dumps(text), json.dumps(text, ensure_ascii=False)])
-    hidden = {at for span in _echoes(message, text) for at in range(*span)}
-    masked = "".join("\0" if at in hidden else character for at, character in enumerate(message))
-    return re.sub("\0+", "[…]", masked) + rest
-
-
-def _echoes(message: str, text: str) -> list[tuple[int, int]]:
-    """Return the spans of `message` that stand in `text`: quoted ones, and any of a certain length."""
-    quoted = [match.span(match.lastindex or 0) for match in _QUOTED.finditer(message)]
-    windows = [(start, start + _ECHO) for start in range(len(message) - _ECHO + 1)]
-    return [(start, end) for start, end in quoted + windows if message[start:end] in text]
-
-
 def _from_status_error(error: openai.APIStatusError, redact: Redact) -> RowError:
-    said = _said(error)
-    kind = kind_of(error.status_code, (error.code, error.type), said)
-    code = f" {error.code}" if error.code else ""
-    message = redact(f"HTTP {error.status_code}{code}: {said or 'no further message'}")
-    return row_error(kind, message, retry_after_s=retry_after_s(error.response.headers))
+    said, told = _said(error), (error.code, error.type)
+    codes = [code for code in told if isinstance(code, str) and _CODE.fullmatch(code)]
+    kind = kind_of(error.status_code, codes, said)
+    code = f" {redact(codes[0])}" if codes and codes[0] == error.code else ""
+    message = f"HTTP {error.status_code}{code}: {redact(said) or 'no further message'}"
+    found = row_error(kind, message, retry_after_s=retry_after_s(error.response.headers))
+    return found if _is_the_apis_own(error) else replace(found, fatal=False)
 
 
 def _said(error: openai.APIStatusError) -> str:
     """Return the server's own message, in any of the usual forms, but never a proxy's error page."""
     if isinstance(error.body, dict):
         return str(error.body.get("message") or error.body.get("detail") or "")
-    is_json = "json" in error.response.headers.get("content-type", "")
-    return error.body if is_json and isinstance(error.body, str) else ""
+    return error.body if isinstance(error.body, str) and _is_json(error) else ""
+
+
+def _is_json(error: openai.APIStatusError) -> bool:
+    return "json" in error.response.headers.get("content-type", "")
+
+
+def _is_the_apis_own(error: openai.APIStatusError) -> bool:
+    """Return whether the API itself refused, and not a gateway before it, which may object to one text alone."""
+    try:
+        body = json.loads(error.response.content)
+    except ValueError:
+        return False
+    return isinstance(body, dict) and bool(_OWN_FIELDS & body.keys())
 
 
 def _root(error: BaseException) -> BaseException:
@@ -171,9 +198,9 @@ def _is_timeout(cause: BaseException) -> bool:
     return any("Timeout" in name for name in names)
 
 
-def _root_cause(error: BaseException) -> str:
+def _root_cause(error: BaseException, redact: Redact) -> str:
     error = _root(error)
-    return f"{type(error).__name__} {error}".strip()
+    return f"{type(error).__name__} {redact(str(error))}".strip()
 
 
 def _number(value: str | None, unit_s: float) -> float | None:

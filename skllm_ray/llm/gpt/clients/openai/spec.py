@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
-from skllm_ray.config import Price, RateLimit, SecretRef, resolve_secret
+from skllm_ray.config import Price, RateLimit, SecretRef, checked_url, resolve_secret
 from skllm_ray.errors import ConfigurationError, MissingKeyError
 from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
@@ -22,7 +21,7 @@ from skllm_ray.llm.models import ModelFacts, facts_of
 if TYPE_CHECKING:
     from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
 
-_NO_KEY = "no-key-needed"
+_NO_KEY = "no-key"
 _SETTINGS = {"azure": "azure_api_base", "custom_url": "gpt_url"}
 _RESERVED = {
     "model",
@@ -74,6 +73,8 @@ class OpenAISpec:
     """The user's own price; None takes the table's."""
     reply_cache: str | None = None
     """Where replies are kept; None keeps none."""
+    reply_cache_max_bytes: int = 1_000_000_000
+    """The largest size of that file."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "request_options", freeze_options(self.request_options))
@@ -135,7 +136,7 @@ class OpenAISpec:
         from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
 
         self._check_address()
-        return OpenAIBackend(self, self._secret(resolve_secret))
+        return OpenAIBackend(self, self._secret(resolve_secret), lambda: self._secret(resolve_secret))
 
     def _check_address(self) -> None:
         setting = _SETTINGS.get(self.api)
@@ -143,11 +144,8 @@ class OpenAISpec:
             raise ConfigurationError(f"{setting} is not set.", f"Call SKLLMConfig.set_{setting}(…).")
         if self.api == "azure" and not self.api_version:
             raise ConfigurationError("azure_api_version is not set.", "Call SKLLMConfig.set_azure_api_version(…).")
-        if self.base_url and "@" in urlsplit(self.base_url).netloc:
-            raise ConfigurationError(
-                f"{setting or 'base_url'} must not hold a user name or password.",
-                "Pass the credential with SKLLMConfig.set_openai_key(…).",
-            )
+        if self.base_url:
+            checked_url(setting or "base_url", self.base_url)
 
     def _secret(self, resolve_secret: SecretResolver) -> str:
         try:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from skllm_ray.config import SecretRef
 from skllm_ray.errors import ConfigurationError, JobFailedError, MissingKeyError
 from skllm_ray.llm.base import SecretResolver
-from skllm_ray.llm.gpt.clients.openai.errors import classify, redact
+from skllm_ray.llm.gpt.clients.openai.errors import classify
+from skllm_ray.llm.gpt.clients.openai.redaction import redact
 from skllm_ray.llm.tuning.job import ServerJob, State
 from skllm_ray.llm.tuning.spec import TuningSpec
 from skllm_ray.llm.tuning.submit import OutcomeUnknownError, RefusedError
@@ -213,7 +214,7 @@ class OpenAITuning:
                 f"{self._spec.service} refused: {failure.message}",
                 "Check the key, and that its project may use fine-tuning; OpenAI takes no new organisations for it.",
             ) from None
-        raise JobFailedError(f"{self._spec.service}: {failure.message}") from None
+        raise JobFailedError(f"{self._spec.service}: {failure.message}", failure.hint) from None
 
 
 def _carries(job: FineTuningJob, key: str, files: set[str]) -> bool:
