@@ -192,7 +192,7 @@ def test_a_model_without_system_instructions_gets_them_in_the_first_turn():
 def test_log_probabilities_that_are_not_offered_are_asked_for_once(refuses):
     field = "responseLogprobs" if refuses else "no such field"
     strict = Strict(field, "Logprobs is not enabled for models/gemini-3.5-flash", '{"label": "negative"}')
-    with ChatServer(strict) as server:
+    with ChatServer(strict, log_probs=False) as server:
         backend = spec_for(server, log_probs=True).open(lambda ref: TOKEN)
         first, again = (backend.complete([ask("x", LABELS)] * 9) for _ in range(2))
         backend.close()
