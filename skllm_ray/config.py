@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -149,6 +149,8 @@ class GGUFResources:
     num_gpus: float | None = None
     num_cpus: float | None = None
     keep_alive_s: float | None = None
+    placement_timeout_s: float = field(default=60.0, compare=False)
+    """Concerns waiting alone: a loaded model need not be loaded anew when it changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,6 +442,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         num_gpus: float | None = None,
         num_cpus: float | None = None,
         keep_alive_s: float | None = None,
+        placement_timeout_s: float = 60.0,
     ) -> None:
         """Set how many actors hold a GGUF model and what each takes of the cluster.
 
@@ -450,16 +453,19 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         min_replicas : int, default=1
             Actors that must find room; a ``PlacementError`` otherwise.
         max_replicas : int or None, default=None
-            Actors that may be started; None means one for each node that has room, or `min_replicas` if that is more.
+            Actors that there may be; None means one for each node, or `min_replicas` if that is more. As many are
+            started as the cluster has room for, and more when a later call finds room.
         num_gpus : float or None, default=None
             GPUs per actor: a fraction shares a GPU, above 1 splits the model. None means 1 if
             GPU layers are set, else 0.
         num_cpus : float or None, default=None
-            CPUs, and llama.cpp threads, per actor. None means the node's CPUs, eight at most, one of them left
-            unreserved for readers.
+            CPUs, and as many llama.cpp threads, per actor. None means as many threads as the largest node has CPUs,
+            eight at most, and one CPU less than that, which is left for reading and writing Datasets.
         keep_alive_s : float or None, default=None
             How long, in seconds, an idle model stays loaded when the driver has ended, so that the cluster's next job
             finds it. All jobs share such a model. None unloads it with the driver.
+        placement_timeout_s : float, default=60.0
+            How long, in seconds, actors may wait for room. A cluster that starts nodes on demand may need minutes.
 
         Raises
         ------
@@ -472,6 +478,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
             num_gpus=None if num_gpus is None else _number("num_gpus", num_gpus),
             num_cpus=None if num_cpus is None else _number("num_cpus", num_cpus),
             keep_alive_s=None if keep_alive_s is None else _number("keep_alive_s", keep_alive_s),
+            placement_timeout_s=_number("placement_timeout_s", placement_timeout_s),
         )
         if resources.num_gpus is not None and resources.num_gpus > 1 and resources.num_gpus % 1:
             raise ConfigurationError(f"num_gpus={num_gpus}: above 1, Ray takes whole GPUs only.", "Pass 2, not 1.5.")

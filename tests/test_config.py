@@ -169,6 +169,8 @@ def test_a_flag_is_a_flag(name, value):
         ({"num_cpus": -0.5}, "num_cpus"),
         ({"num_cpus": "4"}, "num_cpus"),
         ({"num_cpus": True}, "num_cpus"),
+        ({"placement_timeout_s": -1}, "placement_timeout_s"),
+        ({"placement_timeout_s": "60"}, "placement_timeout_s"),
     ],
 )
 def test_impossible_gguf_resources_are_refused_by_name(options, named):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,17 +13,18 @@ from typing import Any
 import numpy as np
 
 from skllm_ray.config import resolve_secret
-from skllm_ray.errors import ClusterError
+from skllm_ray.errors import ClusterError, SkllmRayWarning
 from skllm_ray.execution import session
 from skllm_ray.execution.reply_cache import with_cache
 from skllm_ray.llm.base import Backend, BackendSpec, adapt, adapt_texts
 from skllm_ray.llm.gate import install_limiter
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache, key_here
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Row, Task, Usage
 from skllm_ray.tasks.embedding import EmbeddingTask
 
 BLOCK_ROWS = 256
 """Rows in a block: one request to a model actor, one Dataset task."""
+_opening = threading.RLock()  # two threads that ask the same model first must not open it twice
 
 
 def process(
@@ -125,17 +128,30 @@ def open_here(spec: BackendSpec, secrets: Mapping[str, str]) -> Backend:
     ClusterError
         If a parent process opened it before a fork: its threads do not exist here.
     """
-    key = f"{spec.key} in process"
-    held = ModelCache.get(key)
-    if isinstance(held, OpenBackend):
-        if held.pid != os.getpid():
-            raise ClusterError(
-                f"{spec.model} was opened before this process was forked, and its threads do not survive a fork.",
-                'Start child processes with the "spawn" method.',
-            )
-        return held.backend
-    backend = with_cache(spec.open(lambda reference: resolve_secret(reference, secrets)), spec)
-    ModelCache.store(key, OpenBackend(spec, backend))
+    key = key_here(spec.key)
+    with _opening:
+        held = ModelCache.get(key)
+        if isinstance(held, OpenBackend):
+            if held.pid != os.getpid():
+                raise ClusterError(
+                    f"{spec.model} was opened before this process was forked, and its threads do not survive a fork.",
+                    'Start child processes with the "spawn" method.',
+                )
+            if spec.placement.stateful and held.spec != spec:
+                warn_of_changes(spec)
+            return held.backend
+        backend = with_cache(spec.open(lambda reference: resolve_secret(reference, secrets)), spec)
+        ModelCache.store(key, OpenBackend(spec, backend))
     if not spec.placement.stateful and not session.is_initialised():
         atexit.register(backend.close)  # connections are closed in order, not by whoever comes last
     return backend
+
+
+def warn_of_changes(spec: BackendSpec) -> None:
+    """Warn that the model of `spec` is loaded with other settings."""
+    warnings.warn(
+        f"{spec.model} stays loaded with the settings of its first use; changed ones take effect after "
+        "ModelCache.clear().",
+        SkllmRayWarning,
+        stacklevel=3,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +124,7 @@ def _through_dataset(
         dataset = ray.data.from_blocks(tables)  # from_arrow would ask a task, which waits for a CPU of the actors
         dataset.context.enable_progress_bars = False
         mapped = dataset.map_batches(
-            _map_block,
+            _map_block_or_error,
             fn_kwargs={"work": ray.put(work)},
             batch_size=None,
             batch_format="pyarrow",
@@ -133,7 +133,7 @@ def _through_dataset(
             zero_copy_batch=True,
         )
         told: set[str] = set()
-        for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for batch in _raising(mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)):
             for positions, packed in zip(batch["positions"], batch["rows"], strict=True):
                 rows, news = pickle.loads(packed.as_py())  # noqa: S301 - written by our own task below
                 tell(news, told)
@@ -205,6 +205,28 @@ def _map_block(batch: pa.Table, work: Any) -> pa.Table:
             "rows": pa.array([pickle.dumps(rows, protocol=5)], pa.large_binary()),
         }
     )
+
+
+def _map_block_or_error(batch: pa.Table, work: Any) -> pa.Table:
+    """Process one block, or return what stops the call, without positions: Ray Data would keep its text alone."""
+    try:
+        return _map_block(batch, work)
+    except SkllmRayError as error:
+        return pa.table(
+            {
+                "positions": pa.array([[]], pa.list_(pa.int64())),
+                "rows": pa.array([pickle.dumps(error)], pa.large_binary()),
+            }
+        )
+
+
+def _raising(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the finished blocks; raise what a worker returned in place of one."""
+    for batch in batches:
+        for positions, error in zip(batch["positions"], batch["rows"], strict=True):
+            if not len(positions):
+                raise pickle.loads(error.as_py())  # noqa: S301 - written by our own task above
+        yield batch
 
 
 def worker_secrets() -> dict[str, str]:

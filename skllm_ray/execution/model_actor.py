@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Final
 
 from skllm_ray.llm.base import Backend, BackendSpec
 
@@ -29,8 +30,18 @@ class ReplicaInfo:
     """``CUDA_VISIBLE_DEVICES`` of the process: empty where it sees no GPU."""
 
 
+_ADMISSION_S: Final = 30.0
+
+
 class ModelActor:
-    """Holds one model for as long as the pool wants it. It is asked by blocks."""
+    """Holds one model for as long as the pool wants it. It is asked by blocks, which take turns.
+
+    Who must know what an actor dies of asks in two steps: `admit` waits for a turn and keeps it, and then nothing but
+    `call_admitted` runs, until it returns.
+    """
+
+    ASIDE: ClassVar[str] = "aside"
+    """The concurrency group of methods that must not wait behind calls."""
 
     def __init__(self, hide_gpus: bool, keep_alive_s: float | None = None) -> None:
         if hide_gpus:  # Ray leaves GPUs visible to actors that asked for none; llama.cpp would take them
@@ -39,6 +50,10 @@ class ModelActor:
         self._load_s = 0.0
         self._threads = 0
         self._idle = IdleExit(keep_alive_s)
+        self._turn = threading.Lock()
+        self._state = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._admitted = 0
 
     def ping(self) -> int:
         """Return this process's ID: the actor has been placed."""
@@ -49,10 +64,6 @@ class ModelActor:
         import ray
 
         return str(ray.get_runtime_context().get_node_id())
-
-    def touch(self) -> None:
-        """Count as used."""
-        self._idle.touch()
 
     def load(self, spec: BackendSpec, threads: int) -> ReplicaInfo:
         """Load the model; raises ``ModelLoadError`` as ``spec.open`` does."""
@@ -72,18 +83,47 @@ class ModelActor:
 
     def call(self, verb: str, items: Sequence[Any]) -> list[Any]:
         """Return the backend's answers: `verb` is ``"complete"`` or ``"embed"``."""
+        with self._idle.busy(), self._turn:
+            return self._answer(verb, items)
+
+    def admit(self) -> int:
+        """Wait for a turn and keep it for whoever asked; return the number to call with.
+
+        A caller that does not come, because it has died, loses the turn after a while.
+        """
+        with self._idle.busy():
+            self._turn.acquire()
+        number = self._admitted = next(self._numbers)
+        timer = threading.Timer(_ADMISSION_S, self._expire, (number,))
+        timer.daemon = True
+        timer.start()
+        return number
+
+    def call_admitted(self, number: int, verb: str, items: Sequence[Any]) -> list[Any] | None:
+        """Return the backend's answers to the caller that was admitted; None if it came too late."""
+        if not self._use(number):
+            return None
+        try:
+            with self._idle.busy():
+                return self._answer(verb, items)
+        finally:
+            self._turn.release()
+
+    def _use(self, number: int) -> bool:
+        """Return whether the turn is that of `number`, which nobody else can use from here on."""
+        with self._state:
+            is_its_turn = self._admitted == number
+            self._admitted = 0 if is_its_turn else self._admitted
+            return is_its_turn
+
+    def _expire(self, number: int) -> None:
+        if self._use(number):
+            self._turn.release()
+
+    def _answer(self, verb: str, items: Sequence[Any]) -> list[Any]:
         if self._backend is None:
             raise RuntimeError("The model is not loaded.")
-        with self._idle.busy():
-            return list(getattr(self._backend, verb)(items))
-
-    def unload(self) -> ReplicaInfo:
-        """Free the model; return what this process took before."""
-        info = self.info()
-        if self._backend is not None:
-            self._backend.close()
-            self._backend = None
-        return info
+        return list(getattr(self._backend, verb)(items))
 
     def info(self) -> ReplicaInfo:
         """Return where this replica lives and what it takes."""

@@ -14,6 +14,7 @@ from typing import Any
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ClusterError, ConfigurationError
 from skllm_ray.execution import children
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
 
 NAMESPACE = "skllm_ray"
 _CONNECT_TIMEOUT_S = 5.0
@@ -76,8 +77,6 @@ def init(address: str | None = None, *, local_mode: bool = False, **ray_init_kwa
 
 def shutdown() -> None:
     """Unload this job's models, leave local mode, and stop Ray if this library started or joined it."""
-    from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
-
     with _lock:
         _state["local_mode"] = False
         ModelCache._clear(shared=False)
@@ -87,6 +86,18 @@ def shutdown() -> None:
             ray.shutdown()
         children.withdraw()
         _state["started_here"] = False
+
+
+def _clear_shared() -> list[Freed]:
+    """Unload the models that outlive jobs, of the cluster that this process is connected to."""
+    if not _initialised():
+        return []
+    from skllm_ray.execution.model_pool import clear_shared
+
+    return clear_shared()
+
+
+ModelCache.also_clears(_clear_shared)
 
 
 def is_local_mode() -> bool:

@@ -33,11 +33,13 @@ class Placement:
     min_replicas: int = 1
     """Stateful backends: how many actors must find room."""
     max_replicas: int | None = None
-    """Stateful backends: how many actors may be started; None means one for each node that has room."""
+    """Stateful backends: how many actors there may be; None means one for each node that has room."""
     batch_size: int = 256
     """Rows in a block."""
     keep_alive_s: float | None = None
     """Stateful backends: how long idle actors outlive their driver, in seconds; None ends them with it."""
+    placement_timeout_s: float = 60.0
+    """Stateful backends: how long actors may wait for room before the call fails."""
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from skllm_ray.config import OPENAI_KEY_ENV, Price, Secret, SecretRef, SKLLMConfig
@@ -173,13 +174,22 @@ def _gguf(name: str, key: str | None, org: str | None, options: dict[str, Any]) 
 
     del key, org
     return GGUFSpec(
-        name=name,
+        name=_absolute(name),
         n_gpu_layers=SKLLMConfig.get_gguf_max_gpu_layers(),
         download_path=SKLLMConfig.get_gguf_download_path(),
         verbose=SKLLMConfig.get_gguf_verbose(),
         resources=SKLLMConfig.get_gguf_resources(name),
         options=GGUFOptions.parse(options),
     )
+
+
+def _absolute(name: str) -> str:
+    """Return a file's name as a path that means the same in every process; other names as they are."""
+    from skllm_ray.llm.gpt.clients.llama_cpp.catalog import is_path, supported_models
+
+    if name in supported_models or not is_path(name):
+        return name
+    return str(Path(name).expanduser().absolute())
 
 
 def _vertex(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:

@@ -13,7 +13,7 @@ from tests.cluster.scripts import run_script
 pytestmark = pytest.mark.cluster
 
 CLUSTER = """
-import json, time, psutil, ray, skllm_ray
+import json, os, time, psutil, ray, skllm_ray
 from ray.cluster_utils import Cluster
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.classification import ZeroShotGPTClassifier
@@ -66,8 +66,7 @@ for name, resources in {
     freed = ModelCache.clear()
     assert sorted(entry.pid for entry in freed) == sorted(replica.pid for replica in replicas)
     assert all(entry.memory_mb > 10 and is_gone(entry.pid) for entry in freed)
-SKLLMConfig.set_gguf_resources(num_gpus=3, num_cpus=1)
-model_pool.PLACEMENT_TIMEOUT_S = 2
+SKLLMConfig.set_gguf_resources(num_gpus=3, num_cpus=1, placement_timeout_s=2)
 try:
     classifier().predict(["good"])
 except PlacementError as error:
@@ -80,7 +79,7 @@ print(json.dumps(found))
     assert found["two together"] == [["0,1"], [1]]
     assert found["as many as fit"][0] == ["0", "1"]
     assert found["none"] == [["", ""], [2, 2]]
-    assert "each of 1 CPU and 3 GPU" in found["refused"]
+    assert "each of 1 CPU and 3 GPU within 2 s" in found["refused"]
     assert "The cluster has CPU 6, GPU 2" in found["refused"]
 
 
@@ -108,6 +107,8 @@ def run_job(keep_alive_s):
 first, second = run_job(600), run_job(600)
 alive = [psutil.pid_exists(pid) for pid in second]
 skllm_ray.init(cluster.address)
+cleared = [entry.pid for entry in ModelCache.clear()]  # by a driver that never used it
+unloaded = [is_gone(pid) for pid in cleared]
 SKLLMConfig.set_gguf_resources(num_cpus=1, keep_alive_s=600)
 classifier().predict(["good"])
 third = [replica.pid for replica in loaded_replicas("gguf::demo")]
@@ -118,12 +119,22 @@ classifier().predict(["good"])
 short = [replica.pid for replica in loaded_replicas("gguf::demo")]
 expired = [is_gone(pid, 90) for pid in short]
 again = list(classifier().predict(["good", "bad"] * 30))
-pids = dict(first=first, second=second, third=third)
-print(json.dumps(dict(pids, alive=alive, gone=gone, expired=expired, again=len(again))))
+SKLLMConfig.set_gguf_resources(num_cpus=1, keep_alive_s=600)
+ModelCache.clear()
+classifier().predict(["good"])
+orphans = [replica.pid for replica in loaded_replicas("gguf::demo")]
+pool = ray.get_actor("pool-shared", namespace="skllm_ray")
+os.kill(ray.get(pool.__ray_call__.remote(lambda pool: os.getpid())), 9)
+classifier().predict(["good"])
+orphans_gone = [is_gone(pid) for pid in orphans]
+pids = dict(first=first, second=second, cleared=cleared, third=third)
+lasting = dict(alive=alive, unloaded=unloaded, gone=gone, expired=expired, orphans_gone=orphans_gone)
+print(json.dumps(dict(pids, **lasting, again=len(again))))
 """
     )
-    assert found["first"] == found["second"] == found["third"] and len(found["first"]) == 1
-    assert all(found["alive"] + found["gone"] + found["expired"])
+    assert found["first"] == found["second"] == found["cleared"] and len(found["first"]) == 1
+    assert found["third"] != found["first"]
+    assert all(found["alive"] + found["unloaded"] + found["gone"] + found["expired"] + found["orphans_gone"])
     assert found["again"] == 60
 
 
@@ -179,3 +190,26 @@ print(json.dumps(found))
         "dies": "done",
         "everywhere": "the file is damaged",
     }
+
+
+def test_replicas_are_added_when_the_cluster_has_room_for_more() -> None:
+    found = run(
+        """
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+skllm_ray.init(cluster.address)
+SKLLMConfig.set_gguf_resources(num_cpus=1, max_replicas=2, placement_timeout_s=20)
+found = classifier()
+found.predict(["good"])
+first = [replica.pid for replica in loaded_replicas("gguf::demo")]
+cluster.add_node(num_cpus=1)
+deadline = time.monotonic() + 60
+while len(loaded_replicas("gguf::demo")) < 2 and time.monotonic() < deadline:
+    found.predict(["good"])
+    time.sleep(0.2)
+labels = found.predict(["good", "bad"] * 20)
+print(json.dumps([first, [replica.pid for replica in loaded_replicas("gguf::demo")], len(labels)]))
+"""
+    )
+    first, grown, n_labels = found
+    assert len(first) == 1 and len(grown) == 2 and grown[0] == first[0]
+    assert n_labels == 40

@@ -18,7 +18,6 @@ from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.datasets import get_reviews_dataset
 from skllm_ray.errors import ConfigurationError, InputError, ModelLoadError, PlacementError
-from skllm_ray.execution import model_pool, session
 from skllm_ray.execution.status import loaded_replicas
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 
@@ -137,33 +136,6 @@ def test_killing_a_model_actor_loses_no_row() -> None:
     assert set(labels) <= set(LABELS)
     assert victim not in {replica.pid for replica in loaded_replicas("gguf::demo")}
     ModelCache.clear()
-
-
-def test_a_row_that_kills_its_model_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    ModelCache.clear()
-    texts = ["good one", "KILL the process", "another good one", "and one more"]
-    monkeypatch.setattr(model_pool, "ModelActor", PoisonableActor)
-    # The pool actor runs in a process of its own, so it is given the class that dies.
-    monkeypatch.setattr(model_pool, "_pools", {})
-    pool = ray.remote(PoolWithPoison).options(num_cpus=0, max_concurrency=8).remote()
-    model_pool._pools[f"{session.job_key()} job"] = pool
-    table = classifier().predict_details(texts)
-    assert table["error_kind"].tolist() == [None, "model_crashed", None, None]
-    assert table["valid"].tolist() == [True, False, True, True]
-    ModelCache.clear()
-
-
-class PoisonableActor(model_pool.ModelActor):
-    def call(self, verb, items):
-        if any("KILL" in request.messages[-1]["content"] for request in items):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().call(verb, items)
-
-
-class PoolWithPoison(model_pool._Pool):
-    def __init__(self) -> None:
-        super().__init__()
-        model_pool.ModelActor = PoisonableActor
 
 
 def test_no_room_is_an_error_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

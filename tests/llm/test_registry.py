@@ -139,6 +139,25 @@ def test_gguf_settings_travel_in_the_spec():
     assert (placement.stateful, placement.num_cpus, placement.num_gpus, placement.min_replicas) == (True, 3, 1, 2)
     SKLLMConfig.set_gguf_max_gpu_layers(0)
     assert resolve("gguf::demo").placement.num_gpus == 0
+    SKLLMConfig.set_gguf_resources(placement_timeout_s=600)
+    assert resolve("gguf::other").placement.placement_timeout_s == 600
+    assert resolve("gguf::other").resources == GGUFResources()  # patience is no reason to load a model anew
+
+
+def test_a_gguf_file_keeps_its_path_when_the_folder_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").touch()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "m.gguf").touch()
+    given = ["./models/m.gguf", "models/m.gguf", "../gone.gguf", "demo", "owner/repo/file.gguf"]
+    SKLLMConfig.set_gguf_resources(given[0], num_cpus=3)
+    specs = [resolve(f"gguf::{name}") for name in given]
+    here = f"{tmp_path}/models/m.gguf"
+    assert [spec.name for spec in specs] == [here, here, f"{tmp_path}/../gone.gguf", "demo", "owner/repo/file.gguf"]
+    assert specs[0].placement.num_cpus == 3
+    assert specs[0].key == specs[1].key == f"gguf::{here}"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("gguf::~/models/m.gguf").key == specs[0].key
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,7 @@ class GGUFSpec:
             min_replicas=given.min_replicas,
             max_replicas=given.max_replicas,
             keep_alive_s=given.keep_alive_s,
+            placement_timeout_s=given.placement_timeout_s,
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -48,13 +49,14 @@ class ModelCache:
     """
 
     _stores: ClassVar[dict[str, ModelStore]] = {}
+    _elsewhere: ClassVar[list[Callable[[], list[Freed]]]] = []
     _lock: ClassVar[threading.RLock] = threading.RLock()
 
     @classmethod
     def get(cls, key: str) -> ModelStore | None:
-        """Return what is stored under `key`, or None."""
+        """Return what is stored under `key`: a model's actors, else the model that is open here; or None."""
         with cls._lock:
-            return cls._stores.get(key)
+            return cls._stores.get(key) or cls._stores.get(key_here(key))
 
     @classmethod
     def store(cls, key: str, model: ModelStore) -> None:
@@ -73,15 +75,25 @@ class ModelCache:
 
     @classmethod
     def remove(cls, key: str) -> None:
-        """Close and forget what is stored under `key`, if anything is."""
+        """Close and forget what is stored under `key`, in actors and in this process, if anything is."""
         with cls._lock:
-            model = cls._stores.pop(key, None)
-        if model is not None:
-            model.close()
+            models = [cls._stores.pop(one, None) for one in (key, key_here(key))]
+        for model in models:
+            if model is not None:
+                model.close()
+
+    @classmethod
+    def also_clears(cls, unload: Callable[[], list[Freed]]) -> None:
+        """Have :meth:`clear` call `unload` as well, for models that nothing in this process stands for."""
+        with cls._lock:
+            if unload not in cls._elsewhere:
+                cls._elsewhere.append(unload)
 
     @classmethod
     def clear(cls) -> list[Freed]:
-        """Unload all models, on this machine and, where Ray actors hold them, on the cluster.
+        """Unload all models: this process's, those of its Ray job, and those of the cluster that outlive jobs.
+
+        A call that is at work with one of them fails with ``ClusterError``.
 
         Returns
         -------
@@ -97,13 +109,21 @@ class ModelCache:
             stores = cls._stores
             closing = [cls._stores.pop(key) for key in list(stores) if shared or not getattr(stores[key], "shared", 0)]
             cls._stores.clear()
+            elsewhere = list(cls._elsewhere) if shared else []
         freed: list[Freed] = []
         for model in closing:
             found = model.close()
             freed += [entry for entry in found if isinstance(entry, Freed)] if isinstance(found, list) else []
+        for unload in elsewhere:
+            freed += unload()
         for entry in freed:
             _log.info("unloaded %s: process %d on %s, %.0f MB", entry.model, entry.pid, entry.node, entry.memory_mb)
         return freed
+
+
+def key_here(key: str) -> str:
+    """Return the key of the model `key` where it is open in this process, rather than in actors."""
+    return f"{key} in process"
 
 
 _log = logging.getLogger("skllm_ray")

@@ -1,0 +1,180 @@
+"""The pool's book-keeping and what its callers do, with stand-ins for Ray's actors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
+
+from skllm_ray.errors import ClusterError, ModelLoadError
+from skllm_ray.execution import model_pool, placement, pool_actor
+from skllm_ray.execution.model_actor import ReplicaInfo
+from skllm_ray.execution.pool_actor import PoolActor
+from skllm_ray.llm.base import Placement
+
+ONE = Placement(stateful=True, num_cpus=1, max_replicas=1)
+INFO = ReplicaInfo(1, "node", 0.0, 1, 100.0)
+
+
+@dataclass(frozen=True)
+class Spec:
+    key: str = "test"
+    model: str = "gguf::test"
+    placement: Placement = ONE
+
+
+class Pool(PoolActor):
+    """A pool whose models load at once, as long as `error` is None."""
+
+    error: Exception | None = None
+
+    def _load_first(self, model, fixed_size):
+        self._load(model, 1, 1)
+
+    def _load(self, model, wanted, at_least):
+        if self.error is not None:
+            raise self.error
+        model.replicas[next(self._numbers)] = pool_actor._Replica(object(), INFO)
+
+    def wait(self) -> None:
+        """Wait until what loads has loaded."""
+        for load in self._models["test"].loads:
+            load.exception()
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Pool:
+    monkeypatch.setattr(pool_actor.ray, "kill", lambda actor: None)
+    made = Pool()
+    made.open(Spec())
+    made.wait()
+    return made
+
+
+def test_an_unknown_model_and_one_that_was_cleared_differ(pool: Pool) -> None:
+    assert pool.take("other", 1) is None
+    assert len(pool.close("test")) == 1
+    with pytest.raises(ClusterError, match="was unloaded while it was in use"):
+        pool.take("test", 1)
+    assert pool.look("test") is None
+    pool.open(Spec())
+    pool.wait()
+    assert len(pool.take("test", 2) or []) == 2
+
+
+def test_a_replacement_that_cannot_load_is_an_error_and_the_next_call_tries_again(pool: Pool) -> None:
+    pool.error = ModelLoadError("the file is gone")
+    ((number, _),) = pool.take("test", 1) or []
+    pool.report_death("test", number)
+    pool.wait()
+    for _ in range(2):  # each of those that wait
+        with pytest.raises(ModelLoadError, match="the file is gone"):
+            pool.take("test", 1)
+    assert pool.look("test") is None
+    pool.error = None
+    opened = pool.open(Spec())
+    pool.wait()
+    assert pool.open(Spec(), opened.number).n_replicas == 1
+
+
+def test_who_waits_for_a_load_that_fails_gets_its_error(pool: Pool) -> None:
+    pool.error = ModelLoadError("damaged")
+    number = pool.open(replace(Spec(), key="new")).number
+    for load in pool._models["new"].loads:
+        load.exception()
+    with pytest.raises(ModelLoadError, match="damaged"):
+        pool.open(replace(Spec(), key="new"), number)
+
+
+def test_a_model_that_only_dies_is_given_up(pool: Pool) -> None:
+    for deaths in range(1, pool_actor._MOST_DEATHS + 1):
+        ((number, _),) = pool.take("test", 1) or []
+        pool.report_death("test", number)
+        pool.report_death("test", number)  # the other call that was in flight
+        pool.wait()
+        if deaths == 5:
+            pool.give_back("test", [], answered=True)
+    for _ in range(5):
+        ((number, _),) = pool.take("test", 1) or []
+        pool.report_death("test", number)
+        pool.wait()
+    with pytest.raises(ClusterError, match="died 40 times in a row without an answer"):
+        pool.take("test", 1)
+
+
+class Remote:
+    """A method of an actor's handle."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def options(self, **options: Any) -> Remote:
+        return self
+
+    def remote(self, *args: Any) -> Any:
+        return lambda: self._answer(*args)
+
+
+class Handle:
+    """An actor that dies, of what it is told to, at each of its first `deaths` calls."""
+
+    def __init__(self, error: Exception, deaths: int) -> None:
+        self.error, self.deaths = error, deaths
+        self.admit = Remote(lambda: 1)
+        self.call = Remote(self._call)
+        self.call_admitted = Remote(lambda number, verb, items: self._call(verb, items))
+
+    def _call(self, verb: str, items: list[str]) -> list[str]:
+        self.deaths -= 1
+        if self.deaths >= 0:
+            raise self.error
+        return items
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError("killed"), ActorDiedError(), NodeDiedError("lost")])
+def test_whatever_ends_an_actor_its_items_are_asked_again(
+    pool: Pool, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = Handle(error, deaths=2)
+    monkeypatch.setattr(model_pool, "_ask_pool", lambda owner, method, *args: answer(pool, method, args, handle))
+    monkeypatch.setattr(model_pool.PooledBackend, "_give_back", lambda *args: None)
+    monkeypatch.setattr(model_pool.ray, "get", lambda reference: reference())
+    backend: Any = model_pool.PooledBackend(Spec(), 1, "job")
+    assert backend.complete(["a", "b", "c"]) == ["a", "b", "c"]
+    handle.deaths = 3
+    (reply,) = backend.complete(["alone"])
+    assert (reply.error.kind, reply.attempts) == ("model_crashed", 3)
+    assert handle.deaths == 0
+
+
+def answer(pool: Pool, method: str, args: tuple[Any, ...], handle: Handle) -> Any:
+    found = getattr(pool, method)(*args)
+    pool.wait()
+    return [(number, handle) for number, _ in found] if method == "take" else found
+
+
+def test_an_error_that_an_actor_raises_is_no_death() -> None:
+    assert not issubclass(RayTaskError, pool_actor.DIED)
+
+
+@pytest.mark.parametrize(
+    ("num_cpus", "cpus", "threads"), [(None, 3.0, 4), (2, 2.0, 2), (4, 4.0, 4), (0, 0.0, 1), (0.5, 0.5, 1)]
+)
+def test_threads_are_the_cpus_that_were_asked_for(monkeypatch, num_cpus, cpus, threads) -> None:
+    monkeypatch.setattr(placement, "_nodes", lambda: [{"CPU": 2.0}, {"CPU": 4.0}])
+    share = placement.share_of(Placement(stateful=True, num_cpus=num_cpus))
+    assert (share.num_cpus, share.threads) == (cpus, threads)
+
+
+def test_more_replicas_where_the_cluster_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"CPU": 3.0}
+    monkeypatch.setattr(placement, "_nodes", lambda: [{"CPU": 2.0}] * 2)
+    monkeypatch.setattr(placement.ray, "available_resources", lambda: free)
+    asked = Placement(stateful=True, num_cpus=1, min_replicas=1, max_replicas=4)
+    share = placement.share_of(asked)
+    assert [placement.replicas_to_add(asked, share, held) for held in (0, 2, 4)] == [3, 2, 0]
+    assert placement.replicas_to_add(replace(asked, max_replicas=None), share) == 2  # one for each node
+    free.clear()
+    assert [placement.replicas_to_add(asked, share, held) for held in (0, 1)] == [1, 0]
