@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from skllm_ray.errors import ClusterError
 from skllm_ray.execution import session
 from skllm_ray.execution.reply_cache import with_cache
 from skllm_ray.llm.base import Backend, BackendSpec, adapt
+from skllm_ray.llm.calls import Call, not_sent
 from skllm_ray.llm.gate import install_limiter
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
 from skllm_ray.tasks.base import Embedding, Reply, Row, Task, Usage
@@ -22,6 +24,8 @@ from skllm_ray.tasks.embedding import EmbeddingTask
 
 BLOCK_ROWS = 256
 """Rows in a block: one request to a model actor, one Dataset task."""
+
+_opening = threading.RLock()  # two threads that ask the same model first must not open it twice
 
 
 def process(
@@ -33,6 +37,20 @@ def process(
     if embedder is not None:
         return _with_vectors(texts, task, backend, spec, embedder.embed(texts))
     return task.parse(texts, backend.complete(adapt(spec, task.render(texts), texts)))
+
+
+def process_for(
+    call: Call, texts: Sequence[str], task: Task[Any], backend: Backend, spec: BackendSpec, embedder: Backend | None
+) -> list[Row[Any]]:
+    """Process a block of `call`: once a row has failed for a reason that all share, nothing more is sent."""
+    if call.ended is not None:
+        return [Row(None, False, Reply(error=not_sent(call.ended), attempts=0))] * len(texts)
+    with call.active():
+        rows = process(texts, task, backend, spec, embedder)
+    fatal = next((row.error for row in rows if row.error is not None and row.error.fatal), None)
+    if fatal is not None:
+        call.end(fatal)
+    return rows
 
 
 def embedding_of(task: Task[Any]) -> BackendSpec | None:
@@ -70,7 +88,7 @@ def _sum(one: Usage, other: Usage) -> Usage:
 
 
 def process_here(
-    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]
+    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str], call: Call
 ) -> Generator[tuple[range, list[Row[Any]]], None, None]:
     """Yield the blocks of a call that runs in this process."""
     backend = open_here(spec, secrets)
@@ -79,7 +97,7 @@ def process_here(
     install_limiter(None)  # no Ray: this process keeps the limit by itself
     for start in range(0, len(texts), BLOCK_ROWS):
         part = texts[start : start + BLOCK_ROWS]
-        yield range(start, start + len(part)), process(part, task, backend, spec, embedder)
+        yield range(start, start + len(part)), process_for(call, part, task, backend, spec, embedder)
 
 
 class OpenBackend:
@@ -114,16 +132,17 @@ def open_here(spec: BackendSpec, secrets: Mapping[str, str]) -> Backend:
         If a parent process opened it before a fork: its threads do not exist here.
     """
     key = f"{spec.key} in process"
-    held = ModelCache.get(key)
-    if isinstance(held, OpenBackend):
-        if held.pid != os.getpid():
-            raise ClusterError(
-                f"{spec.model} was opened before this process was forked, and its threads do not survive a fork.",
-                'Start child processes with the "spawn" method.',
-            )
-        return held.backend
-    backend = with_cache(spec.open(lambda reference: resolve_secret(reference, secrets)), spec)
-    ModelCache.store(key, OpenBackend(spec, backend))
+    with _opening:
+        held = ModelCache.get(key)
+        if isinstance(held, OpenBackend):
+            if held.pid != os.getpid():
+                raise ClusterError(
+                    f"{spec.model} was opened before this process was forked, and its threads do not survive a fork.",
+                    'Start child processes with the "spawn" method.',
+                )
+            return held.backend
+        backend = with_cache(spec.open(lambda reference: resolve_secret(reference, secrets)), spec)
+        ModelCache.store(key, OpenBackend(spec, backend))
     if not spec.placement.stateful and not session.is_initialised():
         atexit.register(backend.close)  # connections are closed in order, not by whoever comes last
     return backend

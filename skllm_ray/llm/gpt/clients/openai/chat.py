@@ -17,6 +17,7 @@ from skllm_ray.llm.gpt.clients.openai import embeddings
 from skllm_ray.llm.gpt.clients.openai.dialect import Dialect
 from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, whole
 from skllm_ray.llm.gpt.clients.openai.errors import classify, redact, row_error
+from skllm_ray.llm.gpt.clients.openai.headers import left_of_quotas
 from skllm_ray.llm.gpt.clients.openai.logprobs import label_log_probs
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.llm.models import price_of
@@ -24,12 +25,9 @@ from skllm_ray.llm.tokens import TokenEstimate
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import openai
 
 _OPENAI_URL = "https://api.openai.com/v1"
-_LONGEST_CONNECT_S = 10.0
 
 
 class OpenAIBackend:
@@ -119,7 +117,7 @@ class OpenAIBackend:
     async def _send(self, path: str, body: dict[str, Any], permit: Permit) -> object:
         """Post `body`. The SDK's parsing into models is left out: it takes more time than all the rest."""
         response = await self._client.post(path, body=body, cast_to=self._response_type)
-        permit.left = _left(response.headers)
+        permit.left = left_of_quotas(response.headers)
         return json.loads(response.content)
 
     def _learn(self, error: Exception, body: dict[str, Any]) -> bool:
@@ -133,7 +131,7 @@ class OpenAIBackend:
         failure = classify(error, partial(redact, secrets=[self._key], texts=texts))
         headers = getattr(getattr(error, "response", None), "headers", None)
         if headers is not None:
-            permit.left = _left(headers)
+            permit.left = left_of_quotas(headers)
         if failure.kind == "rate_limit":
             permit.refusal_s = -1.0 if failure.retry_after_s is None else failure.retry_after_s
         return failure
@@ -161,6 +159,8 @@ class OpenAIBackend:
 
     def _priced(self, usage: Usage, reported: str) -> Usage:
         spec = self._spec
+        if usage == Usage():  # the server told nothing, which is not to say that it cost nothing
+            return usage
         price = spec.price
         if price is None and spec.costs_list_price:
             price = price_of(spec.model if spec.api == "openai" else reported)
@@ -175,16 +175,6 @@ def _no_log_probs(spec: OpenAISpec) -> RowError:
     return RowError("not_supported", message, fatal=True)
 
 
-def _left(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
-    """Return the requests and tokens that the server's headers say are left."""
-
-    def number(name: str) -> int | None:
-        value = headers.get(name)
-        return int(value) if value is not None and value.isdecimal() else None
-
-    return number("x-ratelimit-remaining-requests"), number("x-ratelimit-remaining-tokens")
-
-
 def _response_type() -> Any:
     """Return the type of a raw response in the transport that this SDK uses: httpx2's, or httpx's."""
     import openai
@@ -197,7 +187,7 @@ def _open_client(spec: OpenAISpec, key: str) -> openai.AsyncOpenAI:
     import openai
 
     timeout_s = spec.patience.timeout_s
-    timeout = openai.Timeout(timeout_s, connect=min(timeout_s, _LONGEST_CONNECT_S))
+    timeout = openai.Timeout(timeout_s, connect=spec.patience.connect_s)
     if spec.api == "azure":
         return openai.AsyncAzureOpenAI(
             azure_endpoint=spec.base_url or "",
