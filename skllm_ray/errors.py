@@ -27,7 +27,9 @@ to do. What happens to a single row is data, not an exception: see :class:`skllm
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import inspect
+import warnings
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,3 +173,14 @@ class PartialResultError(SkllmRayError):
 
 class SkllmRayWarning(UserWarning):
     """The call goes on, but not quite as asked."""
+
+
+_INNER: Final = {"skllm_ray", "sklearn", "joblib"}
+
+
+def warn(message: str) -> None:
+    """Warn with `SkllmRayWarning`, attributed to the user's own line, however deep in the library the reason lies."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INNER:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, SkllmRayWarning, stacklevel=level)

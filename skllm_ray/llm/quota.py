@@ -41,12 +41,13 @@ LARGEST_LEASE = 32
 """Permits in one grant."""
 TURN_S = 3.0
 """How long a holder keeps a slot of the concurrency that others wait for, in seconds."""
+LONGEST_PAUSE_S = 30.0
+"""The longest pause that is made unasked, in seconds; a server may ask for a longer one."""
 
 _SLACK_S = 0.6  # the pacer's own margin for requests that travel longer than others
 _HOLDER_S = 10.0  # a holder that is silent for so long asks no more
 _FIRST_CONCURRENCY = 32
 _LARGEST_CONCURRENCY = 512
-_LONGEST_PAUSE_S = 30.0
 _FIRST_PAUSE_S = 1.0
 _FIRST_EXTRA_S = 0.05  # what the server itself asked for has proved too short before
 _MOST_ENDED = 1000
@@ -584,7 +585,7 @@ def _pause(bucket: _Bucket, refusal: Refusal, now: float) -> None:
         bucket.adapted = max(1.0, bucket.adapted / 2)
         bucket.slow_start = False
         first_s = _FIRST_PAUSE_S if refusal.retry_after_s is None else _FIRST_EXTRA_S
-        most_s = min(_LONGEST_PAUSE_S, first_s * 2.0 ** min(bucket.in_a_row, 30))
+        most_s = min(LONGEST_PAUSE_S, first_s * 2.0 ** min(bucket.in_a_row, 30))
         pause_s = max(pause_s, random.uniform(0.5, 1.0) * most_s)
         bucket.in_a_row += 1
     bucket.paused_until = max(bucket.paused_until, now + pause_s)

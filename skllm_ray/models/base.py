@@ -6,7 +6,6 @@ An estimator names its task (:meth:`LLMEstimator._task`) and how a row's parsed 
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.config import Secret, SKLLMConfig
-from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, PartialResultError, SkllmRayWarning
+from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, PartialResultError, warn
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import resolve, secrets_of
 from skllm_ray.models import results
@@ -234,7 +233,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
                 table,
             )
         if ended:
-            warnings.warn(ended, SkllmRayWarning, stacklevel=6)
+            warn(ended)
 
     def _predictions(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> list[Any]:
         read = self._reader()

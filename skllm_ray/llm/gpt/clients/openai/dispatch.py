@@ -13,9 +13,9 @@ from typing import Generic, TypeVar
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.calls import Call, active_call
 from skllm_ray.llm.gate import Gate, NotLetThroughError, Permit, Run
+from skllm_ray.llm.quota import LONGEST_PAUSE_S
 from skllm_ray.tasks.base import Embedding, Reply, RowError, Usage
 
-_LONGEST_PAUSE_S = 30.0
 _LONGEST_SILENCE_S = 30.0
 _FEWEST_TRIES = 8  # that began after the first one had failed
 _SILENT = {"timeout", "connection"}
@@ -100,7 +100,7 @@ class Dispatcher:
         self._closed = False
         self._closing = threading.Lock()
         self._loop = asyncio.new_event_loop()
-        self._gate = Gate(bucket, limit, patience.try_s, patience.deadline_s)
+        self._gate = Gate(bucket, limit, patience.try_s, max(patience.deadline_s, LONGEST_PAUSE_S))
         self._silence = _Streak(min(_LONGEST_SILENCE_S, patience.deadline_s))
         self._unserved = _Streak(patience.deadline_s)
         self._latest_call: str | None = None
@@ -231,7 +231,7 @@ class Dispatcher:
     def _pause_s(self, tries: int, retry_after_s: float | None) -> float:
         if retry_after_s is not None:
             return retry_after_s
-        return random.uniform(0, min(_LONGEST_PAUSE_S, self._patience.backoff_s * 2 ** (tries - 1)))
+        return random.uniform(0, min(LONGEST_PAUSE_S, self._patience.backoff_s * 2 ** (tries - 1)))
 
     async def _drain(self, free: Callable[[], Awaitable[None]]) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}

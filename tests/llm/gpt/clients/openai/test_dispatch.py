@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+import time
 import uuid
 from dataclasses import replace
 
 import pytest
 
 from skllm_ray.config import RateLimit
+from skllm_ray.llm import quota
 from skllm_ray.llm.calls import Call
 from skllm_ray.llm.gate import current_limiter, install_limiter
 from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, Patience, _Streak
@@ -124,6 +126,16 @@ def test_a_fatal_error_ends_the_other_blocks_of_the_call_and_keeps_what_they_wer
     assert sent["other"] == 100
 
 
+def test_what_one_job_declares_holds_for_another_that_declares_nothing(opened):
+    strict, free = opened(limit=RateLimit(requests_per_minute=600)), opened()
+    strict.run([0], asking(Counting()))
+    free.run(range(5), asking(Counting()))
+    started = time.monotonic()
+    free.run(range(40), asking(Counting()))
+    assert time.monotonic() - started > 2  # ten a second, and ten at once
+    assert {bucket.requests_per_minute for bucket in current_limiter().show() if bucket.requests_used == 46} == {600}
+
+
 def test_a_quotas_refusals_are_not_tries(opened):
     left = dict.fromkeys(range(3), 12)
 
@@ -237,10 +249,22 @@ def test_who_is_answered_elsewhere_has_a_server(opened):
     assert {reply.error.kind for reply in found} == {"connection"}
 
 
-def test_a_server_that_only_ever_refuses_ends_the_call(opened):
+def test_a_server_that_only_ever_refuses_ends_the_call(opened, monkeypatch):
+    monkeypatch.setattr(quota, "_FIRST_EXTRA_S", 0.0)
     found = opened(GONE).run(range(3000), asking(lambda question: Reply(error=row_error("rate_limit", "slow down"))))
     assert sum(reply.error.fatal for reply in found) >= 1
     assert sum(reply.error.kind == "cancelled" for reply in found) > 2000
+
+
+def test_a_pause_of_our_own_fails_no_row_that_was_never_asked(opened):
+    left = [6]
+
+    def answer(question):
+        left[0] -= 1
+        return Reply(error=row_error("rate_limit", "slow down")) if left[0] >= 0 else Reply("fine")
+
+    found = opened(replace(HASTY, deadline_s=0.01), RateLimit(max_concurrency=2)).run(range(20), asking(answer))
+    assert [reply.text for reply in found[4:]] == ["fine"] * 16
 
 
 def test_one_try_ends_in_time_however_slowly_the_answer_trickles(opened):
