@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from skllm_ray.errors import ConfigurationError, MissingKeyError
 
-__all__ = ["GGUFResources", "Price", "RateLimit", "SKLLMConfig", "Secret", "SecretRef"]
+__all__ = ["GGUFResources", "Price", "RateLimit", "SKLLMConfig", "Secret", "SecretRef", "Timeouts"]
 
 
 class Secret(str):
@@ -117,6 +117,18 @@ class RateLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long an API may take, in seconds."""
+
+    connect_s: float = 10.0
+    """To connect."""
+    request_s: float = 120.0
+    """For one try of a row, once it is connected."""
+    row_s: float = 600.0
+    """For a row with all its tries and the pauses between them, from when the limits first let it through."""
+
+
+@dataclass(frozen=True, slots=True)
 class Price:
     """What a model costs, in US dollars per million tokens.
 
@@ -171,6 +183,7 @@ class _Settings:
     reply_cache: str | None = None
     reply_cache_max_bytes: int | None = None
     secret_resolver: str | None = None
+    timeouts: Timeouts = Timeouts()
     rate_limits: tuple[tuple[str, RateLimit], ...] = ()
     prices: tuple[tuple[str, Price], ...] = ()
     gguf_resources: tuple[tuple[str | None, GGUFResources], ...] = ()
@@ -217,6 +230,7 @@ class _ReadableSettings(type):
 
     def __repr__(cls) -> str:
         lines = [f"  {name} = {_shown(name)}" for name in _ENV]
+        lines.append(f"  timeouts = {cls._settings.timeouts}")
         lines += [f"  rate_limit[{model!r}] = {limit}" for model, limit in cls._settings.rate_limits]
         lines += [f"  price[{model!r}] = {price}" for model, price in cls._settings.prices]
         lines += [f"  gguf_resources[{model or 'all'!r}] = {given}" for model, given in cls._settings.gguf_resources]
@@ -525,6 +539,35 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         return dict(SKLLMConfig._settings.rate_limits).get(_bare(model))
 
     @staticmethod
+    def set_timeouts(*, connect_s: float = 10.0, request_s: float = 120.0, row_s: float = 600.0) -> None:
+        """Set how long API models may take. What is not passed returns to its default.
+
+        A call also ends, with an error that says so, when no row at all was served for `row_s`, or for 30 s where the
+        server is silent or refuses connections.
+
+        Parameters
+        ----------
+        connect_s : float, default=10
+            Seconds to connect.
+        request_s : float, default=120
+            Seconds for one try of a row, once it is connected. A slow local model may need more.
+        row_s : float, default=600
+            Seconds for a row with all its tries and the pauses between them, from when the limits first let it through.
+
+        Raises
+        ------
+        ConfigurationError
+            If one is not a number above 0.
+        """
+        given = {"connect_s": connect_s, "request_s": request_s, "row_s": row_s}
+        _set("timeouts", Timeouts(**{name: _seconds(name, value) for name, value in given.items()}))
+
+    @staticmethod
+    def get_timeouts() -> Timeouts:
+        """Return how long API models may take."""
+        return SKLLMConfig._settings.timeouts
+
+    @staticmethod
     def set_price(
         model: str,
         *,
@@ -702,6 +745,12 @@ def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
         raise ConfigurationError(f"{name} must be a number of at least 0; got {value!r}.")
     return value
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ConfigurationError(f"{name} must be a number of seconds above 0; got {value!r}.")
+    return float(value)
 
 
 def resolve_secret(ref: SecretRef, held: Mapping[str, str] | None = None) -> str:

@@ -11,6 +11,7 @@ import os
 import pickle
 import pprint
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,9 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from skllm_ray.config import GGUFResources, RateLimit, Secret, SecretRef, SKLLMConfig, resolve_secret
+from skllm_ray.config import GGUFResources, RateLimit, Secret, SecretRef, SKLLMConfig, Timeouts, resolve_secret
 from skllm_ray.errors import ConfigurationError, MissingKeyError
+from skllm_ray.llm.registry import resolve
 
 KEY = "sk-planted-0123456789abcdef"
 TEXTS = [
@@ -203,6 +205,31 @@ def test_a_limit_belongs_to_its_model():
     assert SKLLMConfig.get_rate_limit("openai::m") == RateLimit(requests_per_minute=90)
     assert SKLLMConfig.get_rate_limit("azure::m") == RateLimit(max_concurrency=3)
     assert SKLLMConfig.get_rate_limit("other") is None
+
+
+def test_timeouts_reach_the_models_that_are_asked():
+    defaults = Timeouts(10, 120, 600)
+    assert SKLLMConfig.get_timeouts() == defaults
+    SKLLMConfig.set_timeouts(connect_s=2, request_s=0.5, row_s=3600)
+    assert SKLLMConfig.get_timeouts() == Timeouts(2.0, 0.5, 3600.0)
+    assert "request_s=0.5" in repr(SKLLMConfig)
+    SKLLMConfig.set_google_project("p")
+    SKLLMConfig.set_gpt_url("http://localhost:1/v1")
+    for model, family in (("m", "gpt"), ("custom_url::m", "gpt"), ("m", "vertex")):
+        with warnings.catch_warnings(action="ignore"):
+            patience = resolve(model, "sk-x", family=family).patience
+        assert (patience.connect_s, patience.timeout_s, patience.deadline_s) == (2.0, 0.5, 3600.0)
+    SKLLMConfig.set_timeouts(row_s=60)
+    assert SKLLMConfig.get_timeouts() == Timeouts(row_s=60)
+    SKLLMConfig.reset()
+    assert SKLLMConfig.get_timeouts() == defaults
+
+
+@pytest.mark.parametrize("name", ["connect_s", "request_s", "row_s"])
+@pytest.mark.parametrize("value", [0, -1, True, "10", None, float("nan"), float("inf")])
+def test_a_timeout_is_a_number_above_0_and_named(name, value):
+    with pytest.raises(ConfigurationError, match=f"^{name} must be a number of seconds above 0"):
+        SKLLMConfig.set_timeouts(**{name: value})
 
 
 def test_the_repr_shows_settings_with_their_source_but_no_key(monkeypatch):

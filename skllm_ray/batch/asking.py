@@ -224,7 +224,8 @@ class JournalledBackend:
                 patience.answered()
                 continue
             answered = len(again) < len(answers) or self._ledger.answered_within(time.monotonic() - began)
-            error: Any = failed[next(iter(again))].error
+            told: list[Any] = [failed[key].error for key in again]
+            error = next((one for one in told if one.kind != "cancelled"), told[0])
             if not self._wait(patience, len(missing), error, answered=answered or _is_there(error, len(missing))):
                 break
         if patience.rounds:
@@ -319,7 +320,9 @@ class JournalledBackend:
         if not streams:
             self._take(answers, urgent=False)
         self._settle(answers, questions, most_usd)
-        fatal = next((answer.error for answer in found if answer.error is not None and answer.error.fatal), None)
+        # what ends a call but may pass, such as a server that is gone, a job waits for
+        ends = (answer.error for answer in found if answer.error is not None)
+        fatal = next((error for error in ends if error.fatal and not error.retryable), None)
         if fatal is not None:
             raise UnitStopped("fatal", f"{fatal.kind}: {fatal.message}")
         return answers

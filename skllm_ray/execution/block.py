@@ -17,6 +17,7 @@ from skllm_ray.errors import ClusterError, SkllmRayWarning
 from skllm_ray.execution import session
 from skllm_ray.execution.reply_cache import with_cache
 from skllm_ray.llm.base import Backend, BackendSpec, adapt, adapt_texts
+from skllm_ray.llm.calls import Call, not_sent
 from skllm_ray.llm.gate import install_limiter
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache, key_here
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Row, Task, Usage
@@ -24,6 +25,8 @@ from skllm_ray.tasks.embedding import EmbeddingTask
 
 BLOCK_ROWS = 256
 """Rows in a block: one request to a model actor, one Dataset task."""
+_opening = threading.RLock()  # two threads that ask the same model first must not open it twice
+
 _opening = threading.RLock()  # two threads that ask the same model first must not open it twice
 
 
@@ -47,6 +50,20 @@ def _ask(texts: Sequence[str], task: Task[Any], backend: Backend, requests: list
         useless = [ask for ask, row in zip(requests, rows, strict=True) if not row.valid and row.error is None]
         if useless:
             forget(useless)
+    return rows
+
+
+def process_for(
+    call: Call, texts: Sequence[str], task: Task[Any], backend: Backend, spec: BackendSpec, embedder: Backend | None
+) -> list[Row[Any]]:
+    """Process a block of `call`: once a row has failed for a reason that all share, nothing more is sent."""
+    if call.ended is not None:
+        return [Row(None, False, Reply(error=not_sent(call.ended), attempts=0))] * len(texts)
+    with call.active():
+        rows = process(texts, task, backend, spec, embedder)
+    fatal = next((row.error for row in rows if row.error is not None and row.error.fatal), None)
+    if fatal is not None:
+        call.end(fatal)
     return rows
 
 
@@ -85,7 +102,7 @@ def _sum(one: Usage, other: Usage) -> Usage:
 
 
 def process_here(
-    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]
+    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str], call: Call
 ) -> Generator[tuple[range, list[Row[Any]]], None, None]:
     """Yield the blocks of a call that runs in this process."""
     backend = open_here(spec, secrets)
@@ -94,7 +111,7 @@ def process_here(
     install_limiter(None)  # no Ray: this process keeps the limit by itself
     for start in range(0, len(texts), BLOCK_ROWS):
         part = texts[start : start + BLOCK_ROWS]
-        yield range(start, start + len(part)), process(part, task, backend, spec, embedder)
+        yield range(start, start + len(part)), process_for(call, part, task, backend, spec, embedder)
 
 
 class OpenBackend:

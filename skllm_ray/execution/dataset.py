@@ -6,7 +6,7 @@ import logging
 import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,13 +16,14 @@ from ray.exceptions import RayTaskError
 
 from skllm_ray.errors import InputError, SkllmRayError
 from skllm_ray.execution import session
-from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, open_here, process, process_here
+from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, open_here, process, process_for, process_here
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
 from skllm_ray.execution.news import News, tell, with_news
 from skllm_ray.execution.rate_limiter import use_cluster_limiter
 from skllm_ray.execution.vault import fetch_secrets, hand_over
 from skllm_ray.execution.workers import compare_workers
 from skllm_ray.llm.base import Backend, BackendSpec
+from skllm_ray.llm.calls import Call
 from skllm_ray.llm.lessons import Lessons, known, teach
 from skllm_ray.tasks.base import Row, Task
 
@@ -30,15 +31,15 @@ _API_TASKS = 8  # Dataset tasks of a stateless backend at once; each keeps many 
 
 
 def on_cluster(
-    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]
+    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str], call: Call
 ) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
     """Yield finished blocks, as they finish, of a call that uses Ray."""
     compare_workers(spec)
     stateful = [one for one in (spec, embedding_of(task)) if one is not None and one.placement.stateful]
     if stateful and session.in_ray_worker() and any(map(is_nested_without_room, stateful)):
-        yield from process_here(texts, task, spec, secrets)
+        yield from process_here(texts, task, spec, secrets, call)
         return
-    work = Connected.connect(task, spec, secrets)
+    work = replace(Connected.connect(task, spec, secrets), call=call)
     if len(texts) <= BLOCK_ROWS:
         yield range(len(texts)), work.process(texts, secrets) if work.backend is not None else _one_block(texts, work)
         return
@@ -56,6 +57,8 @@ class Connected:
     embedder: PooledBackend | None
     lessons: Lessons
     """What the servers are known to refuse, so that no worker has to find it out."""
+    call: Call | None = None
+    """The call that all blocks belong to; None where each stands alone."""
 
     @classmethod
     def connect(cls, task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]) -> Connected:
@@ -84,6 +87,8 @@ class Connected:
     def process(self, texts: Sequence[str], secrets: Mapping[str, str] | None = None) -> list[Row[Any]]:
         """Process one block, here."""
         backend, embedder = self.open(secrets)
+        if self.call is not None:
+            return process_for(self.call, texts, self.task, backend, self.spec, embedder)
         return process(texts, self.task, backend, self.spec, embedder)
 
 
@@ -115,7 +120,8 @@ def _open(spec: BackendSpec, secrets: Mapping[str, str] | None) -> Backend:
 def _through_dataset(
     texts: Sequence[str], work: Connected
 ) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
-    size = _block_size(len(texts), work.in_flight)
+    n_tasks, work = _shared_out(work)
+    size = _block_size(len(texts), n_tasks)
     tables = [
         pa.table({"row": pa.array(range(start, min(start + size, len(texts)))), "text": texts[start : start + size]})
         for start in range(0, len(texts), size)
@@ -129,7 +135,7 @@ def _through_dataset(
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,
-            compute=ray.data.TaskPoolStrategy(size=min(work.in_flight, len(tables))),
+            compute=ray.data.TaskPoolStrategy(size=min(n_tasks, len(tables))),
             zero_copy_batch=True,
         )
         told: set[str] = set()
@@ -138,6 +144,27 @@ def _through_dataset(
                 rows, news = pickle.loads(packed.as_py())  # noqa: S301 - written by our own task below
                 tell(news, told)
                 yield positions.as_py(), rows
+
+
+def _shared_out(work: Connected) -> tuple[int, Connected]:
+    """Return how many blocks run at once, each with its part of the call's requests in flight."""
+    call = work.call
+    if call is None or call.max_in_flight is None:
+        return work.in_flight, work
+    n_tasks, most = parts_of(call.max_in_flight, work.in_flight)
+    return n_tasks, replace(work, call=replace(call, max_in_flight=most))
+
+
+def parts_of(amount: int, most_parts: int) -> tuple[int, int]:
+    """Return the number and the size of equal parts that make up most of `amount`; of equals, the more parts.
+
+    Examples
+    --------
+    >>> parts_of(32, 8), parts_of(10, 8), parts_of(1, 8)
+    ((8, 4), (5, 2), (1, 1))
+    """
+    n_parts = max(range(1, min(amount, most_parts) + 1), key=lambda n: (amount // n * n, n))
+    return n_parts, amount // n_parts
 
 
 ToColumns = Callable[[list[Any], Callable[[Sequence[str]], list[Row[Any]]]], Mapping[str, pa.Array]]

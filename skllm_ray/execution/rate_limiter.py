@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from skllm_ray.errors import ClusterError
 from skllm_ray.execution.metrics import show_quotas
 from skllm_ray.execution.session import NAMESPACE, job_key
 from skllm_ray.llm.gate import current_limiter, install_limiter
@@ -72,11 +73,19 @@ class ClusterLimiter:
         self._actor: Any = _find()
 
     async def exchange(self, report: Report) -> Grant:
-        """Return what a holder may do; waits while there is no limiter, since nothing may be sent without one."""
+        """Return what a holder may do; waits while there is no limiter, since nothing may be sent without one.
+
+        Raises
+        ------
+        RayTaskError
+            If the limiter cannot make sense of the report, as one of another version.
+        """
         pause_s = 0.05
         while True:
             try:
                 return await self._ask(report)
+            except RayTaskError:  # it is there, and does not understand: it will not do so later
+                raise
             except (RayError, TimeoutError) as error:
                 _logger.debug("the rate limiter gave no answer (%s); asking again", type(error).__name__)
             await asyncio.sleep(pause_s)
@@ -101,12 +110,24 @@ def use_cluster_limiter() -> None:
 
 
 def show_limits() -> list[BucketInfo]:
-    """Return every bucket of the cluster that this process is connected to; empty where nothing was asked yet."""
+    """Return every bucket of the cluster that this process is connected to; empty where nothing was asked yet.
+
+    Raises
+    ------
+    ClusterError
+        If the limiter gives no answer, as while it is started anew.
+    """
     try:
         actor: Any = ray.get_actor(_NAME, namespace=NAMESPACE)
     except ValueError:
         return []
-    return list(ray.get(actor.show.remote(), timeout=_ANSWER_S))
+    try:
+        return list(ray.get(actor.show.remote(), timeout=_ANSWER_S))
+    except (RayError, TimeoutError) as error:
+        raise ClusterError(
+            f"The cluster's rate limiter gives no answer ({type(error).__name__}).",
+            "It is started anew by itself; try again in a minute.",
+        ) from None
 
 
 def _find() -> Any:

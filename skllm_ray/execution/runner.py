@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -18,16 +19,11 @@ from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process_here
 from skllm_ray.execution.children import inherited
 from skllm_ray.execution.progress import progress_bar
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.tasks.base import Reply, Row, RowError, Task
+from skllm_ray.llm.calls import Call
+from skllm_ray.tasks.base import Row, Task
 
 Blocks = Generator[tuple[Sequence[int], list[Row[Any]]], None, None]
 """Finished blocks in any order: the rows' positions, and the rows."""
-
-_CANCELLED: Row[Any] = Row(
-    None,
-    False,
-    Reply(error=RowError("cancelled", "Not sent: another row failed for a reason that all share."), attempts=0),
-)
 
 
 def run(
@@ -36,9 +32,13 @@ def run(
     spec: BackendSpec,
     secrets: Mapping[str, str] | None = None,
     *,
+    num_workers: int | None = None,
     show_progress: bool = True,
 ) -> list[Row[Any]]:
     """Return one row per text, in order.
+
+    When a row fails for a reason that all rows share, what was not sent yet is cancelled, in all blocks; what is in
+    flight is waited for and kept.
 
     Parameters
     ----------
@@ -50,6 +50,8 @@ def run(
         Which model answers.
     secrets : mapping of str to str, optional
         Credentials by fingerprint, handed to workers that have none of their own.
+    num_workers : int or None, default=None
+        The most requests of this call that an API backend may have in flight.
     show_progress : bool, default=True
         Whether a progress bar may appear.
 
@@ -61,27 +63,24 @@ def run(
     if not texts:
         return []
     secrets = inherited(secrets or {})
+    call = Call(uuid.uuid4().hex, num_workers)
     if runs_here(spec, len(texts), embedding_of(task)):
-        blocks: Blocks = process_here(texts, task, spec, secrets)
+        blocks: Blocks = process_here(texts, task, spec, secrets, call)
     else:
         session.ensure()
         from skllm_ray.execution.dataset import on_cluster
 
-        blocks = on_cluster(texts, task, spec, secrets)
+        blocks = on_cluster(texts, task, spec, secrets, call)
     rows: list[Row[Any] | None] = [None] * len(texts)
-    fatal = False
     with progress_bar(len(texts), spec.model, show=show_progress) as bar, closing(blocks):
         for positions, finished in blocks:
             for position, row in zip(positions, finished, strict=True):
                 rows[position] = row
             bar.update(len(finished))
-            fatal = any(row.error is not None and row.error.fatal for row in finished)
-            if fatal:  # every further row would fail for the same reason, and might cost
-                break
-    missing = sum(row is None for row in rows)
-    if missing and not fatal:
-        raise RuntimeError(f"{missing} of {len(rows)} rows came back from no block; please report this.")
-    return [_CANCELLED if row is None else row for row in rows]
+    found = [row for row in rows if row is not None]
+    if len(found) < len(rows):
+        raise RuntimeError(f"{len(rows) - len(found)} of {len(rows)} rows came from no block; please report this.")
+    return found
 
 
 def runs_here(spec: BackendSpec, n_texts: int, embedding: BackendSpec | None = None) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.base import Limiter
+from skllm_ray.llm.calls import end_call, not_sent
 from skllm_ray.llm.quota import (
     HEARTBEAT_S,
     LARGEST_LEASE,
@@ -21,11 +22,13 @@ from skllm_ray.llm.quota import (
     SHARE_S,
     WINDOW_S,
     Grant,
+    Left,
     LocalLimiter,
     Refusal,
     Report,
     Settled,
 )
+from skllm_ray.tasks.base import RowError
 
 _FAREWELL_S = 2.0
 
@@ -61,16 +64,12 @@ def _own_limiter() -> LocalLimiter:
     return own
 
 
-class PausedTooLongError(Exception):
-    """The server asked for a pause that is longer than a row may take."""
+class NotLetThroughError(Exception):
+    """A request will not be sent, for the reason in `error`."""
 
-    def __init__(self, paused_s: float) -> None:
-        super().__init__(paused_s)
-        self.paused_s = paused_s
-
-
-class DroppedError(Exception):
-    """Whoever waited does not want to be let through any more."""
+    def __init__(self, error: RowError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 @dataclass(slots=True)
@@ -81,17 +80,27 @@ class Permit:
     tokens: int
     """What is set aside for the request."""
     sent_at: float = 0.0
-    left: tuple[int | None, int | None] = (None, None)
-    """Requests and tokens that the server's headers say are left."""
+    left: tuple[Left | None, Left | None] = (None, None)
+    """What the server's headers say is left of the requests and of the tokens."""
     refusal_s: float | None = None
     """With a 429, how long the server asked to wait; -1 where it did not say."""
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A block's requests, which end together."""
+
+    call: str | None
+    """The call that the block belongs to; None for one that stands alone."""
+    stop: asyncio.Future[RowError]
+    """Done when nothing more is to be sent, with the reason."""
 
 
 @dataclass(slots=True)
 class _Waiter:
     ready: asyncio.Future[Permit]
     tokens: int
-    owner: object
+    owner: Run | None
 
 
 @dataclass(slots=True)
@@ -106,8 +115,10 @@ class _News:
 
     settled: list[tuple[float, Settled]] = field(default_factory=list)
     refusals: list[tuple[float, float | None]] = field(default_factory=list)
-    left: tuple[int | None, int | None] = (None, None)
+    left: tuple[Left | None, Left | None] = (None, None)
+    ended: list[tuple[str, RowError]] = field(default_factory=list)
     done: int = 0
+    served: bool = False
     seconds: float = 0.0
 
 
@@ -129,13 +140,15 @@ class Gate:
     def __init__(self, bucket: str, limit: RateLimit | None, hold_s: float, longest_pause_s: float) -> None:
         self._bucket = bucket
         self._limit = limit
-        self._metered = bool(limit and (limit.requests_per_minute or limit.tokens_per_minute))
+        self._known = RateLimit()  # what all who share the bucket declared, as the limiter says
         self._hold_s = hold_s
         self._longest_pause_s = longest_pause_s
         self._holder = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._waiters: deque[_Waiter] = deque()
         self._permits: deque[_Unused] = deque()
         self._out: dict[int, Permit] = {}
+        self._runs: set[Run] = set()
+        self.served_at = float("-inf")
         self._past: deque[tuple[float, Settled]] = deque()
         self._news = _News()
         self._number = 0
@@ -147,32 +160,67 @@ class Gate:
         self._wake = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
 
-    async def acquire(self, tokens: int, owner: object = None) -> Permit:
-        """Wait until a request of `tokens` may be sent.
+    def enter(self, call: str | None, ended: RowError | None = None) -> Run:
+        """Return a new run; one of a call that has `ended` is over before it begins."""
+        run = Run(call, asyncio.get_running_loop().create_future())
+        if ended is not None:
+            run.stop.set_result(ended)
+        self._runs.add(run)
+        return run
+
+    def leave(self, run: Run) -> None:
+        """Forget a run."""
+        self._runs.discard(run)
+
+    def end(self, run: Run, error: RowError) -> None:
+        """Let a run send nothing more, nor any other run of its call, in all processes."""
+        self._stop(run, error)
+        if run.call is not None:
+            self._end_call(run.call, error)
+            self._news.ended.append((run.call, error))
+            self._wake.set()
+
+    async def acquire(self, tokens: int, run: Run | None = None, *, again: bool = False) -> Permit:
+        """Wait until a request of `tokens` may be sent; one that is sent `again` goes before others.
 
         Raises
         ------
-        DroppedError
-            If the waiters of `owner` were dropped.
-        PausedTooLongError
-            If the bucket is paused for longer than a row may take.
+        NotLetThroughError
+            If the run was ended, the bucket is paused for longer than a row may take, or the limiter failed.
         """
-        if self._limit is not None and self._limit.tokens_per_minute is not None:
-            tokens = min(tokens, self._limit.tokens_per_minute)
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), tokens, owner)
-        self._waiters.append(waiter)
+        if run is not None and run.stop.done():
+            raise NotLetThroughError(not_sent(run.stop.result()))
+        waiter = _Waiter(asyncio.get_running_loop().create_future(), tokens, run)
+        if again:
+            self._waiters.appendleft(waiter)
+        else:
+            self._waiters.append(waiter)
         self._serve()
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run())
         try:
-            return await waiter.ready
+            permit = await waiter.ready
         except asyncio.CancelledError:
             if waiter.ready.done() and not waiter.ready.cancelled() and waiter.ready.exception() is None:
                 self._return(waiter.ready.result())
             raise
+        if run is not None and run.stop.done():
+            self._return(permit)
+            raise NotLetThroughError(not_sent(run.stop.result()))
+        return permit
 
-    def release(self, permit: Permit, used: int | None) -> None:
-        """Tell what became of a request; `used` tokens, None where nobody knows."""
+    def release(self, permit: Permit, used: int | None, *, served: bool = True) -> None:
+        """Tell what became of a request.
+
+        Parameters
+        ----------
+        permit : Permit
+            The right to send it.
+        used : int or None
+            Its tokens; None where nobody knows.
+        served : bool, default=True
+            Whether the server answered for good, and not with a failure that may pass.
+        """
         now = self._now()
         self._out.pop(id(permit), None)
         date = min(now, permit.sent_at + LATE_S)
@@ -180,6 +228,9 @@ class Gate:
         self._news.settled.append((date, Settled(permit.lease, 1, permit.tokens, tokens, 0.0, 1)))
         self._news.done += 1
         self._news.seconds += now - permit.sent_at
+        if served:
+            self._news.served = True
+            self.served_at = now
         observer = _state.get("observer")
         if callable(observer):
             observer(now - permit.sent_at)
@@ -191,17 +242,6 @@ class Gate:
             self._paused_until = max(self._paused_until, now + (asked or 0.05))
             self._wake.set()
         self._serve()
-
-    def drop(self, owner: object) -> None:
-        """End the waiting of all that wait for `owner`."""
-        for waiter in self._waiters:
-            if waiter.owner is owner and not waiter.ready.done():
-                waiter.ready.set_exception(DroppedError)
-        self._wake.set()
-
-    def cancel(self, permit: Permit) -> None:
-        """Give a permit back unused."""
-        self._return(permit)
 
     async def close(self) -> None:
         """Tell the limiter that nothing is in flight any more; the loop's other tasks are over."""
@@ -219,6 +259,30 @@ class Gate:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+    @property
+    def _metered(self) -> bool:
+        return self._known.requests_per_minute is not None or self._known.tokens_per_minute is not None
+
+    def _set_aside(self, tokens: int) -> int:
+        """Return what a request of `tokens` takes of the quota: never more than there is."""
+        most = self._known.tokens_per_minute
+        return tokens if most is None or tokens < most else most
+
+    def _stop(self, run: Run, error: RowError) -> None:
+        if run.stop.done():
+            return
+        run.stop.set_result(error)
+        for waiter in self._waiters:
+            if waiter.owner is run and not waiter.ready.done():
+                waiter.ready.set_exception(NotLetThroughError(not_sent(error)))
+        self._wake.set()
+
+    def _end_call(self, call: str, error: RowError) -> None:
+        end_call(call, error)
+        for run in self._runs:
+            if run.call == call:
+                self._stop(run, error)
 
     def _return(self, permit: Permit) -> None:
         """Give a permit back unused."""
@@ -256,14 +320,22 @@ class Gate:
             return Permit(0, tokens)
         while self._permits:
             unused = self._permits.popleft()
-            if now < unused.ends and unused.permit.tokens >= tokens:
+            if now < unused.ends and unused.permit.tokens >= self._set_aside(tokens):
                 return unused.permit
             self._news.settled.append((now, Settled(unused.permit.lease, 0, unused.permit.tokens, 0, 0.0, 1)))
         return None
 
     async def _run(self) -> None:
-        """Exchange reports for grants while anything waits, is in flight, or is untold."""
-        while self._waiters or self._out or self._permits or self._news.settled or self._news.done:
+        """Exchange reports for grants; where that fails for a reason that nobody foresaw, let no row wait for ever."""
+        try:
+            await self._exchange()
+        except Exception as error:  # noqa: BLE001  the limiter may be anyone's
+            message = f"Not asked: the shared limit cannot be asked ({type(error).__name__})."
+            self._fail_waiters(RowError("cancelled", message, fatal=True))
+
+    async def _exchange(self) -> None:
+        """Exchange while anything waits, is in flight, or is untold."""
+        while self._waiters or self._out or self._permits or self._news.settled or self._news.done or self._news.ended:
             asked_at = self._now()
             report, wanted = self._report(asked_at)
             grant = await current_limiter().exchange(report)
@@ -282,7 +354,8 @@ class Gate:
         self._epoch = grant.epoch
         past = past or [Settled(0, 0, 0, 0, 0.0, 0)]
         self._number += 1
-        told = replace(report, number=self._number, epoch=grant.epoch, past=(*past, *held), settled=(), wanted=())
+        told = replace(report, number=self._number, epoch=grant.epoch, past=(*past, *held), known=self._known)
+        told = replace(told, settled=(), wanted=())
         self._apply(await current_limiter().exchange(told), [], now)
 
     def _report(self, now: float) -> tuple[Report, list[int]]:
@@ -291,8 +364,7 @@ class Gate:
             self._news.settled.append((now, Settled(permit.lease, 0, permit.tokens, 0, 0.0, 1)))
         news, self._news = self._news, _News()
         settled = _grouped(news.settled, now)
-        if self._metered:
-            self._past.extend((now - item.age_s, item) for item in settled if item.requests)
+        self._past.extend((now - item.age_s, item) for item in settled if item.requests)
         while self._past and self._past[0][0] < now - WINDOW_S:
             self._past.popleft()
         free = self._usable(now) - len(self._out) - len(self._permits)
@@ -300,7 +372,8 @@ class Gate:
         if not self._metered or now < max(self._not_before, self._paused_until):
             count = 0
         skip = len(self._permits)
-        wanted = [self._waiters[index].tokens for index in range(skip, skip + count)]
+        wanted = [self._set_aside(self._waiters[index].tokens) for index in range(skip, skip + count)]
+        unleased = [permit.tokens for permit in self._out.values() if not permit.lease]
         self._number += 1
         report = Report(
             bucket=self._bucket,
@@ -315,27 +388,36 @@ class Gate:
             refusals=tuple(Refusal(now - sent, asked) for sent, asked in news.refusals),
             done=news.done,
             latency_s=news.seconds / news.done if news.done else None,
+            served=news.served,
+            unleased=(len(unleased), sum(unleased)),
             external=news.left,
+            calls=tuple({run.call for run in self._runs if run.call is not None}),
+            ended=tuple(news.ended),
             epoch=self._epoch,
         )
         return report, wanted
 
     def _apply(self, grant: Grant, wanted: list[int], asked_at: float) -> None:
         now = self._now()
-        self._epoch = grant.epoch
+        self._epoch, self._known = grant.epoch, grant.limit
+        self.served_at = max(self.served_at, asked_at - grant.served_s)
+        for call, error in grant.ended:
+            self._end_call(call, error)
         self._concurrency, self._renewed_at = grant.concurrency, asked_at
         if grant.paused_s > 0:
             self._paused_until = max(self._paused_until, now + grant.paused_s)
         if self._paused_until - now > self._longest_pause_s:
-            self._fail_waiters(self._paused_until - now)
+            pause_s = self._paused_until - now
+            message = f"Not asked: the server wants no requests for {pause_s:.0f} s."
+            self._fail_waiters(RowError("rate_limit", message, retryable=True, retry_after_s=pause_s))
         self._not_before = now + grant.wait_s if wanted else now
         for tokens in wanted[: grant.permits]:
-            self._permits.append(_Unused(Permit(grant.lease, tokens), asked_at + PERMIT_S))
+            self._permits.append(_Unused(Permit(grant.lease, self._set_aside(tokens)), asked_at + PERMIT_S))
 
-    def _fail_waiters(self, paused_s: float) -> None:
+    def _fail_waiters(self, error: RowError) -> None:
         for waiter in self._waiters:
             if not waiter.ready.done():
-                waiter.ready.set_exception(PausedTooLongError(paused_s))
+                waiter.ready.set_exception(NotLetThroughError(error))
         self._waiters.clear()
 
     async def _rest(self) -> None:

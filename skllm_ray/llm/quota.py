@@ -7,8 +7,12 @@ with one :class:`Quotas`. A *bucket* is what shares a quota: an endpoint, an acc
   use counts for 60 s from the latest moment at which the server can have seen it. What was granted therefore bounds
   what the server counts, in every window of 60 s, whoever dies in between.
 - A small token bucket paces the grants. After a restart it starts empty, and its rate alone keeps the window's bound.
-- Concurrency is a share that each holder renews with every report.
+- The lowest limit that any holder declares holds for all. Who may have sent without a lease, since nobody had declared
+  one yet, counts with all that is in flight, and nobody gets a lease before it has been told.
+- Concurrency is a share that each holder renews with every report; where there is less than one for each, they take
+  turns.
 - A refusal (429) stops the whole bucket once; where no concurrency is declared, it halves, and grows again slowly.
+- A call that ended for a reason that all its rows share has ended for every holder.
 """
 
 from __future__ import annotations
@@ -17,10 +21,11 @@ import heapq
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from skllm_ray.config import RateLimit
+from skllm_ray.tasks.base import RowError
 
 WINDOW_S = 60.0
 """The window of the servers' quotas, in seconds."""
@@ -34,12 +39,18 @@ HEARTBEAT_S = 0.5
 """How often a busy holder reports, in seconds."""
 LARGEST_LEASE = 32
 """Permits in one grant."""
+TURN_S = 3.0
+"""How long a holder keeps a slot of the concurrency that others wait for, in seconds."""
+LONGEST_PAUSE_S = 30.0
+"""The longest pause that is made unasked, in seconds; a server may ask for a longer one."""
 
 _SLACK_S = 0.6  # the pacer's own margin for requests that travel longer than others
 _HOLDER_S = 10.0  # a holder that is silent for so long asks no more
 _FIRST_CONCURRENCY = 32
 _LARGEST_CONCURRENCY = 512
-_LONGEST_PAUSE_S = 30.0
+_FIRST_PAUSE_S = 1.0
+_FIRST_EXTRA_S = 0.05  # what the server itself asked for has proved too short before
+_MOST_ENDED = 1000
 _NO_LIMIT = RateLimit()
 
 
@@ -72,6 +83,16 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """What the server's headers say of one quota."""
+
+    amount: int
+    """What is left."""
+    reset_s: float | None = None
+    """When all of it is back, in seconds, where the server says so."""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a holder tells, and what it wants."""
 
@@ -92,12 +113,22 @@ class Report:
     """Requests answered since the last report."""
     latency_s: float | None = None
     """Their mean duration."""
-    external: tuple[int | None, int | None] = (None, None)
-    """Requests and tokens that the server says are left, where it says so."""
+    served: bool = False
+    """Whether a request was answered for good since the last report, and not with a failure that may pass."""
+    unleased: tuple[int, int] = (0, 0)
+    """Requests in flight that had no lease, and their tokens."""
+    external: tuple[Left | None, Left | None] = (None, None)
+    """What the server says is left of the requests and of the tokens, where it says so."""
+    calls: tuple[str, ...] = ()
+    """The calls that the holder works for."""
+    ended: tuple[tuple[str, RowError], ...] = ()
+    """Calls that must end everywhere, and why."""
     epoch: str = ""
     """Which `Quotas` the holder spoke to last."""
     past: tuple[Settled, ...] = ()
     """To a new `Quotas`: all that was used in the last window, and all that is out."""
+    known: RateLimit | None = None
+    """To a new `Quotas`: the limit that was in force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +146,12 @@ class Grant:
     """How long to send nothing."""
     wait_s: float = HEARTBEAT_S
     """When asking again may bring more, in seconds."""
+    limit: RateLimit = _NO_LIMIT
+    """The limit in force, whoever declared it; with a quota in it, nothing may be sent without a lease."""
+    served_s: float = float("inf")
+    """Seconds since the server last answered anyone for good."""
+    ended: tuple[tuple[str, RowError], ...] = ()
+    """Those of the holder's calls that have ended, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +255,11 @@ class _Holder:
     waiting: int = 0
     in_flight: int = 0
     share: int = 0
+    turn: float = float("-inf")
+    """When it last got a slot that others waited for."""
+    unleased: tuple[int, int] = (0, 0)
+    untold: int = 0
+    """Above 0 while it may still send without a lease: it takes two reports until what it sent so is known."""
     hold_s: float = 600.0
     wants: bool = False
 
@@ -235,6 +277,10 @@ class _Bucket:
     holders: dict[str, _Holder] = field(default_factory=dict)
     leases: dict[int, _Lease] = field(default_factory=dict)
     limit: RateLimit = _NO_LIMIT
+    inherited: RateLimit = _NO_LIMIT
+    inherited_until: float = float("-inf")
+    """Until when the limit of a lost `Quotas` holds, so that all who declared it can say so again."""
+    served_at: float = float("-inf")
     adapted: float = _FIRST_CONCURRENCY
     slow_start: bool = True
     adapted_at: float = 0.0
@@ -267,6 +313,7 @@ class Quotas:
         self._epoch = epoch or uuid.uuid4().hex
         self._buckets: dict[str, _Bucket] = {}
         self._leases = 0
+        self._ended: dict[str, RowError] = {}
 
     def exchange(self, report: Report) -> Grant:
         """Take a holder's report and return what it may do."""
@@ -282,7 +329,12 @@ class Quotas:
             return Grant(self._epoch, wait_s=0.0)
         self._note(bucket, holder, report, now)
         self._adapt(bucket, report, now)
-        holder.grant = self._grant(bucket, holder, report, now)
+        holder.grant = replace(
+            self._grant(bucket, holder, report, now),
+            limit=bucket.limit,
+            served_s=now - bucket.served_at,
+            ended=tuple((call, self._ended[call]) for call in report.calls if call in self._ended),
+        )
         return holder.grant
 
     def show(self) -> list[BucketInfo]:
@@ -313,22 +365,32 @@ class Quotas:
     def _note(self, bucket: _Bucket, holder: _Holder, report: Report, now: float) -> None:
         holder.number, holder.heard, holder.hold_s = report.number, now, report.hold_s
         holder.waiting, holder.in_flight, holder.limit = report.waiting, report.in_flight, report.limit
-        holder.wants = bool(report.wanted)
+        holder.wants, holder.unleased = bool(report.wanted), report.unleased
+        self._end(report.ended)
         self._expire(bucket, now)
-        bucket.limit = _lowest(bucket)
+        if report.past and report.known is not None:
+            bucket.inherited = _lowest([bucket.inherited, report.known])
+            bucket.inherited_until = now + _HOLDER_S
+        bucket.limit = _limit_of(bucket, now)
         bucket.requests.limit, bucket.tokens.limit = bucket.limit.requests_per_minute, bucket.limit.tokens_per_minute
         for item in report.past:
             bucket.requests.add(item.requests, now - item.age_s)
             bucket.tokens.add(item.used, now - item.age_s)
         for item in report.settled:
             self._settle(bucket, item, now)
+        if report.served:
+            bucket.served_at, bucket.in_a_row = now, 0
         left_requests, left_tokens = report.external
         _lower(bucket.requests, left_requests, now)
         _lower(bucket.tokens, left_tokens, now)
         for refusal in report.refusals:
             _pause(bucket, refusal, now)
-        if report.done and not report.refusals and now >= bucket.paused_until:
-            bucket.in_a_row = 0
+
+    def _end(self, ended: Iterable[tuple[str, RowError]]) -> None:
+        for call, error in ended:
+            self._ended.setdefault(call, error)
+            if len(self._ended) > _MOST_ENDED:
+                del self._ended[next(iter(self._ended))]
 
     def _settle(self, bucket: _Bucket, item: Settled, now: float) -> None:
         lease = bucket.leases.get(item.lease)
@@ -349,6 +411,8 @@ class Quotas:
             lease = bucket.leases.pop(number)
             bucket.requests.out -= lease.permits
             bucket.tokens.out -= lease.tokens
+        for meter in (bucket.requests, bucket.tokens):  # forgets what is older than a window
+            meter.used(now)
         for name, holder in list(bucket.holders.items()):
             silent_s = now - holder.heard
             if silent_s > _HOLDER_S:
@@ -357,7 +421,7 @@ class Quotas:
             # where the concurrency is declared, what a lost holder sent may be in flight until its own deadline
             hold_s = holder.hold_s if bucket.limit.max_concurrency is not None else 0.0
             if silent_s > _HOLDER_S and (holder.in_flight == 0 or silent_s > _HOLDER_S + hold_s):
-                del bucket.holders[name]
+                _forget(bucket, name, now)
 
     def silent(self, seconds: float) -> set[str]:
         """Return the holders that still count and have not been heard of for so long."""
@@ -367,21 +431,25 @@ class Quotas:
 
     def bury(self, names: Iterable[str]) -> None:
         """Forget holders whose processes are known to be dead: with them, their connections have ended."""
+        now = self._clock()
         for bucket in self._buckets.values():
-            for name in names:
-                bucket.holders.pop(name, None)
+            for name in set(names) & set(bucket.holders):
+                _forget(bucket, name, now)
 
     # --- granting -------------------------------------------------------------------------------------------------
 
     def _grant(self, bucket: _Bucket, holder: _Holder, report: Report, now: float) -> Grant:
-        holder.share = _share(bucket, holder)
+        holder.share = _share(bucket, holder, now)
+        metered = bucket.requests.limit is not None or bucket.tokens.limit is not None
+        holder.untold = 2 if holder.share and not metered else max(0, holder.untold - 1)
         paused_s = bucket.paused_until - now
         if paused_s > 0:
             return Grant(self._epoch, concurrency=holder.share, paused_s=paused_s, wait_s=min(paused_s, HEARTBEAT_S))
-        metered = bucket.requests.limit is not None or bucket.tokens.limit is not None
         if not metered or not report.wanted:
             starved = holder.share == 0 and holder.demand > 0
             return Grant(self._epoch, concurrency=holder.share, wait_s=0.1 if starved else HEARTBEAT_S)
+        if any(other.untold and now - other.heard < SHARE_S for other in bucket.holders.values()):
+            return Grant(self._epoch, concurrency=holder.share, wait_s=0.1)
         n, tokens, wait_s = self._affordable(bucket, report.wanted, now)
         if n == 0:
             return Grant(self._epoch, concurrency=holder.share, wait_s=wait_s)
@@ -403,8 +471,10 @@ class Quotas:
         burst = _token_burst(bucket, max(wanted[:most]))
         paced, token_balance = requests.refill(now, requests.burst), tokens.refill(now, burst)
         n = cost = 0
-        room = float("inf") if requests.limit is None else requests.limit - requests.used(now)
-        token_room = float("inf") if tokens.limit is None else tokens.limit - tokens.used(now)
+        n_unleased = sum(other.unleased[0] for other in bucket.holders.values())
+        unleased = sum(other.unleased[1] for other in bucket.holders.values())
+        room = float("inf") if requests.limit is None else requests.limit - requests.used(now) - n_unleased
+        token_room = float("inf") if tokens.limit is None else tokens.limit - tokens.used(now) - unleased
         for wish in wanted[:most]:
             need = wish if tokens.limit is None else min(wish, tokens.limit)
             if (
@@ -438,29 +508,49 @@ def _cap(bucket: _Bucket) -> int:
     return int(bucket.adapted) if declared is None else declared
 
 
-def _share(bucket: _Bucket, holder: _Holder) -> int:
+def _share(bucket: _Bucket, holder: _Holder, now: float) -> int:
     """Return a holder's part of the concurrency: by need, evenly, and never what another one still uses."""
-    cap = _cap(bucket)
     if holder.demand == 0:
         return 0
-    left, fair = cap, 0
-    asking = sorted((other for other in bucket.holders.values() if other.demand), key=lambda other: other.demand)
-    for index, other in enumerate(asking):
-        fair = -(-left // (len(asking) - index)) if other is holder else left // (len(asking) - index)
-        given = min(other.demand, max(1, fair))
-        if other is holder:
-            # spare room goes to whoever asks, so that new rows need no report before they are sent
-            fair = max(given, fair)
-            break
-        left = max(0, left - given)
-    committed = sum(max(o.share, o.in_flight) for o in bucket.holders.values() if o is not holder)
-    return max(0, min(fair, cap - committed))
+    cap, asking = _cap(bucket), [other for other in bucket.holders.values() if other.demand]
+    free = max(0, cap - sum(max(o.share, o.in_flight) for o in bucket.holders.values() if o is not holder))
+    share = min(free, _even_part(asking, holder, cap))
+    if len(asking) > cap:
+        order = sorted(asking, key=lambda other: (not _in_turn(other, now), other.turn))
+        before = order[: next(rank for rank, other in enumerate(order) if other is holder)]
+        share = int(len(before) < cap and free > sum(max(o.share, o.in_flight) == 0 for o in before))
+    if share and not _in_turn(holder, now):
+        holder.turn = now
+    return share
 
 
-def _lowest(bucket: _Bucket) -> RateLimit:
-    """Return the lowest of what the living holders declare."""
-    limits = [holder.limit for holder in bucket.holders.values() if holder.limit is not None]
+def _even_part(asking: Sequence[_Holder], holder: _Holder, left: int) -> int:
+    part = 0
+    for index, other in enumerate(sorted(asking, key=lambda other: other.demand)):
+        given = min(other.demand, left // (len(asking) - index))
+        left -= given
+        part = given if other is holder else part
+    return part + left  # spare room goes to whoever asks, so that new rows need no report before they are sent
 
+
+def _in_turn(holder: _Holder, now: float) -> bool:
+    return holder.share > 0 and now < holder.turn + TURN_S
+
+
+def _forget(bucket: _Bucket, name: str, now: float) -> None:
+    """Forget a holder; what it sent without a lease, nobody else will report."""
+    unleased, tokens = bucket.holders.pop(name).unleased
+    bucket.requests.add(unleased, now)
+    bucket.tokens.add(tokens, now)
+
+
+def _limit_of(bucket: _Bucket, now: float) -> RateLimit:
+    """Return the lowest of what the living holders declare, and of what a lost `Quotas` knew."""
+    inherited = [bucket.inherited] if now < bucket.inherited_until else []
+    return _lowest([*inherited, *(one.limit for one in bucket.holders.values() if one.limit is not None)])
+
+
+def _lowest(limits: Sequence[RateLimit]) -> RateLimit:
     def least(name: str) -> int | None:
         values = [value for limit in limits if (value := getattr(limit, name)) is not None]
         return min(values) if values else None
@@ -472,28 +562,33 @@ def _token_burst(bucket: _Bucket, need: int) -> float:
     return max((bucket.tokens.limit or 0) / WINDOW_S, float(min(need, bucket.tokens.limit or need)), 1.0)
 
 
-def _lower(meter: _Meter, left: int | None, now: float) -> None:
-    """Count what others used of the quota, where the server says that less is left than we think."""
+def _lower(meter: _Meter, left: Left | None, now: float) -> None:
+    """Count what others used of the quota, where the server says that less is left than we think.
+
+    It counts until the server has all of its quota back. Where that is not told, half a window is a good guess.
+    """
     if left is None or meter.limit is None:
         return
-    elsewhere = meter.limit - left - meter.used(now)
-    if elsewhere > 0:
-        meter.add(elsewhere, now - WINDOW_S / 2)
+    elsewhere = meter.limit - left.amount - meter.used(now)
+    gone_s = WINDOW_S / 2 if left.reset_s is None else min(left.reset_s, WINDOW_S)
+    if elsewhere > 0 and gone_s > 0:
+        meter.add(elsewhere, now + gone_s - WINDOW_S)
 
 
 def _pause(bucket: _Bucket, refusal: Refusal, now: float) -> None:
     """Stop the bucket for all, once for all refusals of what was sent before it stopped."""
     bucket.refusals += 1
     again = now - refusal.age_s > bucket.paused_at
+    pause_s = refusal.retry_after_s or 0.0
     if again:
         bucket.paused_at = now
         bucket.adapted = max(1.0, bucket.adapted / 2)
         bucket.slow_start = False
+        first_s = _FIRST_PAUSE_S if refusal.retry_after_s is None else _FIRST_EXTRA_S
+        most_s = min(LONGEST_PAUSE_S, first_s * 2.0 ** min(bucket.in_a_row, 30))
+        pause_s = max(pause_s, random.uniform(0.5, 1.0) * most_s)
         bucket.in_a_row += 1
-    asked = refusal.retry_after_s
-    if asked is None and again:
-        asked = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, 2.0 ** (bucket.in_a_row - 1))
-    bucket.paused_until = max(bucket.paused_until, now + (asked or 0.0))
+    bucket.paused_until = max(bucket.paused_until, now + pause_s)
 
 
 class LocalLimiter:

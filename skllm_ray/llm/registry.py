@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from skllm_ray.config import OPENAI_KEY_ENV, Price, Secret, SecretRef, SKLLMConfig
 from skllm_ray.errors import ConfigurationError, UnknownModelError, warn
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.models import end_notice, price_of
 from skllm_ray.tasks.base import ChatRequest
+
+if TYPE_CHECKING:
+    from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
 
 Options = Mapping[str, Any] | None
 
@@ -162,11 +165,19 @@ def _openai_spec(
         key_ref=reference,
         request_options=options,
         limit=SKLLMConfig.get_rate_limit(prefix + name),
+        patience=_patience(),
         price=SKLLMConfig.get_price(prefix + name),
         reply_cache=SKLLMConfig.get_reply_cache(),
         reply_cache_max_bytes=SKLLMConfig.get_reply_cache_max_bytes(),
         **endpoint,
     )
+
+
+def _patience() -> Patience:
+    from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
+
+    told = SKLLMConfig.get_timeouts()
+    return Patience(timeout_s=told.request_s, deadline_s=told.row_s, connect_s=told.connect_s)
 
 
 def _gguf(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:
@@ -202,6 +213,7 @@ def _vertex(name: str, key: str | None, org: str | None, options: dict[str, Any]
         location=SKLLMConfig.get_google_location(),
         request_options=options,
         limit=SKLLMConfig.get_rate_limit(name),
+        patience=_patience(),
         price=SKLLMConfig.get_price(name),
         reply_cache=SKLLMConfig.get_reply_cache(),
         reply_cache_max_bytes=SKLLMConfig.get_reply_cache_max_bytes(),

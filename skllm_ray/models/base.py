@@ -19,8 +19,15 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from skllm_ray.config import RateLimit, Secret, SKLLMConfig
-from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError, PartialResultError
+from skllm_ray.config import Secret, SKLLMConfig
+from skllm_ray.errors import (
+    ConfigurationError,
+    InputError,
+    JobFailedError,
+    NotSupportedError,
+    PartialResultError,
+    warn,
+)
 from skllm_ray.execution.children import recalled
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import left_behind, resolve, secrets_of, warn_if_ended, warn_of_another_key
@@ -131,7 +138,10 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         texts = as_texts(X)
         if mode == "raise":
             refuse_missing(texts)
-        spec = capped(self._checked_spec(), num_workers)
+        if num_workers is not None:
+            at_least_one("num_workers", num_workers)
+            num_workers = int(num_workers)
+        spec = self._checked_spec()
         if log_probs and hasattr(spec, "log_probs"):  # API models give them on request
             spec = replace(spec, log_probs=True)  # type: ignore[type-var]
         if best_only and hasattr(spec, "best_only"):  # a local model may then spare itself the other labels
@@ -139,7 +149,10 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         from skllm_ray.execution.runner import run
 
         secrets = self._secrets()
-        return texts, self._rows(texts, mode, lambda present: run(present, self._task(), spec, secrets)), mode
+        rows = self._rows(
+            texts, mode, lambda present: run(present, self._task(), spec, secrets, num_workers=num_workers)
+        )
+        return texts, rows, mode
 
     def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
         """Return one row per text; only those that are there are processed."""
@@ -208,7 +221,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         return self._array(self._predictions(texts, rows, mode))
 
     def _raise_failures(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> None:
-        """Raise for failures that every row shares, and, with "raise", for those of single rows."""
+        """Raise where every row failed for one reason, and, with "raise", where any did; tell what ended a call."""
         failed = [row for row in rows if row.reply.error is not None and row.reply.error.kind != "missing_text"]
         if not failed:
             return
@@ -216,13 +229,16 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         if fatal is not None and len(failed) == len(texts.present):
             refusal = NotSupportedError if fatal.kind == "not_supported" else JobFailedError
             raise refusal(f"{self.model} refused every row ({fatal.kind}): {fatal.message}", fatal.hint)
+        ended = "" if fatal is None else results.describe_end(self.model, rows, fatal)
         if mode == "raise":
             table = results.details(self._predictions(texts, rows, "coerce"), rows, texts.index)
             raise PartialResultError(
-                f"{len(failed)} of {len(rows)} rows failed: {results.describe_failures(rows)}.",
+                f"{len(failed)} of {len(rows)} rows failed: {results.describe_failures(rows)}. {ended}".rstrip(),
                 "The finished rows are in this error's .details; on_error='default' or 'coerce' returns instead.",
                 table,
             )
+        if ended:
+            warn(ended)
 
     def _predictions(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> list[Any]:
         read = self._reader()
@@ -336,12 +352,3 @@ def refuse_sample_weight(sample_weight: object) -> None:
             "fit takes no sample_weight: a prompt cannot weigh its examples.",
             "Leave it out; score(X, y, sample_weight=…) takes weights.",
         )
-
-
-def capped(spec: BackendSpec, num_workers: int | None) -> BackendSpec:
-    """Return `spec` with at most `num_workers` requests in flight, for API backends."""
-    if num_workers is None or spec.placement.stateful:
-        return spec
-    at_least_one("num_workers", num_workers)
-    limit = replace(spec.limit or RateLimit(), max_concurrency=num_workers)
-    return replace(spec, limit=limit)  # type: ignore[type-var]

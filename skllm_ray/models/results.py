@@ -100,6 +100,13 @@ def describe_failures(rows: Sequence[Row[Any]]) -> str:
     return ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
 
 
+def describe_end(model: str, rows: Sequence[Row[Any]], cause: RowError) -> str:
+    """Return why a call ended before all rows were asked, how many were not, and what to do."""
+    n_not_asked = sum(row.error is not None and row.error.kind == "cancelled" for row in rows)
+    why = f"{cause.kind}: {cause.message} {getattr(cause, 'hint', '')}".rstrip()
+    return f"{model} failed for all rows alike, so {n_not_asked} of {len(rows)} rows were not asked ({why})"
+
+
 def warn_invalid(rows: Sequence[Row[Any]], what: str, default: str) -> None:
     """Warn once, with a count, of answers that the task does not allow."""
     invalid = sum(not row.valid and row.error is None for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 from collections import Counter
 
@@ -45,6 +46,36 @@ def test_a_refused_key_stops_the_call() -> None:
             clf.predict([f"number {i}" for i in range(600)])
         assert server.n_requests < 600
     assert "sk-wrong" not in str(caught.value)
+
+
+def test_what_ends_a_call_stops_all_its_blocks_and_loses_nothing_that_was_paid_for() -> None:
+    lock, paid, refused = threading.Lock(), [0], [0]
+
+    def answer(body: dict) -> str | StatusFault:
+        with lock:
+            if paid[0] == 900:
+                refused[0] += 1
+                return StatusFault(429, "You exceeded your current quota", "insufficient_quota")
+            paid[0] += 1
+        return '{"label": "odd"}'
+
+    with ChatServer(answer, latency_s=0.1) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        clf = ZeroShotGPTClassifier(model="custom_url::ends", on_error="coerce").fit(None, ["even", "odd"])
+        with pytest.warns(SkllmRayWarning, match=r"rows were not asked \(insufficient_quota"):
+            table = clf.predict_details([f"number {i}" for i in range(4000)])
+        assert server.n_requests == paid[0] + refused[0] < 2000
+    kinds = table["error_kind"].fillna("paid").value_counts().to_dict()
+    assert kinds == {"paid": 900, "insufficient_quota": refused[0], "cancelled": 3100 - refused[0]}
+
+
+def test_a_cap_on_one_call_holds_over_all_its_blocks() -> None:
+    with ChatServer(by_parity, latency_s=0.02) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        clf = ZeroShotGPTClassifier(model="custom_url::capped", on_error="coerce").fit(None, ["even", "odd"])
+        clf.predict([f"number {i}" for i in range(600)], num_workers=6)
+        assert server.n_requests == 600
+        assert server.most_in_flight <= 6
 
 
 TRANSIENT = (WireFault.DROP, WireFault.HALF, WireFault.MALFORMED_JSON, StatusFault(500), StatusFault(503))

@@ -8,7 +8,8 @@ from collections import deque
 import pytest
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.quota import PERMIT_S, Quotas, Refusal, Report, Settled
+from skllm_ray.llm.quota import PERMIT_S, TURN_S, Left, Quotas, Refusal, Report, Settled
+from skllm_ray.tasks.base import RowError
 
 
 class Server:
@@ -183,6 +184,50 @@ def test_concurrency_is_shared_and_never_exceeded():
     assert holder(quotas, "b", 3, limit=limit, waiting=100).concurrency == 5
 
 
+def served(cap, waiting, latency_s, seconds):
+    """Let holders that always have so many rows share `cap`; return how many requests of each were answered."""
+    now = [0.0]
+    quotas, limit = Quotas(lambda: now[0]), RateLimit(max_concurrency=cap)
+    ends, done = {name: [] for name in waiting}, dict.fromkeys(waiting, 0)
+    for number in range(round(seconds / 0.5)):
+        now[0] += 0.5
+        for name, rows in waiting.items():
+            left = [end for end in ends[name] if end > now[0]]
+            done[name] += len(ends[name]) - len(left)
+            share = holder(quotas, name, number, limit=limit, waiting=rows, in_flight=len(left)).concurrency
+            ends[name] = left + [now[0] + latency_s] * (min(rows, share) - len(left))
+            assert sum(map(len, ends.values())) <= cap
+    return done
+
+
+@pytest.mark.parametrize("cap", [1, 2, 4, 5])
+@pytest.mark.parametrize("rows", [(100, 2), (100, 100, 100), (1, 1, 1, 100), (5, 5, 5, 5, 5), (1, 2, 100, 3, 1, 1, 1)])
+@pytest.mark.parametrize("latency_s", [0.5, 8.0])
+def test_no_holder_starves_however_few_slots_there_are(cap, rows, latency_s):
+    done = served(cap, {f"h{i}": n for i, n in enumerate(rows)}, latency_s, 100 * latency_s)
+    fair = [min(100 * cap / len(rows), 100 * n) for n in rows]
+    assert all(n >= 0.6 * part for n, part in zip(done.values(), fair, strict=True)), done
+
+
+def test_a_newcomer_gets_its_slot_from_who_had_it_for_longest():
+    now = [0.0]
+    quotas, limit = Quotas(lambda: now[0]), RateLimit(max_concurrency=2)
+
+    def share(name, number, in_flight=0):
+        return holder(quotas, name, number, limit=limit, waiting=9, in_flight=in_flight).concurrency
+
+    assert share("a", 1) == 2
+    assert share("b", 1) == 0
+    assert share("a", 2, 1) == 1
+    now[0] = 2.0
+    assert (share("b", 2), share("c", 1)) == (1, 0)
+    now[0] = TURN_S + 0.5
+    assert (share("b", 3, 1), share("a", 3, 1)) == (1, 0)
+    assert share("c", 2) == 0  # a's request is in flight still
+    assert share("a", 4) == 0
+    assert share("c", 3) == 1
+
+
 def test_a_holder_that_is_known_to_be_dead_keeps_nothing():
     now = [0.0]
     quotas, limit = Quotas(lambda: now[0]), RateLimit(max_concurrency=4)
@@ -251,10 +296,94 @@ def test_what_others_use_is_learnt_from_the_servers_headers():
     quotas, limit = Quotas(lambda: now[0]), RateLimit(requests_per_minute=600)
     holder(quotas, "a", 1, limit=limit, waiting=1, wanted=(1,))
     now[0] = 5.0
-    holder(quotas, "a", 2, limit=limit, waiting=1, external=(0, None))
+    holder(quotas, "a", 2, limit=limit, waiting=1, external=(Left(0), None))
     assert holder(quotas, "a", 3, limit=limit, waiting=1, wanted=(1,)).permits == 0
     now[0] = 36.0
     assert holder(quotas, "a", 4, limit=limit, waiting=1, wanted=(1,)).permits == 1
+
+
+@pytest.mark.parametrize(("reset_s", "blocked_s"), [(0.0, 0.0), (4.0, 4.0), (None, 30.0), (3600.0, 60.0)])
+def test_what_others_use_counts_until_the_server_has_it_back(reset_s, blocked_s):
+    now = [0.0]
+    quotas, limit = Quotas(lambda: now[0]), RateLimit(tokens_per_minute=6000)
+    holder(quotas, "a", 1, limit=limit)
+    now[0] = 5.0
+    for number in range(2, 6):  # every answer says so again
+        now[0] += 0.01
+        holder(quotas, "a", number, limit=limit, external=(None, Left(0, reset_s)))
+    if blocked_s:
+        now[0] = 4.9 + blocked_s
+        assert holder(quotas, "a", 6, limit=limit, waiting=1, wanted=(1,)).permits == 0
+    now[0] = 5.1 + blocked_s
+    assert holder(quotas, "a", 7, limit=limit, waiting=1, wanted=(1,)).permits == 1
+
+
+def test_what_one_holder_declares_binds_all_and_what_was_sent_before_counts():
+    now = [0.0]
+    quotas, limit = Quotas(lambda: now[0]), RateLimit(requests_per_minute=60)
+    free = holder(quotas, "free", 1, waiting=500)
+    assert (free.limit, free.concurrency) == (RateLimit(), 32)
+    now[0] = 1.0
+    sent = Settled(0, 10, 0, 0, 0.0, 10)
+    holder(quotas, "free", 2, waiting=490, in_flight=20, unleased=(20, 0), settled=(sent,))
+    assert holder(quotas, "strict", 1, limit=limit, waiting=9).limit == limit
+    assert holder(quotas, "strict", 2, limit=limit, waiting=9, wanted=(1,)).permits == 0  # "free" does not know yet
+    now[0] = 1.5
+    assert holder(quotas, "free", 3, waiting=478, in_flight=32, unleased=(32, 0)).limit == limit
+    assert holder(quotas, "strict", 3, limit=limit, waiting=9, wanted=(1,)).permits == 0  # it may have sent meanwhile
+    now[0] = 2.0
+    told = holder(quotas, "free", 4, waiting=470, in_flight=40, unleased=(40, 0), wanted=(1,) * 9)
+    assert told.permits == 1
+    granted = told.permits
+    for number in range(5, 100):
+        now[0] += 0.4
+        left = {"waiting": 470, "in_flight": 40, "unleased": (40, 0)}
+        granted += holder(quotas, "free", number, wanted=(1,) * 9, **left).permits
+        granted += holder(quotas, "strict", number, limit=limit, waiting=9, wanted=(1,) * 9).permits
+    assert 10 + 40 + granted <= 60
+
+
+def test_what_a_lost_holder_sent_without_a_lease_counts():
+    now = [0.0]
+    quotas = Quotas(lambda: now[0])
+    holder(quotas, "free", 1, waiting=500)
+    holder(quotas, "free", 2, waiting=480, in_flight=20, unleased=(20, 700))
+    now[0] = 4.0
+    quotas.bury({"free"})
+    assert (quotas.show()[0].requests_used, quotas.show()[0].tokens_used) == (20, 700)
+
+
+def test_a_new_limiter_keeps_the_limit_until_all_who_declared_it_have_said_so_again():
+    now = [0.0]
+    quotas, limit = Quotas(lambda: now[0], "second"), RateLimit(requests_per_minute=60)
+    past = (Settled(0, 0, 0, 0, 0.0, 0),)
+    assert holder(quotas, "free", 7, waiting=9, epoch="second", past=past, known=limit).limit == limit
+    now[0] = 5.0
+    assert holder(quotas, "free", 8, waiting=9, epoch="second").limit == limit
+    now[0] = 11.0
+    assert holder(quotas, "free", 9, waiting=9, epoch="second").limit == RateLimit()
+
+
+def test_a_call_that_ended_has_ended_for_all():
+    quotas, error = Quotas(lambda: 0.0), RowError("insufficient_quota", "no money", fatal=True)
+    assert holder(quotas, "a", 1, waiting=9, calls=("one", "two")).ended == ()
+    holder(quotas, "a", 2, calls=("one", "two"), ended=(("one", error),))
+    other = quotas.exchange(Report("another bucket", "b", 1, waiting=9, calls=("two", "one")))
+    assert other.ended == (("one", error),)
+    assert holder(quotas, "c", 1, waiting=9, calls=("two",)).ended == ()
+
+
+def test_refusals_without_end_pause_longer_and_longer_until_somebody_is_served():
+    now = [0.0]
+    quotas = Quotas(lambda: now[0])
+    pauses = []
+    for number in range(2000):
+        now[0] += 60.0
+        refused = (Refusal(0.0, 0.01),)
+        pauses.append(holder(quotas, "a", number, waiting=5, done=1, refusals=refused).paused_s)
+    assert pauses[0] < 0.1 and 15 <= pauses[-1] <= 30
+    now[0] += 60.0
+    assert holder(quotas, "a", 3000, waiting=5, done=9, served=True, refusals=(Refusal(0.0, 0.01),)).paused_s < 0.1
 
 
 def test_unsettled_permits_count_until_a_window_after_they_end():

@@ -21,6 +21,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import skllm_ray.models.base
 from skllm_ray.classification import (
+    DynamicFewShotGPTClassifier,
     MultiLabelZeroShotGPTClassifier,
     MultiLabelZeroShotVertexClassifier,
     ZeroShotGPTClassifier,
@@ -38,10 +39,12 @@ from skllm_ray.errors import (
     SkllmRayWarning,
     UnknownModelError,
 )
-from skllm_ray.llm.registry import resolve
+from skllm_ray.execution.block import BLOCK_ROWS
+from skllm_ray.llm.gate import current_limiter
 from skllm_ray.models.results import DETAIL_COLUMNS
 from skllm_ray.tasks import RowError
 from skllm_ray.testing import ChatServer, FakeSpec
+from skllm_ray.vectorization import GPTVectorizer
 
 KEY = "sk-planted-0123456789abcdef"
 LABELS = ["good", "bad", "mixed"]
@@ -324,12 +327,22 @@ def test_num_workers_works_with_the_fake_that_users_have(fake):
     assert fitted().predict(["good"], num_workers=2).tolist() == ["good"]
 
 
-def test_num_workers_lowers_the_limit_and_nothing_else(monkeypatch):
-    SKLLMConfig.set_openai_key(KEY)
-    SKLLMConfig.set_rate_limit("m", requests_per_minute=60)
-    capped = skllm_ray.models.base.capped(resolve("m"), 3)
-    assert capped.limit == RateLimit(requests_per_minute=60, max_concurrency=3)
-    assert skllm_ray.models.base.capped(resolve("gguf::demo"), 3) == resolve("gguf::demo")
+@pytest.mark.parametrize("few_shot", [False, True])
+def test_num_workers_caps_this_call_alone(few_shot):
+    with ChatServer(latency_s=0.02) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        clf = ZeroShotGPTClassifier(model="custom_url::m").fit(None, LABELS)
+        if few_shot:
+            vectorizer = GPTVectorizer(model="custom_url::v")
+            clf = DynamicFewShotGPTClassifier(model="custom_url::m", vectorizer=vectorizer, n_examples=1)
+            clf.fit(["one good", "one bad", "one mixed"], LABELS)
+        texts = [f"{i} good" for i in range(30)]
+        server.most_in_flight = 0
+        assert set(clf.predict(texts, num_workers=3)) == {"good"}
+        assert server.most_in_flight == 3
+        clf.predict(texts)
+        assert server.most_in_flight > 3
+    assert {bucket.max_concurrency for bucket in current_limiter().show() if server.url in bucket.bucket} == {None}
 
 
 # --- failures -----------------------------------------------------------------------------------------------------
@@ -384,6 +397,30 @@ def test_a_fatal_error_on_every_row_is_one_error(failing, cls, on_error):
     with pytest.raises(JobFailedError, match=r"refused every row \(authentication\): wrong key") as caught:
         fitted(cls, on_error=on_error).predict(["dear", None, "dear"] if on_error != "raise" else ["dear"] * 2)
     assert "set_openai_key" in caught.value.hint
+
+
+@pytest.mark.parametrize("on_error", ["default", "coerce"])
+@pytest.mark.parametrize("ask", ["predict", "predict_details"])
+def test_what_ended_a_call_is_told_whatever_becomes_of_failed_rows(failing, on_error, ask):
+    X = ["good"] * 10 + ["dear"] + ["bad"] * 600
+    with pytest.warns(SkllmRayWarning, match=r"authentication: wrong key") as caught:
+        getattr(fitted(on_error=on_error), ask)(X)
+    (told,) = [one for one in caught if "authentication" in str(one.message)]
+    assert told.filename == __file__
+    n_not_asked = len(X) - len(failing.asked)
+    assert 0 < n_not_asked == 611 - BLOCK_ROWS
+    assert f"{n_not_asked} of 611 rows were not asked" in str(told.message)
+
+
+def test_what_ended_a_call_is_told_with_what_it_left(failing):
+    X = ["good"] * 10 + ["dear"] + ["bad"] * 600
+    with pytest.raises(PartialResultError, match=r"355 of 611 rows were not asked \(authentication: wrong") as caught:
+        fitted().predict(X)
+    kinds = caught.value.details["error_kind"].value_counts().to_dict()
+    assert kinds == {"cancelled": 611 - BLOCK_ROWS, "authentication": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fitted().predict(["good", "bad"]).tolist() == ["good", "bad"]  # the next call begins anew
 
 
 def test_missing_texts_are_free(fake):

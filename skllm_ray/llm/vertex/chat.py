@@ -142,7 +142,7 @@ class VertexBackend:
         return Reply(None if error else whole(text), log_probs, error=error, usage=usage, model=model)
 
     def _priced(self, usage: Usage) -> Usage:
-        if self._spec.price is None:
+        if self._spec.price is None or usage == Usage():  # who tells nothing has not said that it cost nothing
             return usage
         cost = self._spec.price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
         return replace(usage, cost_usd=cost)

@@ -19,6 +19,7 @@ from skllm_ray.llm.gpt.clients.openai import embeddings
 from skllm_ray.llm.gpt.clients.openai.dialect import Dialect
 from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, whole
 from skllm_ray.llm.gpt.clients.openai.errors import Refusals, classify, count_of, row_error
+from skllm_ray.llm.gpt.clients.openai.headers import left_of_quotas
 from skllm_ray.llm.gpt.clients.openai.redaction import redact
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.llm.lessons import Question, is_about_system
@@ -27,12 +28,9 @@ from skllm_ray.llm.tokens import TokenEstimate
 from skllm_ray.tasks.base import TRUNCATED, ChatRequest, Embedding, Reply, RowError, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import openai
 
 _OPENAI_URL = "https://api.openai.com/v1"
-_LONGEST_CONNECT_S = 10.0
 _REREAD_S = 1.0
 _MOST_KEYS = 4  # former ones, which messages may still quote
 
@@ -147,7 +145,7 @@ class OpenAIBackend:
             if not await self._has_another_key(key):
                 raise
             response = await self._client.post(path, body=body, cast_to=self._response_type)
-        permit.left = _left(response.headers)
+        permit.left = left_of_quotas(response.headers)
         return json.loads(response.content)
 
     async def _has_another_key(self, refused: str) -> bool:
@@ -177,7 +175,7 @@ class OpenAIBackend:
         failure = self._refusals.judge(classify(error, partial(redact, secrets=self._keys, texts=texts)))
         headers = getattr(getattr(error, "response", None), "headers", None)
         if headers is not None:
-            permit.left = _left(headers)
+            permit.left = left_of_quotas(headers)
         if failure.kind == "rate_limit":
             permit.refusal_s = -1.0 if failure.retry_after_s is None else failure.retry_after_s
         return failure
@@ -204,6 +202,8 @@ class OpenAIBackend:
 
     def _priced(self, usage: Usage, reported: str) -> Usage:
         spec = self._spec
+        if usage == Usage():  # the server told nothing, which is not to say that it cost nothing
+            return usage
         price = spec.price
         if price is None and spec.costs_list_price:
             price = price_of(spec.model if spec.api == "openai" else reported)
@@ -211,16 +211,6 @@ class OpenAIBackend:
             return usage
         cost = price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
         return replace(usage, cost_usd=cost)
-
-
-def _left(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
-    """Return the requests and tokens that the server's headers say are left."""
-
-    def number(name: str) -> int | None:
-        value = headers.get(name)
-        return int(value) if value is not None and value.isdecimal() else None
-
-    return number("x-ratelimit-remaining-requests"), number("x-ratelimit-remaining-tokens")
 
 
 def _response_type() -> Any:
@@ -235,7 +225,7 @@ def _open_client(spec: OpenAISpec, key: str) -> openai.AsyncOpenAI:
     import openai
 
     timeout_s = spec.patience.timeout_s
-    timeout = openai.Timeout(timeout_s, connect=min(timeout_s, _LONGEST_CONNECT_S))
+    timeout = openai.Timeout(timeout_s, connect=spec.patience.connect_s)
     if spec.api == "azure":
         return openai.AsyncAzureOpenAI(
             azure_endpoint=spec.base_url or "",

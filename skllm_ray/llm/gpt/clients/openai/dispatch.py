@@ -12,11 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.gate import DroppedError, Gate, PausedTooLongError, Permit
-from skllm_ray.tasks.base import LOST, Embedding, Reply, RowError
+from skllm_ray.llm.calls import Call, active_call
+from skllm_ray.llm.gate import Gate, NotLetThroughError, Permit, Run
+from skllm_ray.llm.quota import LONGEST_PAUSE_S
+from skllm_ray.tasks.base import LOST, Embedding, Reply, RowError, Usage
 
-_LONGEST_PAUSE_S = 30.0
-_CONNECT_S = 10.0
+_LONGEST_SILENCE_S = 30.0
+_FEWEST_TRIES = 8  # that began after the first one had failed
+_SILENT = {"timeout", "connection"}
 _MOST_ROWS = 1024  # rows of one call that wait or are in flight together
 
 Q = TypeVar("Q")
@@ -28,15 +31,22 @@ class Patience:
     """How long a row may take, and how often it is tried."""
 
     timeout_s: float = 120.0
-    """The longest silence of the server within one try."""
+    """The longest that the server may take for one try, once it is connected."""
     deadline_s: float = 600.0
     """The longest time for a row, with all its tries and pauses, from when the limit first lets it through."""
     max_tries: int = 5
-    """How often a row is asked, as long as trying again may help."""
+    """How often a row is asked, as long as trying again may help. Tries that a 429 refused do not count."""
     backoff_s: float = 0.5
     """Upper bound of the first random pause between tries; it doubles with every try. What the server says wins."""
+    connect_s: float = 10.0
+    """The longest that connecting may take."""
     repeats_lost: bool = True
     """Whether to ask again after a failure that leaves open whether the server did its work, and wants to be paid."""
+
+    @property
+    def try_s(self) -> float:
+        """The longest that one try may take in all."""
+        return self.timeout_s + self.connect_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,30 @@ class Job(Generic[Q, R]):
     """Makes an answer of the right type."""
     turn: Callable[[Q], AbstractAsyncContextManager[None]] = lambda _: nullcontext()
     """Lets a question begin, and holds what has to wait for it."""
+
+
+class _Streak:
+    """Failed tries in a row, which tell a server that is gone from one that is slow or busy.
+
+    It is gone when nobody was served for `seconds`, and several tries that began after the first failure did no better.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._began = self._latest = float("-inf")
+        self._tries = 0
+
+    def end(self) -> None:
+        """Let the next failure begin a new one."""
+        self._latest = float("-inf")
+
+    def goes_on(self, sent_at: float, now: float, served_at: float) -> bool:
+        """Take a failure; return whether it is one too many."""
+        if served_at >= self._began or sent_at > self._latest + self.seconds:  # or nobody tried for a while
+            self._began, self._tries = now, 0
+        self._latest = now
+        self._tries += sent_at >= self._began
+        return self._tries >= _FEWEST_TRIES and now - self._began >= self.seconds
 
 
 class Dispatcher:
@@ -71,19 +105,24 @@ class Dispatcher:
         self._closed = False
         self._closing = threading.Lock()
         self._loop = asyncio.new_event_loop()
-        self._gate = Gate(bucket, limit, patience.timeout_s + _CONNECT_S, patience.deadline_s)
+        self._gate = Gate(bucket, limit, patience.try_s, max(patience.deadline_s, LONGEST_PAUSE_S))
+        self._silence = _Streak(min(_LONGEST_SILENCE_S, patience.deadline_s))
+        self._unserved = _Streak(patience.deadline_s)
+        self._latest_call: str | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="skllm-ray-requests", daemon=True)
         self._thread.start()
 
     def run(self, questions: Sequence[Q], job: Job[Q, R], tell: Callable[[int, R], None] | None = None) -> list[R]:
         """Return one answer per question, in order. After a fatal one, what was not asked yet is cancelled.
 
+        The same holds for all other blocks of the call that this thread works for, in all processes.
+
         `tell` gets every answer when it arrives, with the question's position; it is called on the event loop.
         """
         with self._closing:
             if self._closed:
                 raise RuntimeError("This backend was closed.")
-            future = asyncio.run_coroutine_threadsafe(self._run(questions, job, tell), self._loop)
+            future = asyncio.run_coroutine_threadsafe(self._run(questions, job, tell, active_call()), self._loop)
         try:
             return future.result()
         except CancelledError:
@@ -102,13 +141,25 @@ class Dispatcher:
         self._thread.join()
         self._loop.close()
 
-    async def _run(self, questions: Sequence[Q], job: Job[Q, R], tell: Callable[[int, R], None] | None) -> list[R]:
+    async def _run(
+        self, questions: Sequence[Q], job: Job[Q, R], tell: Callable[[int, R], None] | None, call: Call | None
+    ) -> list[R]:
         answers = [job.empty()] * len(questions)
         rows = iter(enumerate(questions))
-        stop: asyncio.Future[RowError] = self._loop.create_future()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(_MOST_ROWS, len(questions))):
-                group.create_task(self._work(rows, answers, job, stop, tell))
+        most = min(_MOST_ROWS, len(questions))
+        if call is not None and call.max_in_flight is not None:
+            most = min(most, call.max_in_flight)
+        run = self._gate.enter(call.name, call.ended) if call is not None else self._gate.enter(None)
+        if run.call is None or run.call != self._latest_call:
+            self._latest_call = run.call
+            self._silence.end()
+            self._unserved.end()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(most):
+                    group.create_task(self._work(rows, answers, job, run, tell))
+        finally:
+            self._gate.leave(run)
         return answers
 
     async def _work(
@@ -116,74 +167,81 @@ class Dispatcher:
         rows: Iterator[tuple[int, Q]],
         answers: list[R],
         job: Job[Q, R],
-        stop: asyncio.Future[RowError],
+        run: Run,
         tell: Callable[[int, R], None] | None,
     ) -> None:
         for row, question in rows:
             async with job.turn(question):
-                answer = await self._persist(question, job, stop)
+                answer = await self._persist(question, job, run)
             error = answer.error
-            if error is not None and error.fatal and not stop.done():
-                stop.set_result(error)
-                self._gate.drop(stop)
+            if error is not None and error.fatal:
+                self._gate.end(run, error)
             answers[row] = answer
             if tell is not None:
                 tell(row, answer)
 
-    async def _persist(self, question: Q, job: Job[Q, R], stop: asyncio.Future[RowError]) -> R:
+    async def _persist(self, question: Q, job: Job[Q, R], run: Run) -> R:
         """Ask until there is an answer, or asking again cannot help, or time, tries or the job are over."""
         answer, attempts, tries, deadline = job.empty(), 0, 0, None
+        late = _late(self._patience.deadline_s)
         while True:
-            refused = None
-            try:
-                if stop.done():
-                    raise DroppedError
-                permit = await self._gate.acquire(job.cost(question), stop)
-                if stop.done():
-                    self._gate.cancel(permit)
-                    raise DroppedError
-            except PausedTooLongError as error:
-                refused = _paused(error)
-            except DroppedError:
-                refused = _cancelled(stop.result())
-            if refused is not None:
-                return answer if answer.error is not None else replace(answer, error=refused, attempts=attempts)
-            deadline = deadline or self._loop.time() + self._patience.deadline_s
-            attempts += 1
-            found = None
+            refused = late
             try:
                 async with asyncio.timeout_at(deadline):
-                    found = await job.ask(question, permit)
-            except TimeoutError:
-                late = _late(self._patience.deadline_s)
-                if not self._patience.repeats_lost:
-                    return replace(answer, error=late, attempts=attempts)
+                    permit = await self._gate.acquire(job.cost(question), run, again=attempts > 0)
+            except (NotLetThroughError, TimeoutError) as error:
+                refused = error.error if isinstance(error, NotLetThroughError) else late
                 # What the server said before tells more than that the time is over.
-                return replace(answer, error=answer.error or late, attempts=attempts)
-            except Exception as error:  # noqa: BLE001  the last resort: one odd answer must not lose the others
-                return replace(answer, error=_unforeseen(error), attempts=attempts)
-            finally:
-                self._gate.release(permit, _used(found))
+                return answer if answer.error is not None else replace(answer, error=refused, attempts=attempts)
+            deadline = deadline or permit.sent_at + self._patience.deadline_s
+            attempts += 1
+            found = await self._try(question, job, permit, deadline)
             if found is None:
                 continue
-            tries += 1
-            answer = replace(found, attempts=attempts)
-            error_ = answer.error
-            if error_ is None or not error_.retryable or tries == self._patience.max_tries:
+            before, failure = answer.error, found.error
+            answer = replace(found, attempts=attempts, usage=_total(answer.usage, found))
+            if failure is None or not failure.retryable or failure.fatal:
                 return answer
-            if error_.kind in LOST and not self._patience.repeats_lost:
+            if failure.kind in LOST and not self._patience.repeats_lost:
                 return answer
-            pause_s = self._pause_s(tries, error_.retry_after_s)
-            if self._loop.time() + pause_s >= deadline:
+            now = self._loop.time()
+            if now >= deadline and failure.kind == "timeout":
+                return replace(answer, error=before or late)
+            refused_by_quota = failure.kind == "rate_limit"
+            tries += not refused_by_quota
+            pause_s = self._pause_s(tries, failure.retry_after_s)
+            if tries == self._patience.max_tries or now + pause_s >= deadline:
                 return answer
-            await asyncio.wait([stop], timeout=pause_s)
-            if stop.done():
-                return answer
+            if not refused_by_quota:  # there, the gate pauses for all
+                await asyncio.wait([run.stop], timeout=pause_s)
+
+    async def _try(self, question: Q, job: Job[Q, R], permit: Permit, deadline: float) -> R | None:
+        """Ask once. A failure is fatal where it shows that the server is gone."""
+        found: R | None = None
+        ends = min(deadline, permit.sent_at + self._patience.try_s)
+        try:
+            async with asyncio.timeout_at(ends):
+                found = await job.ask(question, permit)
+        except TimeoutError:
+            found = replace(job.empty(), error=_late(self._patience.try_s))
+        except Exception as error:  # noqa: BLE001  the last resort: one odd answer must not lose the others
+            found = replace(job.empty(), error=_unforeseen(error))
+        finally:
+            failure = None if found is None else found.error
+            self._gate.release(permit, _used(found), served=failure is None or not failure.retryable)
+        if found is None or failure is None or not failure.retryable:
+            return found
+        if failure.kind not in _SILENT:
+            self._silence.end()
+        for streak in (self._silence, self._unserved) if failure.kind in _SILENT else (self._unserved,):
+            if streak.goes_on(permit.sent_at, self._loop.time(), self._gate.served_at):
+                return replace(found, error=_gone(failure, streak.seconds))
+        return found
 
     def _pause_s(self, tries: int, retry_after_s: float | None) -> float:
         if retry_after_s is not None:
             return retry_after_s
-        return random.uniform(0, min(_LONGEST_PAUSE_S, self._patience.backoff_s * 2 ** (tries - 1)))
+        return random.uniform(0, min(LONGEST_PAUSE_S, self._patience.backoff_s * 2 ** (tries - 1)))
 
     async def _drain(self, free: Callable[[], Awaitable[None]]) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -203,13 +261,21 @@ def whole(text: str | None) -> str | None:
 
 
 def _used(answer: Reply | Embedding | None) -> int | None:
-    if answer is None or answer.error is not None:
-        return None
-    return answer.usage.prompt_tokens + answer.usage.completion_tokens or None
+    return None if answer is None else answer.usage.prompt_tokens + answer.usage.completion_tokens or None
 
 
-def _late(deadline_s: float) -> RowError:
-    return RowError("timeout", f"No answer within the row's {deadline_s:g} s.", retryable=True)
+def _total(before: Usage, answer: Reply | Embedding) -> Usage:
+    """Return what a row cost in all its tries. A failure that told nothing adds nothing."""
+    now = answer.usage
+    if before == Usage() or (answer.error is not None and now == Usage()):
+        return now if before == Usage() else before
+    known = before.cost_usd is not None and now.cost_usd is not None
+    return Usage(
+        before.prompt_tokens + now.prompt_tokens,
+        before.completion_tokens + now.completion_tokens,
+        before.cached_tokens + now.cached_tokens,
+        (before.cost_usd or 0.0) + (now.cost_usd or 0.0) if known else None,
+    )
 
 
 def _unforeseen(error: Exception) -> RowError:
@@ -217,10 +283,11 @@ def _unforeseen(error: Exception) -> RowError:
     return RowError("malformed_response", f"The answer cannot be read ({type(error).__name__}).")
 
 
-def _paused(error: PausedTooLongError) -> RowError:
-    message = f"Not asked: the server wants no requests for {error.paused_s:.0f} s."
-    return RowError("rate_limit", message, retryable=True, retry_after_s=error.paused_s)
+def _late(seconds: float) -> RowError:
+    return RowError("timeout", f"No answer within {seconds:g} s.", retryable=True)
 
 
-def _cancelled(cause: RowError) -> RowError:
-    return RowError("cancelled", f"Not asked: another row ended the job ({cause.kind}: {cause.message})")
+def _gone(error: RowError, seconds: float) -> RowError:
+    """Return the failure that ends a call, since trying every row would take hours."""
+    told = f"{error.message} No row was served for {seconds:g} s; SKLLMConfig.set_timeouts(…) gives a server more."
+    return replace(error, message=told, fatal=True)

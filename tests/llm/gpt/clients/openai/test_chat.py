@@ -133,7 +133,6 @@ FAULTS = [
     (StatusFault(409), "server_error", 5),
     (StatusFault(413), "context_length", 1),
     (StatusFault(422, "no"), "bad_request", 1),
-    (StatusFault(429, headers=(("retry-after-ms", "1"),)), "rate_limit", 5),
     (StatusFault(429, "no money", "insufficient_quota"), "insufficient_quota", 1),
     (StatusFault(500), "server_error", 5),
     (StatusFault(503, headers=(("retry-after", "0.001"),)), "server_error", 5),
@@ -161,7 +160,18 @@ def test_every_fault_has_its_kind_and_its_number_of_tries(fault, kind, tries):
         assert (fault.code or "") in reply.error.message
 
 
-@pytest.mark.parametrize("fault", [row[0] for row in FAULTS if row[2] > 1], ids=str)
+BUSY = StatusFault(429, "slow down", headers=(("retry-after-ms", "1"),))
+
+
+def test_a_quotas_refusals_count_against_the_rows_time_and_not_against_its_tries():
+    with ChatServer(lambda body: BUSY) as server:
+        (reply,) = complete(spec_for(server, patience=replace(HASTY, max_tries=1, deadline_s=2)), [ask("x")])
+        assert reply.attempts == server.n_requests > 1
+    assert (reply.error.kind, reply.error.retryable) == ("rate_limit", True)
+    assert "slow down" in reply.error.message
+
+
+@pytest.mark.parametrize("fault", [BUSY, *(row[0] for row in FAULTS if row[2] > 1)], ids=str)
 def test_a_passing_fault_is_tried_again(fault):
     with ChatServer(scripted(fault, fault, "fine")) as server:
         (reply,) = complete(spec_for(server), [ask("x")])

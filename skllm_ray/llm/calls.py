@@ -1,0 +1,62 @@
+"""What the blocks of one call share, in every process: a bound on the requests in flight, and an end for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from skllm_ray.tasks.base import RowError
+
+_MOST_ENDED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of ``predict`` or the like. It travels with the blocks."""
+
+    name: str
+    """Tells it from all other calls of the cluster."""
+    max_in_flight: int | None = None
+    """The most requests that one block may have in flight; None leaves it to the shared limit."""
+
+    @property
+    def ended(self) -> RowError | None:
+        """Why nothing more is to be sent, as far as this process knows."""
+        return _ended.get(self.name)
+
+    def end(self, error: RowError) -> None:
+        """Let no block of this process send anything more."""
+        end_call(self.name, error)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Let backends know what they are asked for."""
+        token = _active.set(self)
+        try:
+            yield
+        finally:
+            _active.reset(token)
+
+
+_active: ContextVar[Call | None] = ContextVar("skllm_ray_call", default=None)
+_ended: dict[str, RowError] = {}
+
+
+def active_call() -> Call | None:
+    """Return the call that this thread works for; None for a backend that is asked by itself."""
+    return _active.get()
+
+
+def end_call(name: str, error: RowError) -> None:
+    """Let no block of the call `name` send anything more from this process."""
+    _ended.setdefault(name, error)
+    if len(_ended) > _MOST_ENDED:
+        _ended.pop(next(iter(_ended)), None)
+
+
+def not_sent(cause: RowError) -> RowError:
+    """Return the error of a row that was not sent since `cause` ended its call."""
+    message = f"Not asked: another row ended the job ({cause.kind}: {cause.message})"
+    return RowError("cancelled", message, retryable=cause.retryable)

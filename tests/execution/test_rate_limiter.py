@@ -1,0 +1,46 @@
+"""The cluster's limiter as its users see it when it is not well; it is tested on a real Ray in tests/cluster."""
+
+import asyncio
+
+import pytest
+from click.testing import CliRunner
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+
+from skllm_ray import cli
+from skllm_ray.execution import rate_limiter
+from skllm_ray.llm.quota import Report
+
+
+class Actor:
+    """Stands for the actor and its method."""
+
+    def __init__(self, error):
+        self.error = error
+        self.exchange = self.show = self
+
+    async def _fail(self):
+        raise self.error
+
+    def remote(self, *arguments):
+        return self._fail()
+
+
+@pytest.mark.parametrize("error", [GetTimeoutError("late"), RayActorError(), ActorUnavailableError("", b"x" * 16)])
+def test_the_command_says_that_the_limiter_gives_no_answer(monkeypatch, error):
+    monkeypatch.setattr("skllm_ray.init", lambda address: None)
+    monkeypatch.setattr("ray.get_actor", lambda *name, **where: Actor(error))
+    monkeypatch.setattr("ray.get", lambda answer, timeout: asyncio.run(answer))
+    done = CliRunner().invoke(cli.main, ["limits"])
+    assert done.exit_code == 1
+    assert f"rate limiter gives no answer ({type(error).__name__})" in done.output
+    assert "try again" in done.output
+
+
+def test_a_limiter_that_does_not_understand_is_not_asked_for_ever(monkeypatch):
+    error = RayTaskError("exchange", "", AttributeError("another version"))
+    monkeypatch.setattr(rate_limiter, "_find", lambda: Actor(error))
+    monkeypatch.setattr(rate_limiter, "job_key", lambda: "job")
+    limiter = rate_limiter.ClusterLimiter.__new__(rate_limiter.ClusterLimiter)
+    limiter._node, limiter._actor = "node", Actor(error)
+    with pytest.raises(RayTaskError):
+        asyncio.run(limiter.exchange(Report("bucket", "me", 1)))
