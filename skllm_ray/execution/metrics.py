@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from skllm_ray.execution import session
 from skllm_ray.llm import gate
-from skllm_ray.llm.quota import BucketInfo
+from skllm_ray.llm.reports import BucketInfo
 
 METRICS: Final = {
     "skllm_ray_rows": ("Counter", "Rows done.", ("model", "outcome")),

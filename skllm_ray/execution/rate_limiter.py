@@ -17,7 +17,8 @@ from skllm_ray.errors import ClusterError
 from skllm_ray.execution.metrics import show_quotas
 from skllm_ray.execution.session import NAMESPACE, job_key
 from skllm_ray.llm.gate import current_limiter, install_limiter
-from skllm_ray.llm.quota import BucketInfo, Grant, Quotas, Report
+from skllm_ray.llm.quota import Quotas
+from skllm_ray.llm.reports import BucketInfo, Grant, Report
 
 __all__ = ["BucketInfo", "ClusterLimiter", "show_limits", "use_cluster_limiter"]
 

@@ -14,7 +14,7 @@ from skllm_ray.config import RateLimit, SecretRef
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
 
 if TYPE_CHECKING:
-    from skllm_ray.llm.quota import Grant, Report
+    from skllm_ray.llm.reports import Grant, Report
 
 SecretResolver: TypeAlias = Callable[[SecretRef], str]
 """Turns a reference into the secret, on the worker; raises ``MissingKeyError``."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.base import Limiter
 from skllm_ray.llm.calls import end_call, not_sent
-from skllm_ray.llm.quota import (
+from skllm_ray.llm.quota import LocalLimiter
+from skllm_ray.llm.reports import (
     HEARTBEAT_S,
     LARGEST_LEASE,
     LATE_S,
@@ -23,7 +24,6 @@ from skllm_ray.llm.quota import (
     WINDOW_S,
     Grant,
     Left,
-    LocalLimiter,
     Refusal,
     Report,
     Settled,

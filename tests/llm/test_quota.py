@@ -8,7 +8,8 @@ from collections import deque
 import pytest
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.quota import PERMIT_S, TURN_S, Left, Quotas, Refusal, Report, Settled
+from skllm_ray.llm.quota import TURN_S, Quotas
+from skllm_ray.llm.reports import PERMIT_S, Left, Refusal, Report, Settled
 from skllm_ray.tasks.base import RowError
 
 

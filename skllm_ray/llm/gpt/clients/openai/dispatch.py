@@ -289,5 +289,5 @@ def _late(seconds: float) -> RowError:
 
 def _gone(error: RowError, seconds: float) -> RowError:
     """Return the failure that ends a call, since trying every row would take hours."""
-    told = f"{error.message} No row was served for {seconds:g} s; SKLLMConfig.set_timeouts(…) gives a server more."
-    return replace(error, message=told, fatal=True)
+    told = f"{error.message.rstrip('. ')}. No row was served for {seconds:g} s."
+    return replace(error, message=f"{told} SKLLMConfig.set_timeouts(…) gives a server more.", fatal=True)
