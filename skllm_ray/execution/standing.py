@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from skllm_ray.llm.quota import BucketInfo
+from skllm_ray.llm.reports import BucketInfo
 
 if TYPE_CHECKING:
     from skllm_ray.execution.model_pool import PooledBackend
