@@ -83,6 +83,8 @@ class Choices:
     """With `multiple`, the largest number of labels in an answer."""
     best_only: bool = False
     """Whether the label alone is asked for: a backend may then spare itself the other labels' probabilities."""
+    exact: bool = False
+    """Whether a local model's probabilities must not depend, not in the last bits either, on the rows asked with it."""
 
     @property
     def opening(self) -> str:

@@ -45,6 +45,9 @@ class GGUFOptions:
     """"score" constrains answers to the labels; "compat" writes them freely, as scikit-llm does, and parses them."""
     truncate: bool = False
     """Whether the middle of a text that is too long for the context is cut out."""
+    exact: bool | None = None
+    """Whether a row's probabilities are those that it has alone, whoever its neighbours are; None: on a CPU, where
+    probabilities are wanted and not the label alone."""
     max_tokens: int | None = None
     """The largest number of tokens in a free text; None lets the model and the context decide."""
     stop: tuple[str, ...] = ()
@@ -67,8 +70,8 @@ class GGUFOptions:
             if name not in _OPTIONS or not _OPTIONS[name](value):
                 raise ConfigurationError(
                     f"request_options={dict(given)!r}: GGUF models do not take {name}={given[name]!r}.",
-                    "They take 'decoding': 'score' or 'compat'; 'truncate': True or False; 'max_tokens': a positive "
-                    "int; 'stop': a str, or a list of up to 4.",
+                    "They take 'decoding': 'score' or 'compat'; 'truncate' and 'exact': True or False; 'max_tokens': a "
+                    "positive int; 'stop': a str, or a list of up to 4.",
                 )
         return cls(**values)
 
@@ -76,6 +79,7 @@ class GGUFOptions:
 _OPTIONS: dict[str, Callable[[Any], bool]] = {
     "decoding": lambda value: value in ("score", "compat"),
     "truncate": lambda value: isinstance(value, bool),
+    "exact": lambda value: isinstance(value, bool),
     "max_tokens": lambda value: type(value) is int and value > 0,
     "stop": lambda value: (
         isinstance(value, tuple) and len(value) <= 4 and all(isinstance(one, str) and one for one in value)
@@ -143,12 +147,21 @@ class GGUFSpec:
             adapted = [replace(request, cut_text=text) for request, text in zip(adapted, texts, strict=True)]
         if self.options.decoding == "compat":
             adapted = [replace(request, choices=None, json_schema=None) for request in adapted]
-        if self.best_only:
-            adapted = [
-                replace(request, choices=replace(request.choices, best_only=True)) if request.choices else request
-                for request in adapted
-            ]
+        if self.best_only or self._exact:
+            adapted = [self._constrained(request) for request in adapted]
         return [self._bounded(request) if request.choices is None else request for request in adapted]
+
+    def _constrained(self, request: ChatRequest) -> ChatRequest:
+        if request.choices is None:
+            return request
+        best_only = self.best_only and not self._exact  # a search decodes the labels in another order
+        return replace(request, choices=replace(request.choices, best_only=best_only, exact=self._exact))
+
+    @property
+    def _exact(self) -> bool:
+        if self.options.exact is None:
+            return self.n_gpu_layers == 0 and not self.best_only
+        return self.options.exact
 
     def adapt_texts(self, texts: Sequence[str]) -> list[str]:
         """Return the texts that are to be embedded as the options want them."""
@@ -256,7 +269,8 @@ class GGUFBackend:
         quick = [i for i, r in enumerate(requests) if _choices(r).best_only and split[i][1].n_nodes > _MANY_NODES]
         full = sorted(set(range(len(requests))) - set(quick))
         heads, tries = [split[i][0] for i in full], [split[i][1] for i in full]
-        for i, scores in zip(full, score(self._engine, heads, tries), strict=True):
+        exact = any(_choices(request).exact for request in requests)
+        for i, scores in zip(full, score(self._engine, heads, tries, exact=exact), strict=True):
             replies[i] = self._scored_reply(requests[i], scores, split[i])
         heads, tries = [split[i][0] for i in quick], [split[i][1] for i in quick]
         for i, position in zip(quick, best(self._engine, heads, tries), strict=True):
@@ -303,7 +317,8 @@ class GGUFBackend:
         while open_rows:
             left = {i: [label for label in _choices(requests[i]).labels if label not in chosen[i]] for i in open_rows}
             split = [self._split_many(prompts[i], requests[i], chosen[i], left[i], chat) for i in open_rows]
-            found = score(self._engine, [head for head, _ in split], [trie for _, trie in split])
+            exact = any(_choices(requests[i]).exact for i in open_rows)
+            found = score(self._engine, [head for head, _ in split], [trie for _, trie in split], exact=exact)
             still_open = []
             for i, scores, parts in zip(open_rows, found, split, strict=True):
                 if isinstance(scores, ContextOverflowError):

@@ -29,6 +29,8 @@ class Batch:
 
     def __init__(self, capacity: int = 1024) -> None:
         self.n_tokens = 0
+        self.n_filled = 0
+        """How many of them only keep the others in their places."""
         self.tokens = np.empty(capacity, np.int32)
         self.positions = np.empty(capacity, np.int32)
         self.n_sequences = np.empty(capacity, np.int32)
@@ -75,9 +77,14 @@ class Batch:
             self.wanted[stop - 1] = 1
         self.n_tokens = stop
 
+    def fill(self, n_tokens: int, position: int) -> None:
+        """Add tokens of sequence 0 from `position` on, which nobody looks at."""
+        self.add(self.tokens[:1].repeat(n_tokens), position + self.n_filled, 0)
+        self.n_filled += n_tokens
+
     def clear(self) -> None:
         """Forget all tokens."""
-        self.n_tokens = 0
+        self.n_tokens = self.n_filled = 0
 
     def part(self, lib: Any, start: int, stop: int) -> Any:
         """Return tokens `start` to `stop` as a ``llama_batch`` that shares this object's memory."""

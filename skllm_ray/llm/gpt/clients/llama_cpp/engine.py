@@ -84,7 +84,7 @@ class Engine:
         self._before: list[int] = []
         self._quoted: NDArray[np.int64] | None = None
         self.n_decoded = 0
-        """Tokens decoded so far."""
+        """Tokens decoded so far, those that only fill not counted."""
         self.n_reused = 0
         """Prompt tokens that were not decoded, because they stood in the shared prefix."""
 
@@ -212,13 +212,15 @@ class Engine:
 
     # --- the shared prefix ----------------------------------------------------------------------------------------
 
-    def runs(self, rows: Sequence[list[int]]) -> Iterator[tuple[list[int], int]]:
+    def runs(self, rows: Sequence[list[int]], step: int = 1) -> Iterator[tuple[list[int], int]]:
         """Partition rows into runs that share much, and put each run's shared beginning into all sequences.
 
         Parameters
         ----------
         rows : sequence of token sequences
             Each row's tokens; the last one is never shared, because its logits will be asked for.
+        step : int, default=1
+            What the lengths of the shared beginnings are to be multiples of.
 
         Yields
         ------
@@ -245,7 +247,7 @@ class Engine:
                 length = common_length(row[:-1], self._before) if self._before else 0
                 length = max(length, common_length(row[:-1], self._prefix))
                 self._before = list(row)
-            yield run, self._share(rows[run[0]][:length], len(run))
+            yield run, self._share(rows[run[0]][: length - length % step], len(run))
             start = stop
 
     def _share(self, prefix: Sequence[int], n_rows: int) -> int:
@@ -295,6 +297,12 @@ class Engine:
         self._batch.clear()
         return self._batch
 
+    def fill_up(self, batch: Batch, step: int) -> None:
+        """Fill `batch` up, behind a row, to the next multiple of `step`, where another row may begin."""
+        n_missing = -len(batch) % step
+        if n_missing:
+            batch.fill(n_missing, len(self._prefix))
+
     def decode(self, batch: Batch) -> NDArray[np.float32]:
         """Decode a batch of any length, with any number of wanted tokens.
 
@@ -314,6 +322,7 @@ class Engine:
             if n_wanted:
                 logits = np.ctypeslib.as_array(self.lib.llama_get_logits(self._context), (n_wanted, self.n_vocab))
                 found.append(logits if stop == len(batch) and not found else logits.copy())
+        self.n_decoded -= batch.n_filled
         if len(found) == 1:
             return found[0]
         return np.concatenate(found) if found else np.empty((0, self.n_vocab), np.float32)

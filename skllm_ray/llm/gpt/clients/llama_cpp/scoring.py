@@ -20,6 +20,13 @@ from skllm_ray.llm.gpt.clients.llama_cpp.batch import MAX_SEQUENCES
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, common_length
 
 _WIDEST = MAX_SEQUENCES - 1  # one sequence stays free for the prefix alone
+_LANES = 16
+"""Floats that a CPU adds up at once: with AVX-512, and fewer elsewhere.
+
+Attention adds up the cells of the cache in such groups. A row that begins at another place within a group than it would
+alone is added up in another order; the last bits of its floats differ, and where they tip the rounding of an activation
+to 8 bits, its log-probabilities differ visibly. Exact scores begin every row, and end the shared prefix, at a multiple.
+"""
 _FRONTIER = 16  # partial labels that the best-first search follows at once
 
 
@@ -138,7 +145,9 @@ class _Row:
     trie: Trie
 
 
-def score(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]) -> list[Scores]:
+def score(
+    engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie], *, exact: bool = False
+) -> list[Scores]:
     """Return the log-probability of every continuation of every prompt.
 
     Parameters
@@ -149,6 +158,9 @@ def score(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie
         What comes before.
     tries : sequence of Trie, of length n_rows
         Each row's continuations.
+    exact : bool, default=False
+        Whether a row's scores are to be those that it has alone, whoever its neighbours are. It costs up to 30 tokens a
+        row, and is of use on a CPU alone.
 
     Returns
     -------
@@ -162,9 +174,10 @@ def score(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie
     """
     results: list[Scores] = [np.zeros(len(trie)) for trie in tries]
     rows = _fitting(engine, prompts, tries, results)
-    for run, n_prefix in engine.runs([row.common for row in rows]):
-        for group in _groups(engine, [rows[i] for i in run], n_prefix):
-            _score_group(engine, group, n_prefix, results)
+    step = _LANES if exact else 1
+    for run, n_prefix in engine.runs([row.common for row in rows], step):
+        for group in _groups(engine, [rows[i] for i in run], n_prefix, step):
+            _score_group(engine, group, n_prefix, step, results)
     return results
 
 
@@ -213,13 +226,14 @@ def _fitting(
     return rows
 
 
-def _groups(engine: Engine, rows: Sequence[_Row], n_prefix: int) -> Iterator[list[_Row]]:
+def _groups(engine: Engine, rows: Sequence[_Row], n_prefix: int, step: int) -> Iterator[list[_Row]]:
     """Yield sets of rows that fit into one decode; a row whose continuations do not fit at once comes alone."""
     group: list[_Row] = []
     tokens = sequences = outputs = 0
     for row in rows:
         part = row.trie.parts[0]
-        need = len(row.common) - n_prefix + len(part.tokens), part.n_continuations, part.n_outputs
+        n_tokens = len(row.common) - n_prefix + len(part.tokens)
+        need = -(-n_tokens // step) * step, part.n_continuations, part.n_outputs
         alone = len(row.trie.parts) > 1
         full = (
             tokens + need[0] > min(engine.room, engine.n_batch)
@@ -238,11 +252,12 @@ def _groups(engine: Engine, rows: Sequence[_Row], n_prefix: int) -> Iterator[lis
         yield group
 
 
-def _score_group(engine: Engine, group: Sequence[_Row], n_prefix: int, results: list[Scores]) -> None:
+def _score_group(engine: Engine, group: Sequence[_Row], n_prefix: int, step: int, results: list[Scores]) -> None:
     batch = engine.new_batch()
     sequence = 1
     parts = group[0].trie.parts
     for row in group:
+        engine.fill_up(batch, step)
         part = row.trie.parts[0]
         n_sequences = part.n_continuations if len(parts) == 1 else max(p.n_continuations for p in parts)
         batch.add(row.common[n_prefix:], n_prefix, sequence, n_sequences, last_wanted=True)

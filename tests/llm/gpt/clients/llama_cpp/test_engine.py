@@ -160,6 +160,18 @@ def test_scores_are_those_of_llama_cpp_python_s_own_class(brute, backend):
     assert (together.argmax(axis=1) == best).all()
 
 
+def test_exact_scores_are_those_of_a_row_alone(backend):
+    reviews, _ = get_reviews_dataset()
+    texts = [f"{one} {other}" for one, other in zip(reviews[:100], reviews[100:200], strict=True)]
+    requests = [*ZeroShotTask(THREE).render([*texts, *reviews[:20]]), question("x"), question("word " * 150)]
+    exact = [replace(request, choices=replace(request.choices, exact=True)) for request in requests]
+    alone = np.stack([backend.complete([request])[0].log_probs for request in requests])
+    together = np.stack([reply.log_probs for reply in backend.complete(exact)])
+    np.testing.assert_allclose(together, alone, atol=1e-6, rtol=0)
+    loose = np.stack([reply.log_probs for reply in backend.complete(requests)])
+    assert np.abs(loose - alone).max() > 1e-4  # else the option is of no use
+
+
 def test_a_short_row_s_probabilities_do_not_depend_on_its_neighbours(f32_file):
     backend = GGUFBackend(f32_file, "gguf::f32", 0, 1)
     try:

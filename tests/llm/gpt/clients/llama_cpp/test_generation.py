@@ -147,6 +147,7 @@ def test_compat_writes_what_scikit_llm_would(sequential):
         {"decoding": "greedy"},
         {"truncate": 1},
         {"truncate": "yes"},
+        {"exact": 1},
         {"max_tokens": 0},
         {"max_tokens": True},
         {"stop": ""},
@@ -231,6 +232,22 @@ def test_options_bound_free_text_alone():
     scored, free = spec.adapt([ask("x", choices=Choices(("a", "b"))), ask("y", max_output_tokens=20)], ["x", "y"])
     assert (scored.max_output_tokens, scored.stop) == (None, ())
     assert (free.max_output_tokens, free.stop) == (7, ("\n",))
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "exact", "best_only"),
+    [
+        ({}, {}, True, False),
+        ({}, {"best_only": True}, False, True),
+        ({}, {"n_gpu_layers": -1}, False, False),
+        ({"exact": True}, {"best_only": True}, True, False),
+        ({"exact": False}, {}, False, False),
+    ],
+)
+def test_probabilities_are_exact_on_a_cpu_and_labels_quick(options, settings, exact, best_only):
+    spec = GGUFSpec("demo", options=GGUFOptions.parse(options), **settings)
+    (one,) = spec.adapt([ask("x", choices=Choices(("a", "b")))], ["x"])
+    assert (one.choices.exact, one.choices.best_only) == (exact, best_only)
 
 
 def test_a_long_text_is_cut_for_its_embedding_when_asked_for():
