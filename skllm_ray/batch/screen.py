@@ -96,7 +96,7 @@ class State:
             found["stopping"] = self.stopped
         elif self.waiting_for or self.standing.quotas:
             reasons = [self.waiting_for, *map(_quota, self.standing.quotas)]
-            found["waiting"] = "; ".join(filter(None, reasons))
+            found["held up"] = "; ".join(filter(None, reasons))
         return {name: value for name, value in found.items() if value}
 
 
@@ -185,7 +185,7 @@ class LiveScreen:
         )
         table = Table.grid(padding=(0, 2))
         for name, value in state.facts().items():
-            style = {"failed rows": "red", "waiting": "yellow", "stopping": "yellow"}.get(name, "")
+            style = {"failed rows": "red", "held up": "yellow", "stopping": "yellow"}.get(name, "")
             table.add_row(Text(name, style="dim"), Text(value, style=style))
         return Group(head, table)
 

@@ -23,7 +23,7 @@ def line_of(state: State) -> str:
 @pytest.mark.parametrize(
     ("bucket", "told"),
     [
-        (BUCKET, "waiting: waiting for quota: 90 of 90 requests/min; 380 waiting"),
+        (BUCKET, "held up: waiting for quota: 90 of 90 requests/min; 380 waiting"),
         (
             replace(BUCKET, tokens_per_minute=5000),
             "quota: 90 of 90 requests/min, 4,000 of 5,000 tokens/min; 380 waiting",
@@ -37,7 +37,7 @@ def line_of(state: State) -> str:
 def test_a_quota_is_told_where_it_holds_the_job_back(bucket, told):
     line = line_of(State("m", 400, 0, standing=Standing(quotas=(bucket,))))
     assert told in line
-    assert ("waiting" in line) == bool(told)
+    assert ("held up" in line) == bool(told)
 
 
 def test_replicas_are_told():
