@@ -11,16 +11,19 @@ import asyncio
 import re
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from skllm_ray.errors import warn
+from skllm_ray.llm.gate import Permit
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job
 from skllm_ray.llm.gpt.clients.openai.logprobs import no_log_probs, read_log_probs
 from skllm_ray.llm.gpt.clients.openai.options import RequestOptions, thaw_options
 from skllm_ray.llm.models import AnswerForm, ModelFacts
+from skllm_ray.llm.tokens import TokenEstimate
 from skllm_ray.tasks.base import ChatRequest, Message, Reply, RowError
 
 Lessons: TypeAlias = Mapping[str, frozenset[str]]
@@ -184,6 +187,23 @@ class Learner:
             for position in range(n_requests):
                 tell(position, refused)
         return [refused] * n_requests
+
+    def ask_all(
+        self,
+        requests: Sequence[ChatRequest],
+        ask: Callable[[Question[ChatRequest], Permit], Awaitable[Reply | None]],
+        dispatcher: Dispatcher,
+        tokens: TokenEstimate,
+        tell: Callable[[int, Reply], None] | None,
+    ) -> list[Reply]:
+        """Return one reply per request, in order; what was learnt meanwhile is told as warnings."""
+        refused = self.refused_unasked(len(requests), tell)
+        if refused is not None:
+            return refused
+        job = Job(ask, lambda question: tokens.of_request(question.request), Reply, self.turn)
+        replies = dispatcher.run([self.question(request) for request in requests], job, tell)
+        self.tell()
+        return replies
 
     def read_log_probs(
         self, tokens: Sequence[dict[str, Any]] | None, text: str, question: Question[ChatRequest]

@@ -77,14 +77,7 @@ class OpenAIBackend:
 
     def complete_each(self, requests: Sequence[ChatRequest], tell: Callable[[int, Reply], None] | None) -> list[Reply]:
         """Do what `complete` does, and call `tell` with each reply and its position when it arrives."""
-        refused = self._dialect.refused_unasked(len(requests), tell)
-        if refused is not None:
-            return refused
-        dialect, tokens = self._dialect, self._tokens
-        job = Job(self._ask, lambda question: tokens.of_request(question.request), Reply, dialect.turn)
-        replies = self._dispatcher.run([dialect.question(request) for request in requests], job, tell)
-        dialect.tell()
-        return replies
+        return self._dialect.ask_all(requests, self._ask, self._dispatcher, self._tokens, tell)
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Return one embedding per text, in order. Failures are embeddings with an ``error``.
