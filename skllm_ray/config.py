@@ -160,6 +160,7 @@ class GGUFResources:
     max_replicas: int | None = None
     num_gpus: float | None = None
     num_cpus: float | None = None
+    n_ctx: int | None = None
     keep_alive_s: float | None = None
     placement_timeout_s: float = field(default=60.0, compare=False)
     """Concerns waiting alone: a loaded model need not be loaded anew when it changes."""
@@ -455,6 +456,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         max_replicas: int | None = None,
         num_gpus: float | None = None,
         num_cpus: float | None = None,
+        n_ctx: int | None = None,
         keep_alive_s: float | None = None,
         placement_timeout_s: float = 60.0,
     ) -> None:
@@ -475,6 +477,10 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         num_cpus : float or None, default=None
             CPUs, and as many llama.cpp threads, per actor. None means as many threads as the largest node has CPUs,
             eight at most, and one CPU less than that, which is left for reading and writing Datasets.
+        n_ctx : int or None, default=None
+            Tokens of llama.cpp's context, of at least 32: the longest prompt with its answer that fits, and what the
+            rows decoded together share. Its memory grows with it. None takes a catalogue model's own length, else what
+            the model was trained for, 8,192 at most. More than it was trained for is refused when it is loaded.
         keep_alive_s : float or None, default=None
             How long, in seconds, an idle model stays loaded when the driver has ended, so that the cluster's next job
             finds it. All jobs share such a model. None unloads it with the driver.
@@ -491,6 +497,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
             max_replicas=None if max_replicas is None else _at_least("max_replicas", max_replicas, min_replicas),
             num_gpus=None if num_gpus is None else _number("num_gpus", num_gpus),
             num_cpus=None if num_cpus is None else _number("num_cpus", num_cpus),
+            n_ctx=None if n_ctx is None else _at_least("n_ctx", n_ctx, 32),
             keep_alive_s=None if keep_alive_s is None else _number("keep_alive_s", keep_alive_s),
             placement_timeout_s=_number("placement_timeout_s", placement_timeout_s),
         )

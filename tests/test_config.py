@@ -171,6 +171,8 @@ def test_a_flag_is_a_flag(name, value):
         ({"num_cpus": -0.5}, "num_cpus"),
         ({"num_cpus": "4"}, "num_cpus"),
         ({"num_cpus": True}, "num_cpus"),
+        ({"n_ctx": 31}, "n_ctx"),
+        ({"n_ctx": 4096.0}, "n_ctx"),
         ({"placement_timeout_s": -1}, "placement_timeout_s"),
         ({"placement_timeout_s": "60"}, "placement_timeout_s"),
     ],

@@ -182,7 +182,7 @@ class GGUFSpec:
         """Load the model into this process, downloading the file first if needed."""
         path = local_file(self.name, self.download_path)
         known = supported_models.get(self.name)
-        n_ctx = known.n_ctx if known else None
+        n_ctx = self.resources.n_ctx or (known.n_ctx if known else None)
         _logger.info("loading %s: %s", self.model, memory_needed(str(path), n_ctx))
         threads = self.n_threads or _own_threads()
         return GGUFBackend(path, self.model, self.n_gpu_layers, threads, n_ctx=n_ctx, verbose=self.verbose)

@@ -148,8 +148,19 @@ def _memory(lib: ModuleType, model: Any, path: str, n_ctx: int | None) -> ModelM
 
 
 def context_length(trained: int, asked: int | None) -> int:
-    """Return the tokens of context that are opened for a model of a training context of `trained` tokens."""
-    return min(asked or min(trained, LONGEST_DEFAULT_CONTEXT), trained)
+    """Return the tokens of context that are opened for a model of a training context of `trained` tokens.
+
+    Raises
+    ------
+    ModelLoadError
+        If more are asked for than the model was trained for.
+    """
+    if asked is not None and asked > trained:
+        raise ModelLoadError(
+            f"n_ctx={asked:,}, but the model was trained for {trained:,} tokens.",
+            "Ask for that many at most, or leave n_ctx out.",
+        )
+    return asked or min(trained, LONGEST_DEFAULT_CONTEXT)
 
 
 def set_verbose(verbose: bool) -> None:

@@ -9,7 +9,9 @@ import struct
 import gguf
 import pytest
 
+from skllm_ray.config import GGUFResources
 from skllm_ray.errors import ModelLoadError, UnknownModelError
+from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import (
     DEMO_FILE,
     check_file,
@@ -22,6 +24,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.catalog import (
 from skllm_ray.llm.gpt.clients.llama_cpp.download import local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.library import memory_needed, set_verbose
+from skllm_ray.tasks import ChatRequest
 
 SIZE = DEMO_FILE.stat().st_size
 
@@ -130,6 +133,27 @@ def test_memory_is_told_before_loading_as_llama_cpp_then_takes_it(n_ctx, capsys)
     assert told.file_mb == SIZE / 1e6
     assert told.n_ctx == engine.n_ctx
     assert str(told) == f"{told.file_mb:,.0f} MB of weights, {told.kv_mb:,.1f} MB of KV cache for {told.n_ctx:,} tokens"
+
+
+def test_the_context_is_as_long_as_was_asked_for():
+    spec = GGUFSpec("demo", n_threads=1, resources=GGUFResources(n_ctx=256))
+    backend = spec.open(no_secret)
+    try:
+        assert backend.n_ctx == 256
+        (reply,) = backend.complete([ChatRequest(({"role": "user", "content": "word " * 300},))])
+        assert "context of 256" in reply.error.message
+    finally:
+        backend.close()
+
+
+def test_a_context_longer_than_the_model_was_trained_for_is_refused():
+    spec = GGUFSpec("demo", n_threads=1, resources=GGUFResources(n_ctx=1 << 20))
+    with pytest.raises(ModelLoadError, match=r"^n_ctx=1,048,576, but the model was trained for 1,024 tokens"):
+        spec.open(no_secret)
+
+
+def no_secret(reference):
+    raise AssertionError(reference)
 
 
 def test_grouped_heads_and_their_own_sizes_are_counted(tmp_path):
