@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generated, Generator
 from skllm_ray.llm.gpt.clients.llama_cpp.library import memory_needed, require_installed
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import (
     ContextOverflowError,
+    Scorer,
     Scores,
     Trie,
     best,
@@ -205,7 +207,7 @@ def count_prompt_tokens(spec: GGUFSpec, requests: Sequence[ChatRequest]) -> list
 
 
 class GGUFBackend:
-    """A loaded model. Calls from several threads take turns."""
+    """A loaded model. Calls from several threads take turns in decoding; tokens are made ready meanwhile."""
 
     def __init__(
         self,
@@ -222,7 +224,9 @@ class GGUFBackend:
         self._generator: Generator | None = None
         self._embedder: Embedder | None = None
         self._model = model
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the context: one call decodes
+        self._idle = threading.Condition()
+        self._n_calls = 0
 
     @property
     def n_ctx(self) -> int:
@@ -231,51 +235,80 @@ class GGUFBackend:
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request: a label with the log-probabilities of all, several labels, or free text."""
-        with self._lock:
+        with self._at_work():
             if self._engine.is_embedding_model:
                 return [self._unsupported("is an embedding model: it answers no prompts")] * len(requests)
-            if self._format is None:
-                self._format = ChatFormat(self._engine)
-            count = partial(self._needed, chat=self._format)
+            chat = self._chat()
+            count = partial(self._needed, chat=chat)
             requests = [shortened(request, self._engine.n_ctx, count) for request in requests]
             replies: list[Reply | None] = [None] * len(requests)
             for kind, answer in ((_SINGLE, self._choose_one), (_MULTIPLE, self._choose_many), (_FREE, self._write)):
                 chosen = [i for i, request in enumerate(requests) if _kind(request) == kind]
                 if chosen:
-                    for i, reply in zip(chosen, answer([requests[i] for i in chosen], self._format), strict=True):
+                    for i, reply in zip(chosen, answer([requests[i] for i in chosen], chat), strict=True):
                         replies[i] = reply
             return replies  # type: ignore[return-value]
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Return one vector of unit length per text, pooled as the model says, else the mean over the text."""
-        with self._lock:
+        with self._at_work(), self._lock:
             if self._embedder is None:
                 self._embedder = Embedder(self._engine)
             return [self._embedding(found) for found in self._embedder.embed(texts)]
 
     def close(self) -> None:
-        """Unload the model."""
-        with self._lock:
+        """Unload the model as soon as no call is at work with it."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._n_calls == 0)
             for part in (self._generator, self._embedder, self._engine):
                 if part is not None:
                     part.close()
             self._generator = self._embedder = None
 
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._idle:
+            if self._engine.model is None:
+                raise RuntimeError(f"{self._model} has been unloaded.")
+            self._n_calls += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._n_calls -= 1
+                self._idle.notify_all()
+
+    def _chat(self) -> ChatFormat:
+        with self._idle:
+            if self._format is None:
+                self._format = ChatFormat(self._engine)
+            return self._format
+
     # --- one label ------------------------------------------------------------------------------------------------
 
     def _choose_one(self, requests: Sequence[ChatRequest], chat: ChatFormat) -> list[Reply]:
-        split = [self._split_one(request, chat) for request in requests]
-        replies: list[Reply | None] = [None] * len(requests)
-        quick = [i for i, r in enumerate(requests) if _choices(r).best_only and split[i][1].n_nodes > _MANY_NODES]
-        full = sorted(set(range(len(requests))) - set(quick))
-        heads, tries = [split[i][0] for i in full], [split[i][1] for i in full]
-        exact = any(_choices(request).exact for request in requests)
-        for i, scores in zip(full, score(self._engine, heads, tries, exact=exact), strict=True):
-            replies[i] = self._scored_reply(requests[i], scores, split[i])
-        heads, tries = [split[i][0] for i in quick], [split[i][1] for i in quick]
-        for i, position in zip(quick, best(self._engine, heads, tries), strict=True):
-            replies[i] = self._best_reply(requests[i], position, split[i])
-        return replies  # type: ignore[return-value]
+        scorer = Scorer(self._engine, exact=any(_choices(request).exact for request in requests))
+        at_once = _TOKENISED_AHEAD if self._engine.options.n_gpu_layers else len(requests)
+        split = [self._split_one(request, chat) for request in requests[:at_once]]  # while another call still decodes
+        scored: dict[int, Scores] = {}
+        with self._lock:
+            for start in range(0, len(requests), at_once):
+                split += [self._split_one(request, chat) for request in requests[len(split) : start + at_once]]
+                rows = [i for i in range(start, len(split)) if not self._is_searched(requests[i], split[i])]
+                scored |= zip(rows, scorer.add([split[i][0] for i in rows], [split[i][1] for i in rows]), strict=True)
+            scorer.finish()
+            searched = [i for i in range(len(requests)) if i not in scored]
+            heads, tries = [split[i][0] for i in searched], [split[i][1] for i in searched]
+            found = dict(zip(searched, best(self._engine, heads, tries), strict=True))
+        return [
+            self._scored_reply(request, scored[i], split[i])
+            if i in scored
+            else self._best_reply(request, found[i], split[i])
+            for i, request in enumerate(requests)
+        ]
+
+    def _is_searched(self, request: ChatRequest, split: tuple[list[int], Trie]) -> bool:
+        return _choices(request).best_only and split[1].n_nodes > _MANY_NODES
 
     def _split_one(self, request: ChatRequest, chat: ChatFormat) -> tuple[list[int], Trie]:
         choices = _choices(request)
@@ -318,7 +351,8 @@ class GGUFBackend:
             left = {i: [label for label in _choices(requests[i]).labels if label not in chosen[i]] for i in open_rows}
             split = [self._split_many(prompts[i], requests[i], chosen[i], left[i], chat) for i in open_rows]
             exact = any(_choices(requests[i]).exact for i in open_rows)
-            found = score(self._engine, [head for head, _ in split], [trie for _, trie in split], exact=exact)
+            with self._lock:
+                found = score(self._engine, [head for head, _ in split], [trie for _, trie in split], exact=exact)
             still_open = []
             for i, scores, parts in zip(open_rows, found, split, strict=True):
                 if isinstance(scores, ContextOverflowError):
@@ -350,14 +384,16 @@ class GGUFBackend:
     # --- free text ------------------------------------------------------------------------------------------------
 
     def _write(self, requests: Sequence[ChatRequest], chat: ChatFormat) -> list[Reply]:
-        if self._generator is None:
-            self._generator = Generator(self._engine)
-        written = self._generator.generate(
-            [chat.tokens(chat.render(request.messages)) for request in requests],
-            [request.json_schema for request in requests],
-            [request.max_output_tokens for request in requests],
-            [request.stop for request in requests],
-        )
+        prompts = [chat.tokens(chat.render(request.messages)) for request in requests]
+        with self._lock:
+            if self._generator is None:
+                self._generator = Generator(self._engine)
+            written = self._generator.generate(
+                prompts,
+                [request.json_schema for request in requests],
+                [request.max_output_tokens for request in requests],
+                [request.stop for request in requests],
+            )
         return [
             self._too_long(found) if isinstance(found, ContextOverflowError) else self._reply(found, request)
             for request, found in zip(requests, written, strict=True)
@@ -408,6 +444,7 @@ class GGUFBackend:
 
 _SINGLE, _MULTIPLE, _FREE = "single", "multiple", "free"
 _WRITTEN_TOKENS = 256  # room for an answer that nobody bounded, where a text is cut
+_TOKENISED_AHEAD = 64  # rows: what a GPU decodes while the next ones are tokenised
 _MANY_NODES = 64  # of a trie, from which on a search for the best label alone is faster than scoring all
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from skllm_ray.errors import ModelLoadError
-from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
+from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, common_length
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import Trie
 from skllm_ray.tasks.base import Message
 
 _KEPT_TRIES = 256
 _WORD_JOINER = "\u2060"
 _PROBE = "4f6b2c1d"
+_CUT = re.compile(r"(?<!\s) (?=[A-Za-z])")
+_WORTH_KEEPING = 200  # characters
 
 
 class ChatFormat:
@@ -50,6 +53,8 @@ class ChatFormat:
         self._takes_system = self._shows("system")
         self._separable: bool | None = None
         self._tries: dict[tuple[str, Hashable], Trie] = {}
+        self._beginning = _SharedBeginning(engine)
+        self._lock = threading.Lock()
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt up to where the answer begins."""
@@ -67,11 +72,15 @@ class ChatFormat:
         token on does not depend on the text before it: that part's trie is kept under `key`, and `continuations` is
         called only where it is not there. Whether a model's tokenizer really keeps them apart is tried once.
         """
+        with self._lock:
+            return self._split(prompt, key, continuations)
+
+    def _split(self, prompt: str, key: Hashable, continuations: Callable[[], Sequence[str]]) -> tuple[list[int], Trie]:
         at = 0
         if self._control is not None and self._separable is not False:
             for match in self._control.finditer(prompt):
                 at = match.start()
-        head, rest = self._with_bos(self._engine.tokenize(prompt[:at])), prompt[at:]
+        head, rest = self._with_bos(self._beginning.tokens(prompt[:at])), prompt[at:]
         if not at:  # nothing to keep, the texts differ
             return head, self._trie(rest, continuations())
         trie = self._tries.get((rest, key))
@@ -81,7 +90,7 @@ class ChatFormat:
                 whole = self._with_bos(self._engine.tokenize(prompt + texts[0]))
                 self._separable = head + self._engine.tokenize(rest + texts[0]) == whole
                 if not self._separable:
-                    return self.split(prompt, key, continuations)
+                    return self._split(prompt, key, continuations)
             if len(self._tries) >= _KEPT_TRIES:
                 self._tries.clear()
             trie = self._tries[(rest, key)] = self._trie(rest, texts)
@@ -125,6 +134,44 @@ class ChatFormat:
             return _PROBE in self._format([{"role": role, "content": _PROBE}, {"role": "user", "content": "x"}])
         except Exception:  # noqa: BLE001 - templates refuse a role by raising whatever they like
             return False
+
+
+class _SharedBeginning:
+    """Tokenises texts that begin alike, the beginning once: a prompt's instructions are often most of it.
+
+    A text is cut before a space that stands between a word and a letter. There tokenizers cut it as well, unless a
+    token reaches over such a space; whether the tokens are those of the whole text is tried whenever the beginning
+    changes.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._cuts = engine.parts_at_spaces
+        self._text = ""
+        self._tokens: list[int] = []
+        self._before = ""
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of `text`."""
+        rest = text[len(self._text) :]
+        if self._text and text.startswith(self._text) and _CUT.match(rest):
+            return self._tokens + self._engine.tokenize(rest)
+        whole = self._engine.tokenize(text)
+        if self._cuts:
+            self._begin(text, whole)
+        return whole
+
+    def _begin(self, text: str, whole: list[int]) -> None:
+        length = common_length(text, self._text)
+        if length < _WORTH_KEEPING:  # no row of the same kind, or the first one
+            length = common_length(text, self._before)
+        self._before, self._text = text, ""
+        cuts = [match.start() for match in _CUT.finditer(text, 0, length)]
+        if cuts and cuts[-1] >= _WORTH_KEEPING:
+            tokens = self._engine.tokenize(text[: cuts[-1]])
+            self._cuts = tokens + self._engine.tokenize(text[cuts[-1] :]) == whole
+            if self._cuts:
+                self._text, self._tokens = text[: cuts[-1]], tokens
 
 
 def _unusable(engine: Engine, why: str) -> ModelLoadError:

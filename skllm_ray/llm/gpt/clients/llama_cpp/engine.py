@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,8 @@ from skllm_ray.llm.gpt.clients.llama_cpp.library import (
 _WORTH_A_RUN = 256  # tokens that a shorter prefix must cost before rows part into two runs
 _LONGEST = 1 << 31
 _CPU_BATCH = 256  # a token looks at all cells of its batch: on a CPU, wider decodes cost more than they save
+_GPU_BATCH = 2048
+_ACROSS = re.compile(rb"\S ")
 _LOGITS_BYTES = 1 << 27  # the output buffer: n_outputs × n_vocab floats
 
 
@@ -75,14 +79,14 @@ class Engine:
         self.n_ctx = context_length(trained, options.n_ctx)
         self.n_outputs = max(32, min(MAX_SEQUENCES, _LOGITS_BYTES // (4 * self.n_vocab)))
         self.is_embedding_model = self.metadata(f"{self.metadata('general.architecture')}.pooling_type") is not None
-        self.n_batch = min(options.n_batch or (_CPU_BATCH if options.n_gpu_layers == 0 else 2048), self.n_ctx)
+        self.n_batch = min(options.n_batch or (_CPU_BATCH if options.n_gpu_layers == 0 else _GPU_BATCH), self.n_ctx)
         tokenizes_only = options.vocab_only or self.is_embedding_model
         self._context = None if tokenizes_only else self._open_context()
         self._memory = self.lib.llama_get_memory(self._context) if self._context else None
         self._batch = Batch()
         self._prefix: list[int] = []
         self._before: list[int] = []
-        self._quoted: NDArray[np.int64] | None = None
+        self._under_way: Decoding | None = None
         self.n_decoded = 0
         """Tokens decoded so far, those that only fill not counted."""
         self.n_reused = 0
@@ -113,7 +117,7 @@ class Engine:
         params = lib.llama_context_default_params()
         params.n_ctx = self.n_ctx
         params.n_batch = self.n_batch
-        params.n_ubatch = min(512, self.n_batch)
+        params.n_ubatch = self.n_batch  # a GPU takes whole what is laid out for it
         params.n_seq_max = MAX_SEQUENCES
         params.n_outputs_max = self.n_outputs
         params.n_outputs_max_per_seq = self.n_outputs
@@ -199,12 +203,25 @@ class Engine:
         }
         return sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
 
+    @cached_property
     def quoted_tokens(self) -> NDArray[np.int64]:
-        """Return the tokens whose text begins with a double quote."""
-        if self._quoted is None:
-            quoted = [token for token in range(self.n_vocab) if self.piece(token).startswith(b'"')]
-            self._quoted = np.asarray(quoted, np.int64)
-        return self._quoted
+        """The tokens whose text begins with a double quote."""
+        return np.asarray([token for token, piece in enumerate(self.pieces) if piece.startswith(b'"')], np.int64)
+
+    @cached_property
+    def quotes(self) -> NDArray[np.int64]:
+        """The tokens whose text is a double quote and nothing else."""
+        return np.asarray([token for token, piece in enumerate(self.pieces) if piece == b'"'], np.int64)
+
+    @cached_property
+    def parts_at_spaces(self) -> bool:
+        """Whether no token reaches from the end of a word over the space behind it."""
+        return not any(_ACROSS.search(piece) for piece in self.pieces)
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """Each token's bytes."""
+        return [self.piece(token) for token in range(self.n_vocab)]
 
     def is_end(self, token: int) -> bool:
         """Return whether `token` ends a generation."""
@@ -260,7 +277,7 @@ class Engine:
             batch = self.new_batch()
             batch.add(prefix[kept:], kept, 0, MAX_SEQUENCES)
             self._prefix = list(prefix)
-            self.decode(batch)
+            self.start(batch)
         return len(prefix)
 
     @property
@@ -284,7 +301,7 @@ class Engine:
     def forget(self) -> None:
         """Empty all sequences, the shared prefix included."""
         self.lib.llama_memory_clear(self._memory, False)
-        self._prefix = []
+        self._prefix, self._under_way = [], None
 
     def _remove(self, sequence: int, position: int) -> None:
         if not self.lib.llama_memory_seq_rm(self._memory, sequence, position, -1):
@@ -311,21 +328,26 @@ class Engine:
         ndarray of shape (n_wanted, n_vocab)
             The logits of the wanted tokens, in their order; valid until the next call.
         """
-        found: list[NDArray[np.float32]] = []
+        return self.start(batch).logits()
+
+    def start(self, batch: Batch) -> Decoding:
+        """Begin to decode a batch as :meth:`decode` does. A CPU has ended it on return, a GPU goes on with it."""
+        decoding = Decoding(self._view)
         for start, stop, n_wanted in self._parts(batch):
+            if self._under_way is not None:  # its logits are in the buffer that this decode writes to
+                self._under_way.take()
             take_errors()
             code = self.lib.llama_decode(self._context, batch.part(self.lib, start, stop))
             if code != 0:
                 self.forget()
                 raise RuntimeError(f"llama_decode failed with code {code}: {take_errors()}")
             self.n_decoded += stop - start
-            if n_wanted:
-                logits = np.ctypeslib.as_array(self.lib.llama_get_logits(self._context), (n_wanted, self.n_vocab))
-                found.append(logits if stop == len(batch) and not found else logits.copy())
+            decoding.n_in_buffer, self._under_way = n_wanted, decoding
         self.n_decoded -= batch.n_filled
-        if len(found) == 1:
-            return found[0]
-        return np.concatenate(found) if found else np.empty((0, self.n_vocab), np.float32)
+        return decoding
+
+    def _view(self, n_wanted: int) -> NDArray[np.float32]:
+        return np.ctypeslib.as_array(self.lib.llama_get_logits(self._context), (n_wanted, self.n_vocab))
 
     def _parts(self, batch: Batch) -> Iterator[tuple[int, int, int]]:
         """Yield starts, stops and wanted tokens of equal parts that one ``llama_decode`` can take each."""
@@ -340,8 +362,39 @@ class Engine:
             start = stop
 
 
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences both begin with."""
+class Decoding:
+    """The logits of a batch, of which the last may still be on their way from a GPU.
+
+    Parameters
+    ----------
+    view : callable
+        Waits for a decode, and returns so many of its logits in llama.cpp's own buffer.
+    """
+
+    def __init__(self, view: Callable[[int], NDArray[np.float32]]) -> None:
+        self._view = view
+        self._taken: list[NDArray[np.float32]] = []
+        self.n_in_buffer = 0
+        """Rows of logits in llama.cpp's buffer, which the next decode overwrites."""
+
+    def take(self) -> None:
+        """Copy what is in llama.cpp's buffer."""
+        if self.n_in_buffer:
+            self._taken.append(self._view(self.n_in_buffer).copy())
+            self.n_in_buffer = 0
+
+    def logits(self) -> NDArray[np.float32]:
+        """Return the logits of the wanted tokens, of shape (n_wanted, n_vocab), valid until the next decode."""
+        if self.n_in_buffer and not self._taken:
+            return self._view(self.n_in_buffer)
+        self.take()
+        if len(self._taken) == 1:
+            return self._taken[0]
+        return np.concatenate(self._taken) if self._taken else np.empty((0, 0), np.float32)
+
+
+def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how many tokens, or characters, two sequences both begin with."""
     most = min(len(one), len(other))
     if one[:most] == other[:most]:
         return most

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.llm.gpt.clients.llama_cpp.batch import MAX_SEQUENCES
-from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, common_length
+from skllm_ray.llm.gpt.clients.llama_cpp.engine import Decoding, Engine, common_length
 
 _WIDEST = MAX_SEQUENCES - 1  # one sequence stays free for the prefix alone
 _LANES = 16
@@ -172,13 +172,45 @@ def score(
     ValueError
         If a row has no token before its continuations part.
     """
-    results: list[Scores] = [np.zeros(len(trie)) for trie in tries]
-    rows = _fitting(engine, prompts, tries, results)
-    step = _LANES if exact else 1
-    for run, n_prefix in engine.runs([row.common for row in rows], step):
-        for group in _groups(engine, [rows[i] for i in run], n_prefix, step):
-            _score_group(engine, group, n_prefix, step, results)
+    scorer = Scorer(engine, exact=exact)
+    results = scorer.add(prompts, tries)
+    scorer.finish()
     return results
+
+
+class Scorer:
+    """Scores rows as they come, as :func:`score` does.
+
+    While a GPU decodes some rows, the ones before are added up and the next ones laid out, by the caller too.
+
+    Parameters
+    ----------
+    engine : Engine
+        The model.
+    exact : bool, default=False
+        See :func:`score`.
+    """
+
+    def __init__(self, engine: Engine, *, exact: bool = False) -> None:
+        self._engine = engine
+        self._step = _LANES if exact else 1
+        self._under_way: tuple[_Decoded, list[Scores]] | None = None
+
+    def add(self, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]) -> list[Scores]:
+        """Begin to score some rows; what is returned is complete after :meth:`finish`."""
+        results: list[Scores] = [np.zeros(len(trie)) for trie in tries]
+        rows = _fitting(self._engine, prompts, tries, results)
+        for decoded in _decoded_groups(self._engine, rows, self._step):
+            self.finish()
+            self._under_way = decoded, results
+        return results
+
+    def finish(self) -> None:
+        """Wait for what was begun."""
+        if self._under_way is not None:
+            decoded, results = self._under_way
+            self._under_way = None
+            _collect(self._engine, decoded, results)
 
 
 def best(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]) -> list[int | ContextOverflowError]:
@@ -252,7 +284,17 @@ def _groups(engine: Engine, rows: Sequence[_Row], n_prefix: int, step: int) -> I
         yield group
 
 
-def _score_group(engine: Engine, group: Sequence[_Row], n_prefix: int, step: int, results: list[Scores]) -> None:
+_Decoded = tuple[Decoding, list[tuple[_Row, _Part]]]
+"""A decode, and whose continuations' logits it gives, in their order."""
+
+
+def _decoded_groups(engine: Engine, rows: Sequence[_Row], step: int) -> Iterator[_Decoded]:
+    for run, n_prefix in engine.runs([row.common for row in rows], step):
+        for group in _groups(engine, [rows[i] for i in run], n_prefix, step):
+            yield from _decode_group(engine, group, n_prefix, step)
+
+
+def _decode_group(engine: Engine, group: Sequence[_Row], n_prefix: int, step: int) -> Iterator[_Decoded]:
     batch = engine.new_batch()
     sequence = 1
     parts = group[0].trie.parts
@@ -263,8 +305,7 @@ def _score_group(engine: Engine, group: Sequence[_Row], n_prefix: int, step: int
         batch.add(row.common[n_prefix:], n_prefix, sequence, n_sequences, last_wanted=True)
         batch.add(part.tokens, len(row.common) + part.depths, sequence + part.firsts, part.counts, wanted=True)
         sequence += n_sequences
-    logits = engine.decode(batch)
-    _collect(engine, logits, [(row, row.trie.parts[0]) for row in group], results)
+    yield engine.start(batch), [(row, row.trie.parts[0]) for row in group]
     if len(parts) > 1:  # a single row: its other continuations follow upon the same text, one part after the other
         row = group[0]
         last = row.common[-1:]
@@ -273,24 +314,24 @@ def _score_group(engine: Engine, group: Sequence[_Row], n_prefix: int, step: int
             batch = engine.new_batch()
             batch.add(last, len(row.common) - 1, 1, max(p.n_continuations for p in parts), last_wanted=True)
             batch.add(part.tokens, len(row.common) + part.depths, 1 + part.firsts, part.counts, wanted=True)
-            _collect(engine, engine.decode(batch), [(row, part)], results)
+            yield engine.start(batch), [(row, part)]
     engine.release()
 
 
-def _collect(
-    engine: Engine, logits: NDArray[np.float32], scored: Sequence[tuple[_Row, _Part]], results: list[Scores]
-) -> None:
-    """Add up the log-probabilities of the continuations' tokens."""
+def _collect(engine: Engine, decoded: _Decoded, results: list[Scores]) -> None:
+    """Add up the log-probabilities of the continuations' tokens, of all rows together."""
+    decoding, scored = decoded
+    logits = decoding.logits()
     totals = log_sum_exp(logits)
-    first = 0
-    for row, part in scored:
-        scores = results[row.index]
-        assert not isinstance(scores, ContextOverflowError)  # noqa: S101 - such rows were left out
-        label, node, token = part.steps.T
-        np.add.at(scores, label, logits[first + node, token] - totals[first + node])
-        label, node, token = part.ends.T
-        scores[label] += _closing(engine, logits, first + node, token) - totals[first + node]
-        first += part.n_outputs
+    begun = np.cumsum([(0, 0), *((len(row.trie), part.n_outputs) for row, part in scored)], axis=0)
+    offsets = [(n_scores, n_outputs, 0) for n_scores, n_outputs in begun.tolist()]
+    scores = np.zeros(offsets[-1][0])
+    label, output, token = np.concatenate([part.steps + at for (_, part), at in zip(scored, offsets, strict=False)]).T
+    np.add.at(scores, label, logits[output, token] - totals[output])
+    label, output, token = np.concatenate([part.ends + at for (_, part), at in zip(scored, offsets, strict=False)]).T
+    scores[label] += _closing(engine, logits, output, token) - totals[output]
+    for (row, _), found in zip(scored, np.split(scores, begun[1:-1, 0]), strict=True):
+        results[row.index] += found
 
 
 def _closing(
@@ -298,10 +339,10 @@ def _closing(
 ) -> NDArray[np.float64]:
     """Return the logits of the last tokens; of a closing quote that of all tokens that begin with one."""
     found = logits[outputs, tokens].astype(np.float64)
-    quotes = np.asarray([engine.piece(int(token)) == b'"' for token in tokens])
+    quotes = np.isin(tokens, engine.quotes)
     if quotes.any():
         nodes, back = np.unique(outputs[quotes], return_inverse=True)
-        found[quotes] = log_sum_exp(logits[np.ix_(nodes, engine.quoted_tokens())])[back]
+        found[quotes] = log_sum_exp(logits[np.ix_(nodes, engine.quoted_tokens)])[back]
     return found
 
 
@@ -347,6 +388,14 @@ def _search(engine: Engine, row: _Row, n_prefix: int) -> int:
 
 
 def log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the logarithm of the sum of exponentials over the last axis, of shape (n_rows,)."""
-    highest = logits.max(axis=1, keepdims=True)
-    return np.asarray(highest[:, 0] + np.log(np.exp(logits - highest).sum(axis=1, dtype=np.float64)), np.float64)
+    """Return the logarithm of the sum of exponentials over the last axis, of shape (n_rows,).
+
+    Row by row, because a row fits into a core's cache where all of them do not: twice as fast for large vocabularies.
+    """
+    found = np.empty(len(logits))
+    powers = np.empty(logits.shape[1], np.float32)
+    for index, row in enumerate(logits):
+        highest = row.max()
+        np.exp(np.subtract(row, highest, out=powers), out=powers)
+        found[index] = highest + np.log(powers.sum(dtype=np.float64))
+    return found
