@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import gguf
@@ -99,14 +100,19 @@ def assert_matches(brute, requests, replies):
 @pytest.fixture(scope="module")
 def f32_file(tmp_path_factory):
     """The demo model with weights of 32 bits, so that no activation is rounded to 8."""
-    path = tmp_path_factory.mktemp("f32") / "demo.gguf"
+    return unquantized(tmp_path_factory.mktemp("f32") / "demo.gguf", np.float32)
+
+
+def unquantized(path, dtype):
+    """Write the demo model with its matrices as floats."""
     source, writer = gguf.GGUFReader(DEMO_FILE), gguf.GGUFWriter(str(path), "llama")
     for key, field in source.fields.items():
         if not key.startswith(("GGUF.", "general.architecture", "general.quantization", "general.file_type")):
             kind = field.types[-1] if len(field.types) > 1 else None
             writer.add_key_value(key, field.contents(), field.types[0], kind)
     for tensor in source.tensors:
-        writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+        weights = dequantize(tensor.data, tensor.tensor_type)
+        writer.add_tensor(tensor.name, weights.astype(dtype if weights.ndim > 1 else np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -140,7 +146,7 @@ def reference_log_probs(peer, brute, request):
         log_probs = log_softmax(np.asarray(peer.scores[: len(tokens)], np.float64))
         first = common_length(tokens, chat.tokens(prompt))
         inner = sum(log_probs[i - 1, tokens[i]] for i in range(first, len(tokens) - 1))
-        scores.append(inner + np.log(np.exp(log_probs[len(tokens) - 2, brute.quoted_tokens()]).sum()))
+        scores.append(inner + np.log(np.exp(log_probs[len(tokens) - 2, brute.quoted_tokens]).sum()))
     return log_softmax(np.asarray(scores))
 
 
@@ -322,6 +328,60 @@ def test_the_tokens_are_those_of_the_whole_string(brute):
             assert [head + tail for tail in tails] == [begin + brute.tokenize(prompt + end) for end in ends]
 
 
+PRE_TOKENIZERS = ["llama-bpe", "gpt-2", "qwen2", "deepseek-llm", "falcon", "gpt-4o", "tekken", "default"]
+INSTRUCTIONS = "Classify the text. " * 12 + "\nIt has  these\tlabels: `a1 b`, `over the moon`.\n\nText: ```"
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_a_beginning_that_texts_share_is_tokenised_once_and_as_in_the_whole(tmp_path, pre):
+    engine = Engine(EngineOptions(str(rewritten(tmp_path / "model.gguf", pre=pre)), vocab_only=True))
+    try:
+        chat = ChatFormat(engine)
+        rng = np.random.default_rng(0)
+        pool = [*"aA1.,'` \n\té👩…中", "don't", " 1234567", "  ", "word ", " word", *engine.control_texts()[:2]]
+        tokenized = []
+        plain = engine.tokenize
+        engine.tokenize = lambda text: tokenized.append(text) or plain(text)
+        within_a_word = INSTRUCTIONS.replace("the moon", "there")
+        beginnings = [INSTRUCTIONS, within_a_word, INSTRUCTIONS[:-80], INSTRUCTIONS[:120]]
+        for number in range(300):
+            text = "".join(rng.choice(pool, rng.integers(0, 12)))
+            prompt = chat.render([{"role": "user", "content": beginnings[number // 9 % 4] + text + " of four words"}])
+            head, trie = chat.split(prompt, "key", lambda: ["x", "y"])
+            assert [*head, *trie.shared, *trie.tails[0]] == plain(prompt + "x")
+        assert sum(len(text) < 150 for text in tokenized) > 150  # most were not tokenised from their beginning on
+    finally:
+        engine.close()
+
+
+def test_calls_from_several_threads_get_what_they_asked_and_closing_waits_for_them():
+    backend = GGUFBackend(DEMO_FILE, "gguf::demo", 0, 1)
+    reviews, _ = get_reviews_dataset()
+    two = ZeroShotTask(("positive", "negative"), "Say how this sounds, one of {labels}: {x}")
+    calls = [ZeroShotTask(THREE).render(reviews[:20]), two.render(reviews[20:40])] * 3
+    calls += [[ChatRequest(({"role": "user", "content": text},), max_output_tokens=3)] for text in TEXTS]
+    exact = [[replace(r, choices=r.choices and replace(r.choices, exact=True)) for r in call] for call in calls]
+    expected = [backend.complete(call) for call in exact]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        begun = [pool.submit(backend.complete, call) for call in exact]
+        begun[-1].result()
+        backend.close()
+        found = [call.exception() or call.result() for call in begun]
+    assert all(
+        isinstance(one, RuntimeError) or close_to(one, other) for one, other in zip(found, expected, strict=True)
+    )
+    assert sum(isinstance(one, list) for one in found) >= 1
+    with pytest.raises(RuntimeError, match="gguf::demo has been unloaded"):
+        backend.complete(calls[0])
+
+
+def close_to(found, expected):
+    return all(
+        one.text == other.text and np.allclose(one.log_probs or (), other.log_probs or (), atol=TOLERANCE)
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
 def test_several_labels_are_allowed_ones_in_number_and_without_repeats(backend):
     labels = ("delivery", "price", "quality", "delivery time")
     for max_labels in (1, 2, 9):
@@ -440,8 +500,8 @@ def test_two_thousand_rows_choose_as_brute_force_does(brute, backend):
 # --- files of other makers -------------------------------------------------------------------------------------------
 
 
-def rewritten(path, template, name="test", controls=()):
-    """Write the demo model with another chat template and name, `controls` in the place of its last tokens."""
+def rewritten(path, template=None, name="test", controls=(), pre=None):
+    """Write the demo model with another chat template, name or pre-tokenizer, `controls` as its last tokens."""
     source, writer = gguf.GGUFReader(DEMO_FILE), gguf.GGUFWriter(str(path), "llama")
     n = len(controls)
     for key, field in source.fields.items():
@@ -449,7 +509,9 @@ def rewritten(path, template, name="test", controls=()):
             continue
         value = field.contents()
         if key == "tokenizer.chat_template":
-            value = template
+            value = template or value
+        elif key == "tokenizer.ggml.pre":
+            value = pre or value
         elif key == "general.name":
             continue
         elif n and key == "tokenizer.ggml.tokens":
