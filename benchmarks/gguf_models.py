@@ -37,6 +37,7 @@ FORCED = 10
 """Tokens that the sequential way writes per row: those of ``{"label": "positive"}`` in a common tokenizer."""
 PADDING = "Judge by what the writer felt and not by what the thing was, and by the text as a whole. "
 """Brings the instructions to about 200 tokens."""
+TEMPLATE = ZeroShotTask(LABELS).template.replace("Labels:", f"{PADDING * 4}\n\nLabels:")
 WORDS = """the a this phone book room staff price battery screen meal train delivery was is seems arrived works broke
 never always very quite rather not good bad slow quick friendly rude late early again today for us with my and but
 """.split()  # noqa: SIM905
@@ -50,9 +51,7 @@ def make_texts(n: int, n_words: int = 40, seed: int = 0) -> list[str]:
 
 def make_requests(n: int) -> list[ChatRequest]:
     """Return the library's own zero-shot prompts, with instructions of about 200 tokens."""
-    task = ZeroShotTask(LABELS)
-    template = task.template.replace("Labels:", f"{PADDING * 4}\n\nLabels:")
-    return ZeroShotTask(LABELS, template).render(make_texts(n))
+    return ZeroShotTask(LABELS, TEMPLATE).render(make_texts(n))
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -62,6 +61,14 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def one_by_one(peer: llama_cpp.Llama, requests: Sequence[ChatRequest]) -> None:
+    """Let the model write its answers as scikit-llm does, ``FORCED`` tokens each."""
+    for request in requests:
+        messages: Any = list(request.messages)
+        never_ends = {peer.token_eos(): -100.0}
+        peer.create_chat_completion(messages, temperature=0.0, max_tokens=FORCED, logit_bias=never_ends)
+
+
 class Bare:
     """llama.cpp by itself, one sequence, as its own benchmark of prompt processing does it.
 
@@ -69,17 +76,17 @@ class Bare:
     """
 
     def __init__(self, path: Path, threads: int, gpu_layers: int, n_ctx: int, *, flash: bool = True) -> None:
+        self.n_batch = min(512, n_ctx)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         context = llama_cpp.llama_context_default_params()
-        context.n_ctx, context.n_batch = n_ctx, min(512, n_ctx)
+        context.n_ctx, context.n_batch, context.n_ubatch = n_ctx, self.n_batch, self.n_batch
         context.n_threads = context.n_threads_batch = threads
         if not flash:
             context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = llama_cpp.llama_init_from_model(self.model, context)
         self.memory = llama_cpp.llama_get_memory(self.context)
-        self.n_batch = min(512, n_ctx)
         n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.tokens = np.random.default_rng(0).integers(300, n_vocab, n_ctx).astype(np.int32)
 
@@ -102,6 +109,7 @@ class Bare:
             llama_cpp.llama_memory_seq_rm(self.memory, 0, n_prefix, -1)
             self.decode(part)
             done += part
+        llama_cpp.llama_synchronize(self.context)
 
     def close(self) -> None:
         llama_cpp.llama_free(self.context)
@@ -124,19 +132,7 @@ def scoring(path: Path, rows: int, rounds: int, threads: int, gpu_layers: int, w
         n_gpu_layers=gpu_layers,
         verbose=False,
     )
-    few = max(4, rows // 8)
-    end = int(engine.lib.llama_vocab_eos(engine.vocab))
-
-    def sequential(peer: llama_cpp.Llama) -> None:
-        for request in requests[:few]:
-            messages: Any = list(request.messages)
-            peer.create_chat_completion(
-                messages,
-                temperature=0.0,
-                max_tokens=FORCED,
-                logit_bias={end: -100.0},
-            )
-
+    few = min(max(4, rows // 8), 96)
     backend.complete(requests[:few])
     before = engine.n_decoded
     backend.complete(requests)
@@ -146,8 +142,8 @@ def scoring(path: Path, rows: int, rounds: int, threads: int, gpu_layers: int, w
     for one in (bare, bare_exact):
         one.read(engine.n_batch, 0)
     works: dict[str, Callable[[], Any]] = {
-        "sequential": lambda: sequential(scikit_llm),
-        "sequential, all threads": lambda: sequential(all_threads),
+        "sequential": lambda: one_by_one(scikit_llm, requests[:few]),
+        "sequential, all threads": lambda: one_by_one(all_threads, requests[:few]),
         "ours": lambda: backend.complete(requests),
         "ours, exact probabilities": lambda: backend.complete(exact),
         "limit": lambda: bare.read(n_tokens, n_prefix),
@@ -258,7 +254,7 @@ def free_text(path: Path, widths: Sequence[int], rounds: int, threads: int, gpu_
 
 
 def through_ray(path: Path, rows: int, rounds: int, threads: int, gpu_layers: int) -> dict[str, Any]:
-    """Measure rows/s of ``predict`` against the bare engine with as many threads, and a model actor's memory."""
+    """Measure rows/s of ``predict`` against the bare engine with as many threads, and model actors' memory."""
     import skllm_ray
     from skllm_ray.classification import ZeroShotGPTClassifier
     from skllm_ray.config import SKLLMConfig
@@ -268,35 +264,47 @@ def through_ray(path: Path, rows: int, rounds: int, threads: int, gpu_layers: in
     SKLLMConfig.set_gguf_max_gpu_layers(gpu_layers)
     SKLLMConfig.set_gguf_resources(num_cpus=threads, max_replicas=1)
     skllm_ray.init(num_cpus=threads + 1)
-    texts = make_texts(rows)
-    classifier = ZeroShotGPTClassifier(model=f"gguf::{path}").fit(None, LABELS)
-    requests = ZeroShotTask(tuple(classifier.classes_)).render(texts)
+    name, texts = f"gguf::{path}", make_texts(rows)
+    classifier = ZeroShotGPTClassifier(model=name, prompt_template=TEMPLATE).fit(None, LABELS)
+    requests = ZeroShotTask(tuple(classifier.classes_), TEMPLATE).render(texts)
     backend = GGUFBackend(path, "gguf::bench", gpu_layers, threads)
-    classifier.predict(texts[:300])
-    backend.complete(requests[:64])
-    rates: dict[str, list[float]] = {"bare engine": [], "predict": []}
-    for _ in range(rounds):
-        rates["bare engine"].append(rows / timed(lambda: backend.complete(requests)))
-        rates["predict"].append(rows / timed(lambda: classifier.predict(texts)))
-    pool = ModelCache.get(f"gguf::{path}")
-    assert isinstance(pool, PooledBackend)
-    before = private_and_mapped(pool.replicas(), path)
-    backend.close()
-    ModelCache.clear()
-    SKLLMConfig.set_gguf_resources(num_cpus=0, min_replicas=2, max_replicas=2, num_gpus=0.5 if gpu_layers else 0)
-    classifier.predict(texts[:600])
-    pool = ModelCache.get(f"gguf::{path}")
-    assert isinstance(pool, PooledBackend)
-    two = private_and_mapped(pool.replicas(), path)
-    ModelCache.clear()
-    skllm_ray.shutdown()
-    share = [a / b for a, b in zip(rates["predict"], rates["bare engine"], strict=True)]
-    return {
-        "rows_per_s": {name: statistics.median(values) for name, values in rates.items()},
-        "share": statistics.median(share),
-        "one_replica": before,
-        "two_replicas": two,
+    peer = llama_cpp.Llama(str(path), n_ctx=backend.n_ctx, n_gpu_layers=gpu_layers, verbose=False)
+    few = min(rows // 8, 96)
+    works: dict[str, Callable[[], Any]] = {
+        "sequential": lambda: one_by_one(peer, requests[:few]),
+        "bare engine": lambda: backend.complete(requests),
+        "predict": lambda: classifier.predict(texts),
     }
+
+    def in_turn() -> tuple[dict[str, float], list[dict[str, float]]]:
+        """Return rows/s of each, and the memory of the model actors."""
+        classifier.predict(texts[:300])
+        found: dict[str, list[float]] = {work: [] for work in works}
+        for _ in range(rounds):
+            for work, do in works.items():
+                found[work].append((few if work == "sequential" else rows) / timed(do))
+        pool = ModelCache.get(name)
+        assert isinstance(pool, PooledBackend)
+        memory = private_and_mapped(pool.replicas(), path)
+        ModelCache.clear()
+        return {work: statistics.median(values) for work, values in found.items()}, memory
+
+    results = {}
+    for replicas in (1, 2, 4) if gpu_layers else (1, 2):
+        if replicas > 1:  # as many threads and GPUs in all
+            share = {"num_cpus": max(1, threads // replicas), "num_gpus": 1 / replicas if gpu_layers else 0}
+            SKLLMConfig.set_gguf_resources(min_replicas=replicas, max_replicas=replicas, **share)  # type: ignore[arg-type]
+        rates, memory = in_turn()
+        results[str(replicas)] = {
+            "rows_per_s": rates,
+            "share": rates["predict"] / rates["bare engine"],
+            "times_sequential": rates["predict"] / rates["sequential"],
+            "memory": memory,
+        }
+    backend.close()
+    peer.close()
+    skllm_ray.shutdown()
+    return results
 
 
 def private_and_mapped(replicas: Sequence[Any], path: Path) -> list[dict[str, float]]:
@@ -343,12 +351,12 @@ def main(
     results: dict[str, Any] = {"threads": threads, "gpu_layers": gpu_layers, "models": {}}
     for size in sizes.split(","):
         path = DEMO_FILE if size == "demo" else make_model(SHAPES[size], models.resolve() / f"{size}.gguf")
-        n_rows = rows or {"demo": 1024, "20M": 384, "250M": 64}.get(size, 64)
+        n_rows = rows or (2048 if gpu_layers else {"demo": 1024, "20M": 256}.get(size, 64))
         together = [int(width) for width in widths.split(",")]
         one: dict[str, Any] = {"scoring": scoring(path, n_rows, rounds, threads, gpu_layers, together)}
         one["free_text"] = free_text(path, together, rounds, threads, gpu_layers)
         if ray:
-            one["ray"] = through_ray(path, 4 * n_rows, rounds, threads, gpu_layers)
+            one["ray"] = through_ray(path, 2 * n_rows, rounds, threads, gpu_layers)
         results["models"][size] = one
         show(console, size, one)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -381,9 +389,10 @@ def show(console: Console, size: str, one: dict[str, Any]) -> None:
         times = f"{line['rows_per_s'] / sequential:.2f} × one by one"
         table.add_row(f"ours, {line['width']} rows at a time", f"{line['rows_per_s']:.1f}", times)
     if "ray" in one:
-        rates = one["ray"]["rows_per_s"]
-        table.add_row("engine in one process, shorter prompt", f"{rates['bare engine']:.1f}", "")
-        table.add_row("predict through Ray, the same", f"{rates['predict']:.1f}", f"{one['ray']['share']:.0%}")
+        for replicas, measured in one["ray"].items():
+            rates, times = measured["rows_per_s"], f"{measured['times_sequential']:.2f} × one by one, in turn"
+            line = f"predict through Ray, {replicas} replica(s), {measured['share']:.0%} of one bare engine in turn"
+            table.add_row(line, f"{rates['predict']:.1f}", times)
     table.caption = found["memory"]
     console.print(table)
     table = Table(title=f"{size}: free text, tokens/s")
@@ -397,9 +406,9 @@ def show(console: Console, size: str, one: dict[str, Any]) -> None:
         table = Table(title=f"{size}: memory of model actors, MB")
         for column in ("", "an actor's own", "the file, resident", "the file, its share"):
             table.add_column(column, justify="right")
-        for name in ("one_replica", "two_replicas"):
-            for actor in one["ray"][name]:
-                table.add_row(name.replace("_", " "), *(f"{value:.0f}" for value in actor.values()))
+        for replicas, measured in one["ray"].items():
+            for actor in measured["memory"]:
+                table.add_row(f"{replicas} replica(s)", *(f"{value:.0f}" for value in actor.values()))
         console.print(table)
 
 
