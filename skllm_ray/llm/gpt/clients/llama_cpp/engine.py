@@ -384,9 +384,10 @@ class Decoding:
             self.n_in_buffer = 0
 
     def logits(self) -> NDArray[np.float32]:
-        """Return the logits of the wanted tokens, of shape (n_wanted, n_vocab), valid until the next decode."""
+        """Return the logits of the wanted tokens, of shape (n_wanted, n_vocab), once; valid until the next decode."""
         if self.n_in_buffer and not self._taken:
-            return self._view(self.n_in_buffer)
+            n_wanted, self.n_in_buffer = self.n_in_buffer, 0
+            return self._view(n_wanted)
         self.take()
         if len(self._taken) == 1:
             return self._taken[0]
