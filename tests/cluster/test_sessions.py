@@ -35,7 +35,7 @@ def test_a_script_prints_nothing_but_what_it_prints_itself() -> None:
 
 def test_killing_the_driver_ends_its_models_and_its_ray() -> None:
     started = kill_a_driver_at_work()
-    wait_until_gone([pid for pid, name in started.items() if "Agent" not in name], timeout_s=30)
+    wait_until_gone([pid for pid, name in started.items() if "Agent" not in name], timeout_s=120)
 
 
 @pytest.mark.slow
