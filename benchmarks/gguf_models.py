@@ -269,7 +269,7 @@ def through_ray(path: Path, rows: int, rounds: int, threads: int, gpu_layers: in
     requests = ZeroShotTask(tuple(classifier.classes_), TEMPLATE).render(texts)
     backend = GGUFBackend(path, "gguf::bench", gpu_layers, threads)
     peer = llama_cpp.Llama(str(path), n_ctx=backend.n_ctx, n_gpu_layers=gpu_layers, verbose=False)
-    few = min(rows // 8, 96)
+    few = min(max(4, rows // 8), 96)
     works: dict[str, Callable[[], Any]] = {
         "sequential": lambda: one_by_one(peer, requests[:few]),
         "bare engine": lambda: backend.complete(requests),

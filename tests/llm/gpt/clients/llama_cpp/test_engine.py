@@ -367,10 +367,10 @@ def test_calls_from_several_threads_get_what_they_asked_and_closing_waits_for_th
         begun[-1].result()
         backend.close()
         found = [call.exception() or call.result() for call in begun]
-    assert all(
-        isinstance(one, RuntimeError) or close_to(one, other) for one, other in zip(found, expected, strict=True)
-    )
-    assert sum(isinstance(one, list) for one in found) >= 1
+    answered = [(one, other) for one, other in zip(found, expected, strict=True) if isinstance(one, list)]
+    assert answered
+    assert all(close_to(one, other) for one, other in answered)
+    assert all("has been unloaded" in str(one) for one in found if not isinstance(one, list))
     with pytest.raises(RuntimeError, match="gguf::demo has been unloaded"):
         backend.complete(calls[0])
 
