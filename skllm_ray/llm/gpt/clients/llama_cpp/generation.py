@@ -212,7 +212,7 @@ class Generator:
         if slot.grammar is not None:
             self._lib.llama_sampler_accept(slot.grammar, token)
         slot.tokens.append(token)
-        piece = self._engine.piece(token)
+        piece = self._engine.pieces[token]
         slot.written += piece
         if slot.stops and _ends_at_stop(slot.written, len(piece), slot.stops):
             return "stop"
