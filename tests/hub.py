@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +11,7 @@ from typing import Any
 
 
 class Hub:
-    """Serves one file of one repository at ``/owner/repo/resolve/main/FILE``.
+    """Serves the files of one repository at ``/owner/repo/resolve/main/FILE``.
 
     Parameters
     ----------
@@ -24,12 +25,22 @@ class Hub:
         The bearer token that is asked for, if any.
     served : bytes, optional
         What is sent in the content's place: a transfer that damages the file.
+    parts : dict of str to bytes, optional
+        The repository's files, in place of the one file ``model.gguf``.
     """
 
     def __init__(
-        self, content: bytes, *, cut_after: int = 0, n_cuts: int = 0, token: str = "", served: bytes | None = None
+        self,
+        content: bytes = b"",
+        *,
+        cut_after: int = 0,
+        n_cuts: int = 0,
+        token: str = "",
+        served: bytes | None = None,
+        parts: dict[str, bytes] | None = None,
     ) -> None:
-        self.content, self.served = content, content if served is None else served
+        self.files = parts or {"model.gguf": content}
+        self.served = served
         self.cut_after, self.n_cuts, self.token = cut_after, n_cuts, token
         self.ranges: list[str | None] = []
         self.n_bytes = 0
@@ -63,9 +74,15 @@ class Hub:
         if self.token and handler.headers.get("Authorization") != f"Bearer {self.token}":
             self._headers(handler, 401, 0, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
             return
-        if not handler.path.startswith("/owner/repo/resolve/main/model.gguf"):
+        if handler.path.startswith("/api/models/owner/repo/tree/main"):
+            self._list(handler)
+            return
+        name = handler.path.partition("?")[0].removeprefix("/owner/repo/resolve/main/")
+        if name not in self.files:
             self._headers(handler, 404, 0, {"X-Error-Code": "EntryNotFound"})
             return
+        content = self.files[name]
+        served = content if self.served is None else self.served
         start = 0
         wanted = handler.headers.get("Range")
         if body:
@@ -73,17 +90,17 @@ class Hub:
                 self.ranges.append(wanted)
             if wanted:
                 start = int(wanted.removeprefix("bytes=").partition("-")[0])
-        digest = hashlib.sha256(self.content).hexdigest()
+        digest = hashlib.sha256(content).hexdigest()
         extra = {
             "ETag": f'"{digest}"',
             "X-Linked-Etag": f'"{digest}"',
-            "X-Linked-Size": str(len(self.content)),
+            "X-Linked-Size": str(len(content)),
             "X-Repo-Commit": "1" * 40,
             "Accept-Ranges": "bytes",
         }
-        part = self.served[start:]
+        part = served[start:]
         if start:
-            extra["Content-Range"] = f"bytes {start}-{len(self.served) - 1}/{len(self.served)}"
+            extra["Content-Range"] = f"bytes {start}-{len(served) - 1}/{len(served)}"
         self._headers(handler, 206 if start else 200, len(part), extra)
         if not body:
             return
@@ -98,6 +115,14 @@ class Hub:
             handler.wfile.flush()
             handler.connection.shutdown(socket.SHUT_WR)  # what was written still arrives
             handler.close_connection = True
+
+    def _list(self, handler: BaseHTTPRequestHandler) -> None:
+        rows = [
+            {"type": "file", "path": name, "size": len(content), "oid": "0"} for name, content in self.files.items()
+        ]
+        body = json.dumps(rows).encode()
+        self._headers(handler, 200, len(body), {"Content-Type": "application/json"})
+        handler.wfile.write(body)
 
     @staticmethod
     def _headers(handler: BaseHTTPRequestHandler, status: int, length: int, extra: dict[str, str]) -> None:

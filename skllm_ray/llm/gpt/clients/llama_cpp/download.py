@@ -6,7 +6,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,12 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import MissingExtraError, ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import (
     DEMO_FILE,
-    CatalogModel,
     check_file,
     check_name,
     hub_file,
     is_path,
     sha256,
+    shards,
     supported_models,
 )
 
@@ -40,35 +40,46 @@ def local_file(name: str, download_path: str) -> Path:
         return DEMO_FILE
     if is_path(name):
         return Path(name).expanduser().resolve()
-    known = supported_models.get(name)
-    repo, file = (known.repo, known.file) if known else hub_file(name) or ("", "")
+    repo, files, sha256_known = _source(name)
     folder = Path(download_path) / repo
-    if _is_ready(folder / file, known):  # this very file: the hub need not be asked
-        return folder / file
-    with _alone(folder, file):
-        if _is_ready(folder / file, known):
-            return folder / file
-        path = _download(repo, file, Path(download_path))
-        expected = known.sha256 if known else _hub_hash(path, folder, file)
-        if expected:
-            _verify(path, expected)
-        check_file(path)
-        return path
+    first = folder / files[0]
+    if _are_ready(folder, files, sha256_known):  # these very files: the hub need not be asked
+        return first
+    with _alone(folder, files[0]):
+        for file in files:
+            if _is_ready(folder / file, sha256_known):
+                continue
+            path = _download(repo, file, Path(download_path))
+            expected = sha256_known or _hub_hash(path, folder, file)
+            if expected:
+                _verify(path, expected)
+        check_file(first)
+        return first
 
 
 def file_if_here(name: str, download_path: str) -> Path | None:
-    """Return the file of the model `name` if it is on this machine; nothing is downloaded."""
+    """Return the file of the model `name` if all its parts are on this machine; nothing is downloaded."""
     if name == "demo" or is_path(name):
         return local_file(name, download_path)
+    repo, files, sha256_known = _source(name)
+    folder = Path(download_path) / repo
+    return folder / files[0] if _are_ready(folder, files, sha256_known) else None
+
+
+def _source(name: str) -> tuple[str, list[str], str]:
+    """Return the repository, the files and, where it is pinned, the hash of a model on the hub."""
     known = supported_models.get(name)
     repo, file = (known.repo, known.file) if known else hub_file(name) or ("", "")
-    path = Path(download_path) / repo / file
-    return path if _is_ready(path, known) else None
+    return repo, shards(file), known.sha256 if known else ""
 
 
-def _is_ready(path: Path, known: CatalogModel | None) -> bool:
+def _are_ready(folder: Path, files: Sequence[str], expected: str) -> bool:
+    return all(_is_ready(folder / file, expected) for file in files)
+
+
+def _is_ready(path: Path, expected: str) -> bool:
     checked = _checked(path)
-    return bool(checked) and (known is None or checked == known.sha256)
+    return bool(checked) and expected in {"", checked}
 
 
 @contextmanager
@@ -114,7 +125,7 @@ def _download(repo: str, file: str, folder: Path) -> Path:
     global _current
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
         from tqdm.auto import tqdm
     except ImportError:
         raise MissingExtraError.for_extra("huggingface-hub", "gguf") from None
@@ -133,7 +144,10 @@ def _download(repo: str, file: str, folder: Path) -> Path:
     transfer = _current = Transfer(f"{repo}/{file}")
     try:
         return Path(hf_hub_download(repo, file, local_dir=folder / repo, tqdm_class=Watched))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            there = ", ".join(_listed(repo)) or "none were listed"
+            raise ModelLoadError(f"{repo} on the hub has no file {file}.", f"Its GGUF files: {there}.") from None
         raise ModelLoadError(
             f"{repo}/{file} could not be downloaded: {type(error).__name__}: {_first_line(error)}",
             "Check the name, the network, and HF_TOKEN for a private or gated model; or download it elsewhere and pass "
@@ -141,6 +155,18 @@ def _download(repo: str, file: str, folder: Path) -> Path:
         ) from None
     finally:
         _current = None
+
+
+def _listed(repo: str) -> list[str]:
+    """Return the GGUF files of a repository, the first of a split one alone; empty where the hub does not say."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        files = HfApi().list_repo_files(repo)
+    except (HfHubHTTPError, OSError, ValueError):
+        return []
+    return sorted({shards(file)[0] for file in files if file.endswith(".gguf")})
 
 
 class _Nowhere(io.TextIOBase):

@@ -14,6 +14,7 @@ from skllm_ray.errors import ModelLoadError, UnknownModelError
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import (
     DEMO_FILE,
+    RECOMMENDED,
     check_file,
     check_name,
     hub_file,
@@ -29,16 +30,19 @@ from skllm_ray.tasks import ChatRequest
 SIZE = DEMO_FILE.stat().st_size
 
 
-def test_the_catalogue_pins_every_file():
+def test_the_catalogue_says_where_each_file_is_and_pins_those_whose_hash_was_verified():
     downloads = {name: model for name, model in supported_models.items() if name != "demo"}
-    assert set(downloads) == {"gemma2-2b-q6", "gemma2-9b-q4", "phi3-mini-q4", "mistral0.3-7b-q4", "llama3-8b-q4"}
-    assert len(supported_models) == 6
+    old = {"gemma2-2b-q6", "gemma2-9b-q4", "phi3-mini-q4", "mistral0.3-7b-q4", "llama3-8b-q4"}
+    assert {name for name, model in downloads.items() if model.sha256} == old
+    assert len(downloads) == 17 and RECOMMENDED in downloads
     for model in downloads.values():
-        assert re.fullmatch(r"[0-9a-f]{64}", model.sha256)
+        assert re.fullmatch(r"[0-9a-f]{64}|", model.sha256)
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.repo)
         assert model.file.endswith(".gguf")
         assert model.n_ctx >= 1024
-    assert len({model.sha256 for model in downloads.values()}) == 5
+        assert model.parameters and model.licence
+    assert len({(model.repo, model.file) for model in downloads.values()}) == 17
+    assert len({downloads[name].sha256 for name in old}) == 5
 
 
 def test_known_names_pass_without_a_file():
@@ -49,7 +53,7 @@ def test_known_names_pass_without_a_file():
 
 @pytest.mark.parametrize("name", ["no-such-model", "demo.gguf", "owner/file.gguf", "owner/repo/file.bin", "Demo"])
 def test_an_unknown_name_is_told_what_is_known(name):
-    with pytest.raises(UnknownModelError, match=rf"{re.escape(repr(name))}.*demo, gemma2-2b-q6.*gguf::/path"):
+    with pytest.raises(UnknownModelError, match=rf"{re.escape(repr(name))}.*demo, gemma3-270m.*gguf::/path"):
         check_name(name)
 
 

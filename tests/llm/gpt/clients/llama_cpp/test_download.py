@@ -7,13 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 
-from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
+from skllm_ray.errors import ModelLoadError
+from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE, check_file
+from skllm_ray.llm.gpt.clients.llama_cpp.download import file_if_here
 from tests.cluster.scripts import environment
 from tests.hub import Hub
 
 CONTENT = DEMO_FILE.read_bytes()
+SPLIT = [f"big-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
 SCRIPT = """
 import json, sys
 from skllm_ray.config import SKLLMConfig
@@ -21,7 +25,7 @@ from skllm_ray.errors import ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
 from skllm_ray.tasks import ZeroShotTask
 try:
-    backend = GGUFSpec("owner/repo/model.gguf", download_path=sys.argv[1]).open(None)
+    backend = GGUFSpec("owner/repo/" + sys.argv[2], download_path=sys.argv[1]).open(None)
     (reply,) = backend.complete(ZeroShotTask(("positive", "negative")).render(["I love it"]))
     print(json.dumps({"text": reply.text}))
 except ModelLoadError as error:
@@ -29,9 +33,9 @@ except ModelLoadError as error:
 """
 
 
-def start(hub: Hub, folder: Path, **extra: str) -> subprocess.Popen[str]:
+def start(hub: Hub, folder: Path, file: str = "model.gguf", **extra: str) -> subprocess.Popen[str]:
     variables = environment(HF_ENDPOINT=hub.url, HF_HOME=str(folder / "home"), HF_HUB_DISABLE_XET="1", **extra)
-    command = [sys.executable, "-c", SCRIPT, str(folder / "models")]
+    command = [sys.executable, "-c", SCRIPT, str(folder / "models"), file]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
 
 
@@ -83,3 +87,47 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path):
         error = finish(start(hub, tmp_path, HF_HUB_OFFLINE="1"))["error"]
         assert "owner/repo/model.gguf could not be downloaded" in error
         assert hub.ranges == []
+
+
+@pytest.fixture(scope="module")
+def split_model(tmp_path_factory) -> dict[str, bytes]:
+    """The demo model in three files, as llama.cpp's own tool cuts large models."""
+    folder = tmp_path_factory.mktemp("split")
+    source = gguf.GGUFReader(DEMO_FILE)
+    writer = gguf.GGUFWriter(str(folder / "big.gguf"), "llama", split_max_tensors=-(-len(source.tensors) // 3))
+    for key, field in source.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            kind = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), field.types[0], kind)
+    for tensor in source.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("named", [0, 2])
+def test_all_parts_of_a_split_model_are_fetched_whichever_is_named(tmp_path, split_model, named):
+    assert list(split_model) == SPLIT
+    with Hub(parts=split_model) as hub:
+        assert "text" in finish(start(hub, tmp_path, SPLIT[named]))
+        assert len(hub.ranges) == 3
+        assert "text" in finish(start(hub, tmp_path, SPLIT[named]))  # the second time from the disk
+        assert len(hub.ranges) == 3
+    folder = tmp_path / "models" / "owner" / "repo"
+    assert file_if_here(f"owner/repo/{SPLIT[1]}", str(tmp_path / "models")) == folder / SPLIT[0]
+    with pytest.raises(ModelLoadError, match=f"is a part of a split model.*Name its first part: .*{SPLIT[0]}"):
+        check_file(folder / SPLIT[1])
+    (folder / SPLIT[1]).unlink()
+    assert file_if_here(f"owner/repo/{SPLIT[0]}", str(tmp_path / "models")) is None
+    with pytest.raises(ModelLoadError, match=f"first of 3 parts, and {SPLIT[1]} is missing beside it"):
+        check_file(folder / SPLIT[0])
+
+
+def test_a_file_that_the_repository_lacks_is_answered_with_those_that_it_has(tmp_path, split_model):
+    with Hub(parts={**split_model, "model.gguf": CONTENT, "readme.md": b""}) as hub:
+        error = finish(start(hub, tmp_path, "modell.gguf"))["error"]
+    assert "owner/repo on the hub has no file modell.gguf" in error
+    assert f"Its GGUF files: {SPLIT[0]}, model.gguf." in error
