@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -21,6 +22,10 @@ class Shape:
     hidden: int
     heads: int
     context: int = 4096
+    n_vocab: int = 0
+    """Entries of the vocabulary, those beyond the demo model's being made up; 0 takes the demo model's."""
+    exact: bool = False
+    """Whether weights have 32 bits, and not 8."""
 
     @property
     def n_parameters(self) -> int:
@@ -32,11 +37,14 @@ SHAPES = {
     "20M": Shape(384, 11, 1024, 6),
     "250M": Shape(1024, 19, 2816, 16),
     "1B": Shape(2048, 20, 5632, 32),
+    "250M-152k": Shape(1024, 8, 2816, 16, n_vocab=152_000),
+    "270M-262k": Shape(640, 18, 2048, 4, n_vocab=262_144),
+    "1B-152k": Shape(2048, 14, 5632, 32, n_vocab=152_000),
 }
 
 
 def make_model(shape: Shape, path: Path, seed: int = 0) -> Path:
-    """Write a Llama of random Q8_0 weights with the demo model's tokenizer and chat template; return `path`."""
+    """Write a Llama of random weights with the demo model's tokenizer and chat template; return `path`."""
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,8 +52,8 @@ def make_model(shape: Shape, path: Path, seed: int = 0) -> Path:
     source = gguf.GGUFReader(DEMO_FILE)
     partial = path.with_suffix(".partial")
     writer = gguf.GGUFWriter(str(partial), "llama")
-    _copy_tokenizer(source, writer)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    n_vocab = _copy_tokenizer(source, writer, shape.n_vocab)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32 if shape.exact else gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
@@ -54,11 +62,13 @@ def make_model(shape: Shape, path: Path, seed: int = 0) -> Path:
     writer.add_head_count_kv(shape.heads)
     writer.add_rope_dimension_count(shape.width // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    n_vocab = len(source.fields["tokenizer.ggml.tokens"].data)
     writer.add_vocab_size(n_vocab)
 
     def matrix(name: str, rows: int, columns: int) -> None:
         weights = rng.standard_normal((rows, columns), np.float32) / np.float32(columns) ** 0.5
+        if shape.exact:
+            writer.add_tensor(name, weights)
+            return
         q8 = gguf.GGMLQuantizationType.Q8_0
         writer.add_tensor(name, quantize(weights, q8), raw_dtype=q8)
 
@@ -83,14 +93,18 @@ def make_model(shape: Shape, path: Path, seed: int = 0) -> Path:
     return path
 
 
-def _copy_tokenizer(source: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
-    def read(key: str) -> object:
+def _copy_tokenizer(source: gguf.GGUFReader, writer: gguf.GGUFWriter, n_vocab: int = 0) -> int:
+    """Write the tokenizer, with made-up tokens up to `n_vocab`; return how many tokens it has."""
+
+    def read(key: str) -> Any:
         return source.fields[f"tokenizer.{key}"].contents()
 
     writer.add_tokenizer_model(read("ggml.model"))
     writer.add_tokenizer_pre(read("ggml.pre"))
-    writer.add_token_list(read("ggml.tokens"))
-    writer.add_token_types(read("ggml.token_type"))
+    tokens, types = read("ggml.tokens"), read("ggml.token_type")
+    made_up = [f"made-up-{number}" for number in range(n_vocab - len(tokens))]
+    writer.add_token_list([*tokens, *made_up])
+    writer.add_token_types([*types, *[gguf.TokenType.NORMAL] * len(made_up)])
     writer.add_token_merges(read("ggml.merges"))
     writer.add_eos_token_id(read("ggml.eos_token_id"))
     writer.add_eot_token_id(read("ggml.eot_token_id"))
@@ -98,3 +112,4 @@ def _copy_tokenizer(source: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_chat_template(read("chat_template"))
+    return len(tokens) + len(made_up)

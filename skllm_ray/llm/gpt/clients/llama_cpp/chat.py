@@ -97,7 +97,8 @@ class ChatFormat:
         return head, trie
 
     def _trie(self, rest: str, continuations: Sequence[str]) -> Trie:
-        return Trie([self._engine.tokenize(rest + text) for text in continuations], self._engine.n_outputs)
+        engine = self._engine
+        return Trie([engine.tokenize(rest + text) for text in continuations], engine.n_outputs, engine.n_sequences - 1)
 
     def _with_bos(self, tokens: list[int]) -> list[int]:
         bos = self._engine.bos

@@ -63,7 +63,7 @@ class Embedder:
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = self._width  # pooling needs a whole text in one pass
         params.n_seq_max = _MOST_TEXTS
-        params.n_outputs_max = params.n_outputs_max_per_seq = self._width
+        params.n_outputs_max = params.n_outputs_max_per_seq = max(self._width, _MOST_TEXTS)  # fewer abort
         params.n_threads = params.n_threads_batch = max(1, engine.options.n_threads)
         params.embeddings = True
         params.pooling_type = self._pooling_type

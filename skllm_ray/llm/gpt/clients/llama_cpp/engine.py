@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.errors import ModelLoadError
-from skllm_ray.llm.gpt.clients.llama_cpp.batch import MAX_SEQUENCES, Batch
+from skllm_ray.llm.gpt.clients.llama_cpp.batch import Batch
 from skllm_ray.llm.gpt.clients.llama_cpp.library import (
     context_length,
     import_llama_cpp,
     load_model,
     memory_needed,
     metadata,
+    most_outputs,
     set_verbose,
     take_errors,
 )
@@ -34,7 +35,6 @@ _LONGEST = 1 << 31
 _CPU_BATCH = 256  # a token looks at all cells of its batch: on a CPU, wider decodes cost more than they save
 _GPU_BATCH = 2048
 _ACROSS = re.compile(rb"\S ")
-_LOGITS_BYTES = 1 << 27  # the output buffer: n_outputs × n_vocab floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,10 @@ class Engine:
         self.n_vocab = int(self.lib.llama_vocab_n_tokens(self.vocab))
         trained = int(self.lib.llama_model_n_ctx_train(self.model))
         self.n_ctx = context_length(trained, options.n_ctx)
-        self.n_outputs = max(32, min(MAX_SEQUENCES, _LOGITS_BYTES // (4 * self.n_vocab)))
+        self.n_outputs = most_outputs(self.n_vocab)
+        """Logits that one ``llama_decode`` keeps at most."""
+        self.n_sequences = self.n_outputs
+        """Sequences of the context. llama.cpp aborts where they are more than the outputs."""
         self.is_embedding_model = self.metadata(f"{self.metadata('general.architecture')}.pooling_type") is not None
         self.n_batch = min(options.n_batch or (_CPU_BATCH if options.n_gpu_layers == 0 else _GPU_BATCH), self.n_ctx)
         tokenizes_only = options.vocab_only or self.is_embedding_model
@@ -118,7 +121,7 @@ class Engine:
         params.n_ctx = self.n_ctx
         params.n_batch = self.n_batch
         params.n_ubatch = self.n_batch  # a GPU takes whole what is laid out for it
-        params.n_seq_max = MAX_SEQUENCES
+        params.n_seq_max = self.n_sequences
         params.n_outputs_max = self.n_outputs
         params.n_outputs_max_per_seq = self.n_outputs
         params.n_threads = params.n_threads_batch = max(1, options.n_threads)
@@ -275,7 +278,7 @@ class Engine:
             self._prefix = self._prefix[:kept]
         if kept < len(prefix):
             batch = self.new_batch()
-            batch.add(prefix[kept:], kept, 0, MAX_SEQUENCES)
+            batch.add(prefix[kept:], kept, 0, self.n_sequences)
             self._prefix = list(prefix)
             self.start(batch)
         return len(prefix)

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.errors import ConfigurationError
-from skllm_ray.llm.gpt.clients.llama_cpp.batch import MAX_SEQUENCES
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
 from skllm_ray.llm.gpt.clients.llama_cpp.library import take_errors
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError
@@ -74,7 +73,7 @@ class Generator:
     def __init__(self, engine: Engine, max_slots: int = MAX_SLOTS) -> None:
         self._engine = engine
         self._lib = engine.lib
-        self._max_slots = min(max_slots, MAX_SEQUENCES - 1, engine.n_outputs)
+        self._max_slots = min(max_slots, engine.n_sequences - 1, engine.n_outputs)
         self._grammars: dict[str, Any] = {}
         self.n_decodes = 0
         """Calls of ``llama_decode`` that wrote at least one token."""

@@ -88,6 +88,16 @@ LONGEST_DEFAULT_CONTEXT = 8192
 """Tokens of context that are opened at most unless more are asked for: the KV cache grows with them."""
 
 
+_LOGITS_BYTES = 1 << 28
+_MOST_OUTPUTS = 256  # llama.cpp's most sequences, which each may want one
+_LEAST_OUTPUTS = 16
+
+
+def most_outputs(n_vocab: int) -> int:
+    """Return how many tokens' logits a context keeps: 256 up to 262,144 entries of the vocabulary, fewer above."""
+    return max(_LEAST_OUTPUTS, min(_MOST_OUTPUTS, _LOGITS_BYTES // (4 * max(1, n_vocab))))
+
+
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
     """What a model will take, told from its file's header."""

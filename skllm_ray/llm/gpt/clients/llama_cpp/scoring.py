@@ -16,10 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from skllm_ray.llm.gpt.clients.llama_cpp.batch import MAX_SEQUENCES
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Decoding, Engine, common_length
 
-_WIDEST = MAX_SEQUENCES - 1  # one sequence stays free for the prefix alone
 _LANES = 16
 """Floats that a CPU adds up at once: with AVX-512, and fewer elsewhere.
 
@@ -75,6 +73,8 @@ class Trie:
         At least one, all different, none the beginning of another.
     most_outputs : int
         How many logits one decode can keep.
+    most_sequences : int
+        How many sequences a row's continuations can take: one of the engine's stays free for the prefix alone.
 
     Raises
     ------
@@ -82,7 +82,7 @@ class Trie:
         If a continuation is empty.
     """
 
-    def __init__(self, continuations: Sequence[Sequence[int]], most_outputs: int) -> None:
+    def __init__(self, continuations: Sequence[Sequence[int]], most_outputs: int, most_sequences: int) -> None:
         if not all(continuations):
             raise ValueError("A continuation needs at least one token.")
         low, high = min(map(tuple, continuations)), max(map(tuple, continuations))
@@ -90,7 +90,7 @@ class Trie:
         self.shared = list(continuations[0][:n_shared])
         self.tails = [tuple(tail[n_shared:]) for tail in continuations]
         self.n_nodes = len({tail[:depth] for tail in self.tails for depth in range(1, len(tail))})
-        self._most_outputs = most_outputs
+        self._most_outputs, self._most_sequences = most_outputs, most_sequences
         self._parts: list[_Part] | None = None
 
     def __len__(self) -> int:
@@ -108,7 +108,7 @@ class Trie:
         n_outputs = 1
         for index in sorted(range(len(self.tails)), key=self.tails.__getitem__):
             need = len(self.tails[index]) - 1
-            if members and (len(members) >= _WIDEST or n_outputs + need > self._most_outputs):
+            if members and (len(members) >= self._most_sequences or n_outputs + need > self._most_outputs):
                 yield members
                 members, n_outputs = [], 1
             members.append(index)
@@ -269,7 +269,7 @@ def _groups(engine: Engine, rows: Sequence[_Row], n_prefix: int, step: int) -> I
         alone = len(row.trie.parts) > 1
         full = (
             tokens + need[0] > min(engine.room, engine.n_batch)
-            or sequences + need[1] > _WIDEST
+            or sequences + need[1] >= engine.n_sequences
             or outputs + need[2] > engine.n_outputs
         )
         if group and (full or alone):
@@ -354,7 +354,7 @@ def _search(engine: Engine, row: _Row, n_prefix: int) -> int:
             ends = index if depth == len(tail) - 1 else None
             children.setdefault(tail[:depth], {})[token] = ends
     batch = engine.new_batch()
-    batch.add(row.common[n_prefix:], n_prefix, 1, _WIDEST, last_wanted=True)
+    batch.add(row.common[n_prefix:], n_prefix, 1, engine.n_sequences - 1, last_wanted=True)
     paths: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     partial: list[tuple[float, tuple[int, ...]]] = []
     winner, highest = -1, -np.inf
@@ -378,7 +378,7 @@ def _search(engine: Engine, row: _Row, n_prefix: int) -> int:
         paths = []
         batch = engine.new_batch()
         room = min(engine.n_batch, engine.room - (len(row.common) - n_prefix), engine.n_outputs)
-        while partial and -partial[0][0] > highest and len(paths) < _FRONTIER:
+        while partial and -partial[0][0] > highest and len(paths) < min(_FRONTIER, engine.n_sequences - 1):
             value, path = heapq.heappop(partial)
             if paths and len(batch) + len(path) > room:
                 heapq.heappush(partial, (value, path))

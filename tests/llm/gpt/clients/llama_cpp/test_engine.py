@@ -273,7 +273,7 @@ def test_a_long_row_and_short_ones_under_a_prefix_kept_from_another_call():
     start, tails = [10 + i % 50 for i in range(150)], [[6, 7, 8], [9, 7]]
     rows = [start + [100] * 215, *(start + [101 + i] * 3 for i in range(60))]
     try:
-        trie = Trie(tails, engine.n_outputs)
+        trie = Trie(tails, engine.n_outputs, engine.n_sequences - 1)
         fresh = score(engine, rows, [trie] * len(rows))
         score(engine, [start + [200] * 155] * 2, [trie] * 2)  # keeps more than `rows` share: no room for the first
         again = score(engine, rows, [trie] * len(rows))
@@ -295,7 +295,9 @@ def test_the_context_may_be_filled_to_the_last_token(change):
     engine = Engine(EngineOptions(str(DEMO_FILE), n_ctx=256))
     try:
         common, tails = [5] * (engine.n_ctx + change - 2), [[6, 7, 8], [9, 7]]
-        (found,) = score(engine, [common], [Trie(tails, engine.n_outputs)])  # the tails' last tokens need no room
+        (found,) = score(
+            engine, [common], [Trie(tails, engine.n_outputs, engine.n_sequences - 1)]
+        )  # the tails' last tokens need no room
         assert isinstance(found, ContextOverflowError) == (len(common) + 3 > engine.n_ctx)
     finally:
         engine.close()
@@ -406,7 +408,7 @@ def test_closing_twice_is_allowed():
 
 def test_a_row_needs_a_token_before_the_choice(brute):
     with pytest.raises(ValueError, match="at least one token"):
-        score(brute, [[]], [Trie([[1], [2]], brute.n_outputs)])
+        score(brute, [[]], [Trie([[1], [2]], brute.n_outputs, brute.n_sequences - 1)])
 
 
 def test_gpu_layers_need_a_gpu_build(brute):
@@ -453,7 +455,7 @@ def test_a_label_of_more_tokens_than_a_decode_keeps_logits_of(brute, backend, le
     while len(tail) < length:
         tail += engine.tokenize(f" w{next(words)}")
     prompt = engine.tokenize("Some prompt: ")
-    trie = Trie([tail[:length], [*tail[: length // 2], 7], [9, 9]], engine.n_outputs)
+    trie = Trie([tail[:length], [*tail[: length // 2], 7], [9, 9]], engine.n_outputs, engine.n_sequences - 1)
     (found,) = score(engine, [prompt], [trie])
     for one, value in zip(trie.tails, found, strict=True):
         brute.forget()
