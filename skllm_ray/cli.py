@@ -9,6 +9,7 @@ import click
 
 from skllm_ray import __version__
 from skllm_ray.errors import SkllmRayError
+from skllm_ray.models_cli import models
 from skllm_ray.run_cli import commands
 from skllm_ray.tune_cli import tune
 
@@ -19,6 +20,7 @@ def main() -> None:
     """scikit-llm's scikit-learn API for language models, on a Ray cluster."""
 
 
+main.add_command(models)
 main.add_command(tune)
 for command in commands():
     main.add_command(command)

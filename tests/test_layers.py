@@ -40,7 +40,8 @@ LAYERS = {
     "tune_cli": {"", "classification", "text2text", "errors", "execution.session", "tuning"},
     "testing": {"llm.base", "tasks.base", "config", "errors"},
     "demo": {"", "classification", "config", "datasets", "errors", "execution.status", "llm.registry"},
-    "cli": {"", "demo", "errors", "execution.rate_limiter", "run_cli", "tune_cli"},
+    "models_cli": {"config", "errors", "llm.gpt.clients.llama_cpp"},
+    "cli": {"", "demo", "errors", "execution.rate_limiter", "models_cli", "run_cli", "tune_cli"},
 }  # fmt: skip
 """Each layer, and what of skllm_ray it may import besides."""
 HOMES = {

@@ -25,7 +25,7 @@ class CatalogModel:
     n_ctx: int = 8192
     """Tokens of context that are opened unless the user asks for another number."""
     parameters: str = ""
-    """How many parameters the model has, and of a mixture of experts how many a token uses."""
+    """How many parameters the model has; in brackets, how many of a mixture of experts a token uses."""
     licence: str = ""
     """The licence's name, as the authors give it."""
     size_gb: float = 0.0
@@ -39,14 +39,14 @@ RECOMMENDED: Final = "qwen3-4b"
 """The name to begin with: good labels, on a laptop too."""
 
 supported_models: Final[dict[str, CatalogModel]] = {
-    "demo": CatalogModel("", "demo.gguf", "", 1024, "2 M", "MIT", 0.0024, "ships with the package, for trying"),
+    "demo": CatalogModel("", "demo.gguf", "", 1024, "2 M", "MIT", 0.0024, "for trying"),
     "gemma3-270m": CatalogModel(
         "ggml-org/gemma-3-270m-it-GGUF",
         "gemma-3-270m-it-Q8_0.gguf",
         parameters="0.27 B",
         licence="Gemma",
         size_gb=0.29,
-        note="the smallest; for pipelines and simple labels",
+        note="the smallest",
     ),
     "qwen3-1.7b": CatalogModel(
         "unsloth/Qwen3-1.7B-GGUF",
@@ -62,14 +62,13 @@ supported_models: Final[dict[str, CatalogModel]] = {
         parameters="3.1 B",
         licence="Apache 2.0",
         size_gb=1.92,
-        note="can think; open training data",
+        note="can think",
     ),
     "granite4.1-3b": CatalogModel(
         "ibm-granite/granite-4.1-3b-GGUF",
         "granite-4.1-3b-Q4_K_M.gguf",
         parameters="3.4 B",
         licence="Apache 2.0",
-        note="for extraction and classification",
     ),
     "llama3.2-3b": CatalogModel(
         "bartowski/Llama-3.2-3B-Instruct-GGUF",
@@ -84,15 +83,15 @@ supported_models: Final[dict[str, CatalogModel]] = {
         parameters="4.0 B",
         licence="Apache 2.0",
         size_gb=2.5,
-        note="recommended to begin with",
+        note="begin here",
     ),
     "gemma4-e4b": CatalogModel(
         "unsloth/gemma-4-E4B-it-GGUF",
         "gemma-4-E4B-it-Q4_K_M.gguf",
-        parameters="4 B effective",
+        parameters="4 B",
         licence="Gemma",
         size_gb=4.98,
-        note="many languages; can think",
+        note="can think",
     ),
     "ministral3-8b": CatalogModel(
         "mistralai/Ministral-3-8B-Instruct-2512-GGUF",
@@ -100,7 +99,6 @@ supported_models: Final[dict[str, CatalogModel]] = {
         parameters="8 B",
         licence="Apache 2.0",
         size_gb=5.2,
-        note="many languages",
     ),
     "phi4-14b": CatalogModel(
         "bartowski/phi-4-GGUF",
@@ -112,18 +110,18 @@ supported_models: Final[dict[str, CatalogModel]] = {
     "gpt-oss-20b": CatalogModel(
         "ggml-org/gpt-oss-20b-GGUF",
         "gpt-oss-20b-mxfp4.gguf",
-        parameters="21 B (3.6 B active)",
+        parameters="21 B (3.6 B)",
         licence="Apache 2.0",
         size_gb=12.1,
-        note="thinks; mixture of experts",
+        note="thinks",
     ),
     "qwen3-30b-a3b": CatalogModel(
         "unsloth/Qwen3-30B-A3B-Instruct-2507-GGUF",
         "Qwen3-30B-A3B-Instruct-2507-Q4_K_M.gguf",
-        parameters="30.5 B (3.3 B active)",
+        parameters="30 B (3.3 B)",
         licence="Apache 2.0",
         size_gb=18.6,
-        note="the strongest here; mixture of experts",
+        note="the strongest",
     ),
     "embeddinggemma": CatalogModel(
         "ggml-org/embeddinggemma-300M-GGUF",
@@ -132,7 +130,7 @@ supported_models: Final[dict[str, CatalogModel]] = {
         parameters="0.3 B",
         licence="Gemma",
         size_gb=0.33,
-        note="for vectors, not for labels",
+        note="vectors only",
     ),
     "gemma2-2b-q6": CatalogModel(
         "bartowski/gemma-2-2b-it-GGUF",
@@ -141,7 +139,6 @@ supported_models: Final[dict[str, CatalogModel]] = {
         8192,
         "2.6 B",
         "Gemma",
-        note="scikit-llm's name",
     ),
     "gemma2-9b-q4": CatalogModel(
         "bartowski/gemma-2-9b-it-GGUF",
@@ -150,7 +147,6 @@ supported_models: Final[dict[str, CatalogModel]] = {
         8192,
         "9.2 B",
         "Gemma",
-        note="scikit-llm's name",
     ),
     "phi3-mini-q4": CatalogModel(
         "microsoft/Phi-3-mini-4k-instruct-gguf",
@@ -159,7 +155,6 @@ supported_models: Final[dict[str, CatalogModel]] = {
         4096,
         "3.8 B",
         "MIT",
-        note="scikit-llm's name",
     ),
     "mistral0.3-7b-q4": CatalogModel(
         "lmstudio-community/Mistral-7B-Instruct-v0.3-GGUF",
@@ -168,7 +163,6 @@ supported_models: Final[dict[str, CatalogModel]] = {
         32768,
         "7.2 B",
         "Apache 2.0",
-        note="scikit-llm's name",
     ),
     "llama3-8b-q4": CatalogModel(
         "QuantFactory/Meta-Llama-3-8B-Instruct-GGUF",
@@ -177,7 +171,6 @@ supported_models: Final[dict[str, CatalogModel]] = {
         8192,
         "8.0 B",
         "Llama 3",
-        note="scikit-llm's name",
     ),
 }
 """The models that ``gguf::<name>`` knows. Licences and parameters are the authors' words; a file's header counts."""
