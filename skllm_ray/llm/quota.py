@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -473,15 +474,18 @@ def _pause(bucket: _Bucket, refusal: Refusal, now: float) -> None:
 
 
 class LocalLimiter:
-    """The limit of one process: for local mode, and for calls that need no Ray."""
+    """The limit of one process: for local mode, and for calls that need no Ray. Every open backend's thread asks it."""
 
     def __init__(self) -> None:
         self._quotas = Quotas()
+        self._lock = threading.Lock()
 
     async def exchange(self, report: Report) -> Grant:
         """Return what a holder of this process may do."""
-        return self._quotas.exchange(report)
+        with self._lock:
+            return self._quotas.exchange(report)
 
     def show(self) -> list[BucketInfo]:
         """Return every bucket as it is now."""
-        return self._quotas.show()
+        with self._lock:
+            return self._quotas.show()

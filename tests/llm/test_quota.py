@@ -1,14 +1,17 @@
 """The shared limit, by simulation: a clock that the test turns, servers that count in sliding windows."""
 
+import asyncio
 import heapq
 import itertools
 import random
+import sys
+import threading
 from collections import deque
 
 import pytest
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.quota import TURN_S, Quotas
+from skllm_ray.llm.quota import TURN_S, LocalLimiter, Quotas
 from skllm_ray.llm.reports import PERMIT_S, Left, Refusal, Report, Settled
 from skllm_ray.tasks.base import RowError
 
@@ -397,3 +400,38 @@ def test_unsettled_permits_count_until_a_window_after_they_end():
     assert quotas.show()[0].requests_used == 1
     now[0] += 2
     assert quotas.show()[0].requests_used == 0
+
+
+def test_the_limiter_of_a_process_serves_many_threads_at_once():
+    limiter, limit, failed = LocalLimiter(), RateLimit(requests_per_minute=10**6, tokens_per_minute=10**9), []
+
+    def hold(name):
+        try:
+            asyncio.run(ask_and_settle(name))
+        except Exception as error:  # noqa: BLE001  whatever it is, the test is to show it
+            failed.append(error)
+
+    async def ask_and_settle(name):
+        for number in range(300):
+            bucket, holder_ = f"bucket {number % 7}", f"{name} {number % 11}"
+            grant = await limiter.exchange(Report(bucket, holder_, number, limit, waiting=2, wanted=(5, 5)))
+            if grant.permits:
+                await limiter.exchange(
+                    Report(bucket, holder_, number + 10**6, limit,
+                           settled=(Settled(grant.lease, grant.permits, 5 * grant.permits, 5, 0.0, grant.permits),))
+                )  # fmt: skip
+            limiter.show()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=hold, args=(f"thread {i}",)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failed == []
+    buckets = limiter._quotas._buckets.values()
+    assert [(bucket.requests.out, bucket.tokens.out, len(bucket.leases)) for bucket in buckets] == [(0, 0, 0)] * 7
