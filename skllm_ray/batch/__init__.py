@@ -53,7 +53,7 @@ def run(
         types: its columns come out as texts.
     output : str
         A folder for the parts. Each has the input's columns, the results, ``probability``, ``valid``, ``error_kind``,
-        ``error``, ``attempts``, ``prompt_tokens``, ``completion_tokens``, ``cost_usd`` and ``model``.
+        ``error``, ``attempts``, ``prompt_tokens``, ``completion_tokens``, ``cost_usd``, ``model`` and ``label_mass``.
     text_column : str, default="text"
         The column with the texts.
     text_template : str or None, default=None

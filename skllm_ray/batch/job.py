@@ -300,6 +300,8 @@ class Job:
         ours = {given.output_prefix + name: kind or pa.string() for name, kind in self._types.items()}
         if given.keep_replies != "none":
             ours[given.output_prefix + "raw_reply"] = pa.string()
+        if old is not None:  # a later version's new columns are not in the output, so that they collide with nothing
+            ours = {name: ours[name] for name in old.result_columns if name in ours}
         both = sorted(set(kept) & set(ours))
         if both:
             raise InputError(

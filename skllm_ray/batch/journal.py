@@ -247,7 +247,7 @@ def _dump(answer: Answer, free: bool) -> dict[str, Any]:
     usage = replace(answer.usage, cost_usd=0.0) if free else answer.usage
     told: dict[str, Any] = {"u": list(asdict(usage).values()), "m": answer.model, "a": answer.attempts}
     if isinstance(answer, Reply):
-        return {**told, "t": answer.text, "l": answer.log_probs}
+        return {**told, "t": answer.text, "l": answer.log_probs, "b": answer.label_mass}
     vector = np.asarray(answer.vector, np.float32)
     return {**told, "v": base64.b64encode(vector.tobytes()).decode()}
 
@@ -258,4 +258,5 @@ def _load(told: Mapping[str, Any]) -> Answer:
         vector = np.frombuffer(base64.b64decode(told["v"]), np.float32)
         return Embedding(vector, usage, None, told["a"], told["m"])
     log_probs = None if told["l"] is None else tuple(told["l"])
-    return Reply(told["t"], log_probs, usage, None, told["a"], told["m"])
+    mass = told.get("b")  # the first release wrote none
+    return Reply(told["t"], log_probs, usage, None, told["a"], told["m"], mass)

@@ -69,6 +69,11 @@ class Manifest:
         """Rows in the input."""
         return sum(file.n_rows for file in self.files)
 
+    @property
+    def result_columns(self) -> list[str]:
+        """The parts' columns that are not the input's: those of the version that began the output."""
+        return list(self.arrow_schema().names[len(self.keep_columns) :])
+
     def arrow_schema(self) -> pa.Schema:
         """Return the parts' schema."""
         return read_schema(self.schema)
@@ -93,7 +98,12 @@ class Manifest:
         for name in names:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                what, mine, theirs = _other_parameter(mine, theirs) if name == "params" else (name, mine, theirs)
+                what = name
+                if name == "params":
+                    parameter = _other_parameter(mine, theirs)
+                    if parameter is None:
+                        continue
+                    what, mine, theirs = parameter
                 before, now = _shown(mine, theirs)
                 raise OutputMismatchError(
                     f"The output belongs to a job with another {what}: {before}; now: {now}.",
@@ -194,11 +204,14 @@ def _plain(value: Any) -> Any:
     return getattr(value, "__qualname__", type(value).__name__)
 
 
-def _other_parameter(mine: str, theirs: str) -> tuple[str, Any, Any]:
-    """Return the first of an estimator's parameters that differs, named so that its class may stand before it."""
+def _other_parameter(mine: str, theirs: str) -> tuple[str, Any, Any] | None:
+    """Return the first of an estimator's parameters that differs, named so that its class may stand before it.
+
+    A parameter that one of them lacks, because a later version brought it, is None there, which is its default.
+    """
     ours, others = json.loads(mine), json.loads(theirs)
-    name = next(name for name in sorted({*ours, *others}) if ours.get(name) != others.get(name))
-    return f"params, {name}", ours.get(name), others.get(name)
+    name = next((name for name in sorted({*ours, *others}) if ours.get(name) != others.get(name)), None)
+    return None if name is None else (f"params, {name}", ours.get(name), others.get(name))
 
 
 def _shown(mine: object, theirs: object) -> tuple[str, str]:

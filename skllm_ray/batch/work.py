@@ -262,11 +262,14 @@ class UnitWork:
         return [filled(self.manifest.text_template or "", row, self._fields) for row in table.to_pylist()]
 
     def _table(self, table: pa.Table, found: Mapping[str, pa.Array]) -> pa.Table:
-        """Return a part: the input's columns, then ours, in the one schema that all parts have."""
-        schema = self.manifest.arrow_schema()
-        prefix = self.manifest.output_prefix
+        """Return a part: the input's columns, then ours, in the one schema that all parts have.
+
+        An output that an earlier version began lacks the columns that came later: they are left out.
+        """
+        schema, prefix = self.manifest.arrow_schema(), self.manifest.output_prefix
         held = {prefix + name: column for name, column in found.items()}
-        arrays = [held[name] if name in held else table.column(name) for name in schema.names]
+        arrays = [table.column(name) for name in self.manifest.keep_columns]
+        arrays += [held[name] for name in self.manifest.result_columns]
         return pa.table(
             [a.cast(f.type) if a.type != f.type else a for a, f in zip(arrays, schema, strict=True)], schema
         )

@@ -349,7 +349,7 @@ def _dump(answer: Reply | Embedding) -> str:
         vector = np.asarray(answer.vector, dtype="<f4")
         held["vector"] = base64.b64encode(vector.tobytes()).decode()
     else:
-        held |= {"text": answer.text, "log_probs": answer.log_probs}
+        held |= {"text": answer.text, "log_probs": answer.log_probs, "label_mass": answer.label_mass}
     return json.dumps(held)
 
 
@@ -362,7 +362,9 @@ def _load(text: str) -> Reply | Embedding | None:
             vector = np.frombuffer(base64.b64decode(held["vector"], validate=True), dtype="<f4").astype(np.float32)
             return Embedding(vector, usage, attempts=0, model=model) if vector.size else None
         log_probs = None if held["log_probs"] is None else tuple(map(float, held["log_probs"]))
-        return Reply(held["text"], log_probs, usage, attempts=0, model=model) if isinstance(held["text"], str) else None
+        mass = None if held.get("label_mass") is None else float(held["label_mass"])  # the first release kept none
+        whole = Reply(held["text"], log_probs, usage, attempts=0, model=model, label_mass=mass)
+        return whole if isinstance(held["text"], str) else None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 

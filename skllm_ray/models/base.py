@@ -96,11 +96,12 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
 
         Returns
         -------
-        pandas.DataFrame of shape (n_samples, 10 or 12)
+        pandas.DataFrame of shape (n_samples, 11 or 13)
             With the index of `X` and always the same columns.
         """
         mode = self._mode(on_error)
         texts, rows, mode = self._run(X, "coerce" if mode == "raise" else mode)
+        results.warn_low_mass(self.model, rows)
         requests = self._requests(texts) if include_io else None
         return results.details(self._predictions(texts, rows, mode), rows, texts.index, requests)
 
@@ -218,6 +219,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
     def _results(self, X: Any, on_error: OnError | None, num_workers: int | None = None, **wanted: bool) -> Any:
         texts, rows, mode = self._run(X, on_error, num_workers, **wanted)
         self._warn_invalid(rows)
+        results.warn_low_mass(self.model, rows)
         return self._array(self._predictions(texts, rows, mode))
 
     def _raise_failures(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> None:

@@ -128,6 +128,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
             )
         _, rows, mode = self._run(X, on_error, log_probs=True)
         results.warn_invalid(rows, "named none of the labels", "the class frequencies")
+        results.warn_low_mass(self.model, rows)
         failed = self.class_probabilities_ if mode == "default" else np.full(len(self.classes_), np.nan)
         return np.stack([self._probabilities(row, failed) for row in rows])
 

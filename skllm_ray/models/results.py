@@ -26,8 +26,14 @@ _DTYPES: Final = {
     "completion_tokens": "int64",
     "cost_usd": "float64",
     "model": "object",
+    "label_mass": "float64",
 }
 _NAN: Final = float("nan")
+_LOW_MASS: Final = 0.02
+"""Measured on Gemma 3 270M and bank customers' questions: the median is 0.09 to 0.30 for labels that fit, and 0.011 and
+0.015 for emotions and animals. Bad labels are seldom much likelier; good ones of a weak model are not much likelier."""
+_FEW_MASSES: Final = 8
+"""Texts, from which on a median says something of the call and not of one odd text."""
 _ARROW: Final = {"object": pa.string(), "float64": pa.float64(), "bool": pa.bool_(), "int64": pa.int64()}
 
 DETAIL_COLUMNS: Final = tuple(_DTYPES)
@@ -79,6 +85,7 @@ def detail_values(rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
         [usage.completion_tokens for usage in usages],
         _costs([usage.cost_usd for usage in usages], attempts, models),
         models,
+        [reply.label_mass for reply in replies],
     ]
 
 
@@ -114,6 +121,21 @@ def warn_invalid(rows: Sequence[Row[Any]], what: str, default: str) -> None:
         warn(
             f"{invalid} of {len(rows)} answers {what} and took the default ({default}); "
             "predict_details(X) marks them valid=False."
+        )
+
+
+def warn_low_mass(model: str, rows: Sequence[Row[Any]]) -> None:
+    """Warn once where the model would hardly answer with any of the labels: then they do not fit what is asked."""
+    found = [row.reply.label_mass for row in rows if row.reply.label_mass is not None]
+    if len(found) < _FEW_MASSES:
+        return
+    median = float(np.median(found))
+    if median < _LOW_MASS:
+        warn(
+            f"{model} would answer with one of the labels with a probability of {median:.2g} only (the median of "
+            f"{len(found)} texts), so that what it says of them may mean little. Look at whether the labels are names "
+            "that answer the prompt's question, at prompt_template, and at the model's chat template; "
+            "predict_details(X)['label_mass'] shows each text's."
         )
 
 

@@ -180,6 +180,9 @@ class Reply:
     """How often the backend was asked."""
     model: str = ""
     """The model as the backend reported it."""
+    label_mass: float | None = None
+    """The probability that the model would answer with any of the choices at all, once it has begun an answer of that
+    form, between 0 and 1; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -477,7 +477,7 @@ def test_the_table_never_changes_its_form(failing, cls, texts):
     assert tuple(details.columns) == DETAIL_COLUMNS
     pd.testing.assert_index_equal(details.index, X.index)
     kinds = "".join(dtype.kind for dtype in details.dtypes)
-    assert kinds == "OfbOOiiifO"
+    assert kinds == "OfbOOiiifOf"
 
 
 def test_the_table_can_hold_prompts_and_replies(fake):
@@ -608,3 +608,26 @@ def test_a_backend_is_opened_once_for_many_calls(fake, monkeypatch):
         for _ in range(3):
             fitted().predict(["good", "bad"])
     assert len(opened) == 1
+
+
+# --- how sure a model is ------------------------------------------------------------------------------------------
+
+
+def test_labels_that_the_model_would_hardly_say_are_one_warning():
+    texts = [f"I love it, works like a charm, number {i}." for i in range(8)]
+    fitting = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["negative", "positive", "neutral"])
+    assert fitting.predict_details(texts)["label_mass"].median() > 0.9  # and no warning, which would be an error here
+    odd = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["zebra", "xylophone"])
+    for ask in (odd.predict, odd.predict_proba, odd.predict_details):
+        with pytest.warns(
+            SkllmRayWarning, match=r"(?s)probability of .* only.*labels.*prompt_template.*chat template"
+        ) as told:
+            ask(texts)
+        assert len(told) == 1
+    odd.predict(texts[:7])  # too few for a word on all of them
+
+
+def test_a_mass_is_null_where_it_is_not_known(fake):
+    several = MultiLabelZeroShotGPTClassifier(model="gguf::demo").fit(None, [["price", "quality"]])
+    assert several.predict_details(["Cheap."])["label_mass"].isna().all()
+    assert fitted(ZeroShotGPTClassifier).predict_details(LABELS[:2])["label_mass"].isna().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -322,12 +323,14 @@ class GGUFBackend:
         if isinstance(scores, ContextOverflowError):
             return self._too_long(scores)
         choices = _choices(request)
-        log_probs = scores - np.logaddexp.reduce(scores)
+        log_mass = float(np.logaddexp.reduce(scores))
+        log_probs = scores - log_mass
         return Reply(
             text=choices.answer([choices.labels[int(log_probs.argmax())]]),
             log_probs=tuple(log_probs.tolist()),
             usage=Usage(prompt_tokens=_prompt_length(split)),
             model=self._model,
+            label_mass=min(1.0, math.exp(log_mass)),
         )
 
     def _best_reply(

@@ -58,6 +58,11 @@ def log_softmax(values):
 
 def expected_log_probs(brute, request):
     """Return what each label's tokens have as log-probability, normalised, from one forward pass per label."""
+    return log_softmax(expected_scores(brute, request))
+
+
+def expected_scores(brute, request):
+    """Return the same before it is normalised."""
     quoted = [token for token in range(brute.n_vocab) if brute.piece(token).startswith(b'"')]
     prompt = ChatFormat(brute).render(request.messages)
     n_shared = len(brute.tokenize(prompt)) - 1  # positions before it are the same for all labels
@@ -74,7 +79,7 @@ def expected_log_probs(brute, request):
         assert brute.piece(last) == b'"'
         score = sum(log_probs[i, token] for i, token in enumerate(inner))
         scores.append(score + np.log(np.exp(log_probs[len(inner), quoted]).sum()))
-    return log_softmax(np.asarray(scores))
+    return np.asarray(scores)
 
 
 def assert_close(found, expected):
@@ -125,9 +130,12 @@ def test_without_8_bit_rounding_all_rows_are_brute_force_s(f32_file):
     requests = ZeroShotTask(THREE).render(reviews[:60])
     brute, backend = Engine(EngineOptions(str(f32_file))), GGUFBackend(f32_file, "gguf::f32", 0, 1)
     try:
-        found = np.stack([reply.log_probs for reply in backend.complete(requests)])
-        expected = np.stack([expected_log_probs(brute, request) for request in requests])
+        replies = backend.complete(requests)
+        found = np.stack([reply.log_probs for reply in replies])
+        scores = np.stack([expected_scores(brute, request) for request in requests])
+        expected = log_softmax(scores)
         np.testing.assert_allclose(found, expected, atol=3e-4, rtol=0)
+        np.testing.assert_allclose([reply.label_mass for reply in replies], np.exp(scores).sum(axis=1), rtol=1e-3)
         assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
     finally:
         backend.close()
