@@ -8,11 +8,12 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextvars import ContextVar
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from skllm_ray.errors import ConfigurationError, MissingKeyError
@@ -93,6 +94,32 @@ class Secret(str):
         return (Secret, ("", self.fingerprint))
 
 
+C = TypeVar("C")
+
+
+def lasting(cls: type[C]) -> type[C]:
+    """Make a frozen dataclass with slots pickle by its fields' names, so that versions with other fields read it.
+
+    Without it, Python pickles the values alone, by position. Those of the first release are read too: the fields that
+    a class had then must stay in their order, and new ones need a default and stand after them.
+    """
+    own: Any = cls
+    known = {one.name: one for one in fields(own)}
+
+    def get_state(self: Any) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in known}
+
+    def set_state(self: Any, state: Mapping[str, Any] | Sequence[Any]) -> None:
+        told = state if isinstance(state, Mapping) else dict(zip(known, state, strict=False))
+        for name, one in known.items():
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            object.__setattr__(self, name, told.get(name, default))
+
+    own.__getstate__, own.__setstate__ = get_state, set_state
+    return cls
+
+
+@lasting
 @dataclass(frozen=True, slots=True)
 class SecretRef:
     """Names a credential without holding it: what a backend spec carries to the workers."""
@@ -107,6 +134,7 @@ class SecretRef:
     """A function that the worker asks for it, as ``package.module:function``; empty if there is none."""
 
 
+@lasting
 @dataclass(frozen=True, slots=True)
 class RateLimit:
     """A quota that every job of the cluster shares."""
@@ -116,6 +144,7 @@ class RateLimit:
     max_concurrency: int | None = None
 
 
+@lasting
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """How long an API may take, in seconds."""
@@ -128,6 +157,7 @@ class Timeouts:
     """For a row with all its tries and the pauses between them, from when the limits first let it through."""
 
 
+@lasting
 @dataclass(frozen=True, slots=True)
 class Price:
     """What a model costs, in US dollars per million tokens.
@@ -152,6 +182,7 @@ class Price:
         return (fresh * self.input + cached_tokens * cached + completion_tokens * self.output) / 1e6
 
 
+@lasting
 @dataclass(frozen=True, slots=True)
 class GGUFResources:
     """How many actors hold a GGUF model, and what each takes."""
@@ -166,6 +197,7 @@ class GGUFResources:
     """Concerns waiting alone: a loaded model need not be loaded anew when it changes."""
 
 
+@lasting
 @dataclass(frozen=True, slots=True)
 class _Settings:
     openai_key: Secret | None = None
@@ -184,7 +216,7 @@ class _Settings:
     reply_cache: str | None = None
     reply_cache_max_bytes: int | None = None
     secret_resolver: str | None = None
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts | None = None
     rate_limits: tuple[tuple[str, RateLimit], ...] = ()
     prices: tuple[tuple[str, Price], ...] = ()
     gguf_resources: tuple[tuple[str | None, GGUFResources], ...] = ()
@@ -222,22 +254,43 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 OPENAI_KEY_ENV = (_ENV["openai_key"], "OPENAI_API_KEY")
 
 
-_borrowing = threading.RLock()
+_own = _Settings()
+_setting = threading.Lock()
+_brought: ContextVar[_Settings | None] = ContextVar("skllm_ray_brought_settings", default=None)
+"""The settings that an estimator brought with it from another process, while this thread works for that estimator."""
 _logger = logging.getLogger(__name__)
+
+
+def _joined(own: _Settings, brought: _Settings | None) -> _Settings:
+    """Return `own` and, for what is not set there, `brought`: setting by setting, and model by model."""
+    if brought is None or own is brought:
+        return own
+    pairs = {name: (getattr(own, name), getattr(brought, name)) for name in (one.name for one in fields(own))}
+    return _Settings(**{name: _first(mine, theirs) for name, (mine, theirs) in pairs.items()})
+
+
+def _first(mine: Any, theirs: Any) -> Any:
+    if isinstance(mine, tuple):
+        return tuple({**dict(theirs), **dict(mine)}.items())
+    return theirs if mine is None else mine
 
 
 class _ReadableSettings(type):
     """Gives the class itself a table as its repr."""
 
+    @property
+    def _settings(cls) -> _Settings:
+        """What was set in this process and, while a thread works for an estimator from another one, what it brought."""
+        return _joined(_own, _brought.get())
+
     def __repr__(cls) -> str:
         lines = [f"  {name} = {_shown(name)}" for name in _ENV]
-        lines.append(f"  timeouts = {cls._settings.timeouts}")
-        lines += [f"  rate_limit[{model!r}] = {limit}" for model, limit in cls._settings.rate_limits]
-        lines += [f"  price[{model!r}] = {price}" for model, price in cls._settings.prices]
-        lines += [f"  gguf_resources[{model or 'all'!r}] = {given}" for model, given in cls._settings.gguf_resources]
+        settings = cls._settings
+        lines.append(f"  timeouts = {settings.timeouts or Timeouts()}")
+        lines += [f"  rate_limit[{model!r}] = {limit}" for model, limit in settings.rate_limits]
+        lines += [f"  price[{model!r}] = {price}" for model, price in settings.prices]
+        lines += [f"  gguf_resources[{model or 'all'!r}] = {given}" for model, given in settings.gguf_resources]
         return "\n".join(["SKLLMConfig(", *lines, ")"])
-
-    _settings: _Settings
 
 
 class SKLLMConfig(metaclass=_ReadableSettings):
@@ -254,32 +307,28 @@ class SKLLMConfig(metaclass=_ReadableSettings):
     >>> SKLLMConfig.reset()
     """
 
-    _settings: ClassVar[_Settings] = _Settings()
-
     @staticmethod
     @contextmanager
     def _borrowed(settings: _Settings | None) -> Iterator[None]:
-        """Use the settings of another process, where this one has made none of its own."""
-        with _borrowing:
-            own = SKLLMConfig._settings
-            if settings is not None and own == _Settings():
-                SKLLMConfig._settings = settings
-            try:
-                yield
-            finally:
-                SKLLMConfig._settings = own
+        """Use the settings of another process, in this thread, for whatever this process has not set itself."""
+        token = _brought.set(settings)
+        try:
+            yield
+        finally:
+            _brought.reset(token)
 
     @staticmethod
     def _adopt(settings: _Settings | None) -> None:
-        """Take over the settings of another process, where this one has made none of its own."""
-        with SKLLMConfig._borrowed(settings):
-            found = SKLLMConfig._settings
-        SKLLMConfig._settings = found
+        """Take over the settings of another process, for whatever this process has not set itself."""
+        global _own
+        with _setting:
+            _own = _joined(_own, settings)
 
     @staticmethod
     def reset() -> None:
         """Forget everything that was set."""
-        SKLLMConfig._settings = _Settings()
+        global _own
+        _own = _Settings()
 
     # --- credentials and endpoints -------------------------------------------------------------------------------
 
@@ -504,7 +553,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         if resources.num_gpus is not None and resources.num_gpus > 1 and resources.num_gpus % 1:
             raise ConfigurationError(f"num_gpus={num_gpus}: above 1, Ray takes whole GPUs only.", "Pass 2, not 1.5.")
         name = None if model is None else model.removeprefix("gguf::")
-        _set("gguf_resources", _with(SKLLMConfig._settings.gguf_resources, name, resources))
+        _set_for("gguf_resources", name, resources)
 
     @staticmethod
     def get_gguf_resources(model: str | None = None) -> GGUFResources:
@@ -538,7 +587,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         }
         checked = {name: None if value is None else _at_least(name, value, 1) for name, value in limits.items()}
         name = _bare(_text("model", model))
-        _set("rate_limits", _with(SKLLMConfig._settings.rate_limits, name, RateLimit(**checked)))
+        _set_for("rate_limits", name, RateLimit(**checked))
 
     @staticmethod
     def get_rate_limit(model: str) -> RateLimit | None:
@@ -572,7 +621,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
     @staticmethod
     def get_timeouts() -> Timeouts:
         """Return how long API models may take."""
-        return SKLLMConfig._settings.timeouts
+        return SKLLMConfig._settings.timeouts or Timeouts()
 
     @staticmethod
     def set_price(
@@ -603,7 +652,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
             None if cached is None else _number("cached_input_per_million", cached),
             as_of,
         )
-        _set("prices", _with(SKLLMConfig._settings.prices, _bare(_text("model", model)), price))
+        _set_for("prices", _bare(_text("model", model)), price)
 
     @staticmethod
     def get_price(model: str) -> Price | None:
@@ -663,7 +712,17 @@ def _optional(name: str) -> str | None:
 
 
 def _set(name: str, value: object) -> None:
-    SKLLMConfig._settings = replace(SKLLMConfig._settings, **{name: value})  # type: ignore[arg-type]
+    global _own
+    with _setting:
+        _own = replace(_own, **{name: value})  # type: ignore[arg-type]
+
+
+def _set_for(name: str, model: object, value: object) -> None:
+    """Set what a setting is for one model."""
+    global _own
+    with _setting:
+        known = dict(getattr(_own, name))
+        _own = replace(_own, **{name: tuple({**known, model: value}.items())})  # type: ignore[arg-type]
 
 
 def _shown(name: str) -> str:
@@ -675,10 +734,6 @@ def _shown(name: str) -> str:
         source = "default"
     hidden = name == "openai_key" or (name in {"gpt_url", "azure_api_base"} and _may_hold_secret(value))
     return f"{'***' if hidden else repr(value)}  ({source})"
-
-
-def _with(pairs: tuple[tuple[Any, Any], ...], key: object, value: object) -> tuple[tuple[Any, Any], ...]:
-    return tuple({**dict(pairs), key: value}.items())
 
 
 def _bare(model: str) -> str:
@@ -760,14 +815,14 @@ def _seconds(name: str, value: object) -> float:
     return float(value)
 
 
-def resolve_secret(ref: SecretRef, held: Mapping[str, str] | None = None) -> str:
+def resolve_secret(ref: SecretRef, held: Mapping[str, Secret] | None = None) -> Secret:
     """Return the credential that `ref` names.
 
     Parameters
     ----------
     ref : SecretRef
         The reference.
-    held : mapping of str to str, optional
+    held : mapping of str to Secret, optional
         Credentials by fingerprint, such as those that the driver handed over.
 
     Raises
@@ -776,10 +831,10 @@ def resolve_secret(ref: SecretRef, held: Mapping[str, str] | None = None) -> str
         If neither `held`, this process's settings nor the environment has it.
     """
     if held and ref.fingerprint in held:
-        return held[ref.fingerprint]
+        return Secret(held[ref.fingerprint])
     found = _find_secret(ref)
     if found:
-        if ref.fingerprint and Secret(found).fingerprint != ref.fingerprint:
+        if ref.fingerprint and found.fingerprint != ref.fingerprint:
             _logger.warning("%s is another one here than the driver named; it is used.", ref.name)
         return found
     setter = f"SKLLMConfig.set_{ref.name}(…)"
@@ -789,37 +844,40 @@ def resolve_secret(ref: SecretRef, held: Mapping[str, str] | None = None) -> str
     )
 
 
-def _find_secret(ref: SecretRef) -> str | None:
+def _find_secret(ref: SecretRef) -> Secret | None:
     own = SKLLMConfig._settings.openai_key if ref.name == "openai_key" else None
     if own:
-        return own.reveal()
+        return own
     resolver = ref.resolver or SKLLMConfig.get_secret_resolver()
     told = _ask_resolver(resolver, ref.name) if resolver else None
     return told or next(filter(None, map(_from_environment, ref.env)), None)
 
 
-def _from_environment(name: str) -> str | None:
+def _from_environment(name: str) -> Secret | None:
     """Return a credential from the variable `name`, or from the file that ``<name>_FILE`` names."""
     if os.environ.get(name):
-        return os.environ[name]
+        return Secret(os.environ[name])
     path = os.environ.get(f"{name}_FILE")
     if not path:
         return None
     try:
-        return Path(path).read_text().strip() or None
+        return Secret(Path(path).read_text().strip()) or None
     except (OSError, UnicodeDecodeError) as error:
         raise MissingKeyError(f"{name}_FILE={path} cannot be read: {type(error).__name__}.") from None
 
 
-def _ask_resolver(function: str, name: str) -> str | None:
+def _ask_resolver(function: str, name: str) -> Secret | None:
     module, _, attribute = function.partition(":")
+    told, failure = None, ""
     try:
-        found = getattr(importlib.import_module(module), attribute)(name)
-    except Exception as error:  # noqa: BLE001  the user's code; what it says may hold the secret
+        told = getattr(importlib.import_module(module), attribute)(name)
+        told = Secret(told) if isinstance(told, str) else told
+    except Exception as error:  # noqa: BLE001  the user's code; what it says, and its frames, may hold the secret
+        failure = type(error).__name__
+    if failure:
         raise MissingKeyError(
-            f"The secret_resolver {function} failed for {name}: {type(error).__name__}.",
-            "It must be importable on every worker.",
-        ) from None
-    if found is not None and not isinstance(found, str):
-        raise MissingKeyError(f"The secret_resolver {function} gave a {type(found).__name__} for {name}, not a str.")
-    return found
+            f"The secret_resolver {function} failed for {name}: {failure}.", "It must be importable on every worker."
+        )
+    if told is not None and not isinstance(told, Secret):
+        raise MissingKeyError(f"The secret_resolver {function} gave a {type(told).__name__} for {name}, not a str.")
+    return told

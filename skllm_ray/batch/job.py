@@ -35,7 +35,7 @@ from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, list_inputs, open_folder
 from skllm_ray.batch.template import check_formats
 from skllm_ray.batch.work import SYSTEM, Call, UnitWork, add_up, table_bytes, template_fields
-from skllm_ray.config import Price
+from skllm_ray.config import Price, Secret
 from skllm_ray.errors import ConfigurationError, InputError, OutputInUseError, OutputMismatchError
 from skllm_ray.execution.block import embedding_of
 from skllm_ray.execution.runner import run as run_rows
@@ -63,7 +63,7 @@ class BatchEstimator(Protocol):
 
     def _checked_spec(self) -> Any: ...
 
-    def _secrets(self) -> dict[str, str]: ...
+    def _secrets(self) -> dict[str, Secret]: ...
 
     def _output_types(self) -> dict[str, pa.DataType | None]: ...
 

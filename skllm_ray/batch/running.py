@@ -13,7 +13,7 @@ from skllm_ray.batch.screen import Screen, State
 from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.work import Call, Unfinished, UnitSummary, UnitWork
-from skllm_ray.config import Price
+from skllm_ray.config import Price, Secret
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution.units import Died, Failed, Shared, UnitRunner
 
@@ -49,7 +49,7 @@ class Budget:
     usd: float | None
     price: Price | None
 
-    def __call__(self, secrets: Mapping[str, str]) -> Ledger:
+    def __call__(self, secrets: Mapping[str, Secret]) -> Ledger:
         """Return a ledger that knows what the parts and journals tell: it is never less than what was spent."""
         if self.usd is None:
             return Ledger()
@@ -61,7 +61,7 @@ def work_off(
     calls: deque[Call],
     work: UnitWork,
     budget: Budget,
-    secrets: Mapping[str, str],
+    secrets: Mapping[str, Secret],
     n_tasks: int | None,
     state: OutputState,
     divide: Callable[[Call], Sequence[Call]],
@@ -162,7 +162,7 @@ class _Function:
 
     work: UnitWork
 
-    def __call__(self, call: Call, backend: Any, embedder: Any, shared: Shared, secrets: Mapping[str, str]) -> Any:
+    def __call__(self, call: Call, backend: Any, embedder: Any, shared: Shared, secrets: Mapping[str, Secret]) -> Any:
         ledger = LedgerHandle(shared, self.work.manifest.model)
         return self.work(call, backend, embedder, ledger, secrets)
 

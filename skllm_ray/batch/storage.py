@@ -35,16 +35,13 @@ class StorageOptions:
         """Return the options in a mapping."""
         return cls(Secret(json.dumps(dict(options), sort_keys=True)) if options else None)
 
-    def secrets(self) -> dict[str, str]:
+    def secrets(self) -> dict[str, Secret]:
         """Return what workers need to know besides, by fingerprint."""
-        return {} if self.text is None else {self.text.fingerprint: self.text.reveal()}
+        return {} if self.text is None else {self.text.fingerprint: self.text}
 
-    def reveal(self, secrets: Mapping[str, str]) -> dict[str, Any]:
-        """Return the options themselves, from `secrets` where this object came from another process."""
-        if self.text is None:
-            return {}
-        text = self.text.reveal() or secrets.get(self.text.fingerprint, "")
-        return dict(json.loads(text)) if text else {}
+    def found(self, secrets: Mapping[str, Secret]) -> Secret | None:
+        """Return the options, still hidden, from `secrets` where this object came from another process."""
+        return self.text or (None if self.text is None else secrets.get(self.text.fingerprint))
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ class Folder:
                 self.filesystem.delete_file(info.path)
 
 
-def open_folder(uri: str, options: StorageOptions, secrets: Mapping[str, str]) -> Folder:
+def open_folder(uri: str, options: StorageOptions, secrets: Mapping[str, Secret]) -> Folder:
     """Return the folder at `uri`, which need not exist.
 
     Raises
@@ -168,7 +165,7 @@ def open_folder(uri: str, options: StorageOptions, secrets: Mapping[str, str]) -
     ConfigurationError
         If nothing can open such an address, or the options are not its filesystem's.
     """
-    filesystem, path = _open(absolute(uri), json.dumps(options.reveal(secrets), sort_keys=True), os.getpid())
+    filesystem, path = _open(absolute(uri), options.found(secrets), os.getpid())
     return Folder(filesystem, path)
 
 
@@ -189,7 +186,7 @@ def base_of(uri: str) -> str:
     return _split(uri)[0]
 
 
-def list_inputs(uri: str, options: StorageOptions, secrets: Mapping[str, str]) -> list[FileInfo]:
+def list_inputs(uri: str, options: StorageOptions, secrets: Mapping[str, Secret]) -> list[FileInfo]:
     """Return the files that `uri` means: a file, a folder with all below it, or a pattern such as ``s3://b/x/*.parquet``.
 
     Raises
@@ -218,7 +215,7 @@ def list_inputs(uri: str, options: StorageOptions, secrets: Mapping[str, str]) -
     return sorted(files, key=lambda file: file.path)
 
 
-def is_in_input(output: Folder, uri: str, options: StorageOptions, secrets: Mapping[str, str]) -> bool:
+def is_in_input(output: Folder, uri: str, options: StorageOptions, secrets: Mapping[str, Secret]) -> bool:
     """Return whether parts in `output` would be among the files that `uri` means."""
     base, pattern = _split(uri)
     folder, part = open_folder(base, options, secrets), output.at("part.parquet")
@@ -289,19 +286,18 @@ def _hidden(path: str) -> bool:
 
 
 @lru_cache(maxsize=16)
-def _open(uri: str, options_text: str, pid: int) -> tuple[pafs.FileSystem, str]:
+def _open(uri: str, hidden: Secret | None, pid: int) -> tuple[pafs.FileSystem, str]:
     del pid  # a connection does not survive a fork
-    options = json.loads(options_text)
     found = _SCHEME.match(uri)
     if found is None:
         return pafs.LocalFileSystem(), uri
     scheme = found.group(1).lower()
     try:
-        return _remote(uri, scheme, options)
+        return _remote(uri, scheme, json.loads(hidden.reveal()) if hidden else {})
     except (pa.ArrowException, ImportError, TypeError, ValueError, OSError) as error:
         if isinstance(error, ConfigurationError):
             raise
-        names = ", ".join(sorted(options)) or "none"
+        names = ", ".join(sorted(json.loads(hidden.reveal()))) if hidden else "none"
         raise ConfigurationError(
             f"{scheme}:// cannot be opened ({type(error).__name__}); storage_options given: {names}.",
             "Options are those of pyarrow.fs.S3FileSystem and GcsFileSystem for s3:// and gs://, and of fsspec's "

@@ -23,6 +23,7 @@ from skllm_ray.batch.ledger import SPENT, Progress
 from skllm_ray.batch.manifest import Manifest, read_schema
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.batch.template import EMPTY
+from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution.block import process
 from skllm_ray.execution.units import node_name
@@ -142,7 +143,7 @@ class UnitWork:
         backend: Backend,
         embedder: Backend | None,
         ledger: SharedLedger,
-        secrets: Mapping[str, str],
+        secrets: Mapping[str, Secret],
     ) -> UnitSummary | Unfinished:
         """Do a unit."""
         output = open_folder(self.output_uri, self.options, secrets)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from skllm_ray.config import resolve_secret
+from skllm_ray.config import Secret, resolve_secret
 from skllm_ray.errors import ClusterError, SkllmRayWarning
 from skllm_ray.execution import session
 from skllm_ray.execution.reply_cache import with_cache
@@ -102,7 +102,7 @@ def _sum(one: Usage, other: Usage) -> Usage:
 
 
 def process_here(
-    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str], call: Call
+    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, Secret], call: Call
 ) -> Generator[tuple[range, list[Row[Any]]], None, None]:
     """Yield the blocks of a call that runs in this process."""
     backend = open_here(spec, secrets)
@@ -137,7 +137,7 @@ class OpenBackend:
         return [Freed(self.spec.model, "this process", self.pid, freed / 1e6)]
 
 
-def open_here(spec: BackendSpec, secrets: Mapping[str, str]) -> Backend:
+def open_here(spec: BackendSpec, secrets: Mapping[str, Secret]) -> Backend:
     """Return the backend of `spec` in this process, opened at the first call.
 
     Raises

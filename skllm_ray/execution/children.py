@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 
 from skllm_ray.config import Secret
+from skllm_ray.errors import ClusterError
 
 _PARENT = "SKLLM_RAY_PARENT"
+_logger = logging.getLogger(__name__)
 
 
 def announce(address: str, job: str) -> None:
@@ -30,17 +33,25 @@ def parent() -> tuple[str, str] | None:
     return address, job
 
 
-def share(secrets: Mapping[str, str]) -> None:
-    """Put `secrets` where children of this process find them, if it uses Ray; called before an estimator travels."""
+def share(secrets: Mapping[str, Secret]) -> None:
+    """Put `secrets` where children of this process find them, if it uses Ray; called before an estimator travels.
+
+    A Ray that cannot take them is no reason not to pickle an estimator: who needs a key then says which is missing.
+    """
     from skllm_ray.execution import session
 
     if secrets and session.is_initialised() and not session.is_local_mode() and not session.in_ray_worker():
+        from ray.exceptions import RayError
+
         from skllm_ray.execution.vault import hand_over
 
-        hand_over(secrets)
+        try:
+            hand_over(secrets)
+        except (ClusterError, RayError) as error:
+            _logger.warning("Child processes cannot be given this process's key (%s).", type(error).__name__)
 
 
-def inherited(secrets: Mapping[str, str]) -> dict[str, str]:
+def inherited(secrets: Mapping[str, Secret]) -> dict[str, Secret]:
     """Return `secrets` and those that the parent holds; in a process without a parent, `secrets` alone."""
     from skllm_ray.execution import session
 
@@ -56,20 +67,28 @@ def recalled(key: str | None) -> str | None:
 
     if not isinstance(key, Secret) or key or session.is_local_mode():
         return key
-    known, held = parent(), dict[str, str]()
+    known, held = parent(), dict[str, Secret]()
     if known is not None and not session.in_ray_worker():
         held = _of_parent(known[1])
     if key.fingerprint not in held and session.is_initialised():
-        from skllm_ray.execution.vault import fetch_secrets
-
-        held = fetch_secrets()
-    return Secret(held[key.fingerprint]) if key.fingerprint in held else key
+        held = _of_this_job(key.fingerprint)
+    return held.get(key.fingerprint, key)
 
 
-def _of_parent(job: str) -> dict[str, str]:
+def _of_parent(job: str) -> dict[str, Secret]:
     from skllm_ray.execution import session
 
     session.ensure()
     from skllm_ray.execution.vault import fetch_secrets
 
     return fetch_secrets(job)
+
+
+def _of_this_job(fingerprint: str) -> dict[str, Secret]:
+    from skllm_ray.execution import session
+    from skllm_ray.execution.vault import fetch_secrets, known_here
+
+    held = known_here()
+    if fingerprint in held or not session.in_ray_worker():  # the driver knows all that it handed over
+        return held
+    return fetch_secrets()

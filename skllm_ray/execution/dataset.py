@@ -14,6 +14,7 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
+from skllm_ray.config import Secret
 from skllm_ray.errors import InputError, SkllmRayError
 from skllm_ray.execution import session
 from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, open_here, process, process_for, process_here
@@ -31,7 +32,7 @@ _API_TASKS = 8  # Dataset tasks of a stateless backend at once; each keeps many 
 
 
 def on_cluster(
-    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str], call: Call
+    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, Secret], call: Call
 ) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
     """Yield finished blocks, as they finish, of a call that uses Ray."""
     compare_workers(spec)
@@ -61,7 +62,7 @@ class Connected:
     """The call that all blocks belong to; None where each stands alone."""
 
     @classmethod
-    def connect(cls, task: Task[Any], spec: BackendSpec, secrets: Mapping[str, str]) -> Connected:
+    def connect(cls, task: Task[Any], spec: BackendSpec, secrets: Mapping[str, Secret]) -> Connected:
         """Return the work with its models started, and the secrets where workers find them."""
         specs = [spec, embedding_of(task)]
         pools = [connect(one) if one is not None and one.placement.stateful else None for one in specs]
@@ -74,7 +75,7 @@ class Connected:
         """Blocks at once."""
         return 2 * self.backend.n_replicas if self.backend is not None else _API_TASKS
 
-    def open(self, secrets: Mapping[str, str] | None = None) -> tuple[Backend, Backend | None]:
+    def open(self, secrets: Mapping[str, Secret] | None = None) -> tuple[Backend, Backend | None]:
         """Return the backend and the embedder, open here."""
         teach(self.lessons)
         embedding = embedding_of(self.task)
@@ -84,7 +85,7 @@ class Connected:
             embedder = _open(embedding, secrets)
         return backend, embedder
 
-    def process(self, texts: Sequence[str], secrets: Mapping[str, str] | None = None) -> list[Row[Any]]:
+    def process(self, texts: Sequence[str], secrets: Mapping[str, Secret] | None = None) -> list[Row[Any]]:
         """Process one block, here."""
         backend, embedder = self.open(secrets)
         if self.call is not None:
@@ -112,7 +113,7 @@ def _process_remotely(work: Connected, texts: Sequence[str]) -> tuple[list[Row[A
     return with_news(lambda: work.process(texts))
 
 
-def _open(spec: BackendSpec, secrets: Mapping[str, str] | None) -> Backend:
+def _open(spec: BackendSpec, secrets: Mapping[str, Secret] | None) -> Backend:
     """Open a stateless backend: with the driver's own secrets, or, on a worker, with those that were handed over."""
     return open_here(spec, worker_secrets() if secrets is None else secrets)
 
@@ -177,7 +178,7 @@ def map_dataset(
     to_columns: ToColumns,
     task: Task[Any],
     spec: BackendSpec,
-    secrets: Mapping[str, str],
+    secrets: Mapping[str, Secret],
 ) -> ray.data.Dataset:
     """Return a lazy Dataset with the columns of `dataset` and those that `to_columns` makes.
 
@@ -256,7 +257,7 @@ def _raising(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield batch
 
 
-def worker_secrets() -> dict[str, str]:
+def worker_secrets() -> dict[str, Secret]:
     """Return the credentials that the driver handed over, with this worker under the cluster's limit."""
     use_cluster_limiter()
     return fetch_secrets()

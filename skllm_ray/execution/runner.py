@@ -14,6 +14,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+from skllm_ray.config import Secret
 from skllm_ray.execution import session
 from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process_here
 from skllm_ray.execution.children import inherited
@@ -30,7 +31,7 @@ def run(
     texts: Sequence[str],
     task: Task[Any],
     spec: BackendSpec,
-    secrets: Mapping[str, str] | None = None,
+    secrets: Mapping[str, Secret] | None = None,
     *,
     num_workers: int | None = None,
     show_progress: bool = True,
@@ -48,7 +49,7 @@ def run(
         How texts become requests and replies become results.
     spec : BackendSpec
         Which model answers.
-    secrets : mapping of str to str, optional
+    secrets : mapping of str to Secret, optional
         Credentials by fingerprint, handed to workers that have none of their own.
     num_workers : int or None, default=None
         The most requests of this call that an API backend may have in flight.

@@ -20,9 +20,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from skllm_ray.config import resolve_secret
+from skllm_ray.config import Secret, resolve_secret
 from skllm_ray.errors import ClusterError, ConfigurationError, InputError, JobFailedError, SkllmRayError
 from skllm_ray.execution import session
 from skllm_ray.llm.registry import secrets_of
@@ -31,6 +31,9 @@ from skllm_ray.llm.tuning.job import BEFORE_POST
 from skllm_ray.llm.tuning.services import open_service
 from skllm_ray.llm.tuning.store import TuningStore
 from skllm_ray.llm.tuning.submit import Patience, TuningService, recover, refresh
+
+if TYPE_CHECKING:
+    from skllm_ray.execution.vault import Sealed
 
 _log = logging.getLogger(__name__)
 _PREFIX = "tuning-watcher-"
@@ -264,9 +267,11 @@ def resume_all(*, store: str | None = None, key: str | None = None, polling: Pol
     return [_refreshed(job, opened, secrets) for job in going]
 
 
-def watch(store: TuningStore, secrets: Mapping[str, str], polling: Polling | None = None) -> None:
+def watch(store: TuningStore, secrets: Mapping[str, Secret], polling: Polling | None = None) -> None:
     """Start the store's watcher unless it runs, and hand it credentials, which live in its memory alone."""
     import ray
+
+    from skllm_ray.execution.vault import Sealed
 
     name = _watcher_name(store)
     options: dict[str, Any] = {
@@ -280,7 +285,7 @@ def watch(store: TuningStore, secrets: Mapping[str, str], polling: Polling | Non
     }
     actor: Any = ray.remote(_Watcher).options(**options, **_placed(store)).remote(store.url, polling or Polling())
     try:
-        ray.get(actor.wake.remote(dict(secrets)), timeout=_STARTING_S)
+        ray.get(actor.wake.remote(Sealed(secrets.values())), timeout=_STARTING_S)
     except (ray.exceptions.RayError, TimeoutError) as error:
         raise ClusterError(
             f"The watcher of the tuning jobs does not answer: {type(error).__name__}.",
@@ -294,16 +299,16 @@ class _Watcher:
     def __init__(self, store_url: str, polling: Polling) -> None:
         self._store = open_store(store_url)
         self._polling = polling
-        self._secrets: dict[str, str] = {}
+        self._secrets: dict[str, Secret] = {}
         self._due: dict[str, tuple[float, int]] = {}
         self._woken = threading.Event()
         threading.Thread(target=self._run, name="tuning-watcher", daemon=True).start()
 
-    def wake(self, secrets: Mapping[str, str]) -> int:
+    def wake(self, secrets: Sealed) -> int:
         """Take in credentials, and look for new jobs; return this process's ID."""
         import os
 
-        self._secrets.update(secrets)
+        self._secrets.update(secrets.open())
         self._woken.set()
         return os.getpid()
 
@@ -337,7 +342,7 @@ class _Watcher:
 class _Open:
     """An open service that is closed again."""
 
-    def __init__(self, spec: TuningSpec, secrets: Mapping[str, str]) -> None:
+    def __init__(self, spec: TuningSpec, secrets: Mapping[str, Secret]) -> None:
         self._service = open_service(spec, lambda reference: resolve_secret(reference, secrets))
 
     def __enter__(self) -> TuningService:
@@ -347,7 +352,9 @@ class _Open:
         self._service.close()
 
 
-def _refreshed(job: TuningJob, store: TuningStore, secrets: Mapping[str, str], *, quietly: bool = False) -> TuningJob:
+def _refreshed(
+    job: TuningJob, store: TuningStore, secrets: Mapping[str, Secret], *, quietly: bool = False
+) -> TuningJob:
     """Return `job` after asking its service once; as it was if the service is away."""
     if job.has_ended and not (job.spec.delete_data and job.data):
         return job
@@ -376,7 +383,7 @@ def _submit_here(
     estimator: dict[str, Any],
     new: bool,
     patience: Patience | None,
-    secrets: Mapping[str, str],
+    secrets: Mapping[str, Secret],
 ) -> TuningJob:
     with _Open(spec, secrets) as service:
         service.check()
@@ -407,7 +414,7 @@ def _submit_on_cluster(
     estimator: dict[str, Any],
     new: bool,
     patience: Patience | None,
-    secrets: Mapping[str, str],
+    secrets: Mapping[str, Secret],
 ) -> TuningJob:
     import ray
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
+from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution import session
 from skllm_ray.execution.block import embedding_of, open_here
@@ -47,7 +48,7 @@ class Shared(Protocol):
         ...
 
 
-Function = Callable[[C, Backend, "Backend | None", Shared, Mapping[str, str]], Any]
+Function = Callable[[C, Backend, "Backend | None", Shared, Mapping[str, Secret]], Any]
 """What is done with each unit; it gets the open backends, the shared object and the credentials."""
 
 
@@ -74,7 +75,7 @@ class UnitRunner:
         What is done with each unit.
     task, spec : Task, BackendSpec
         What is asked, and whom.
-    secrets : mapping of str to str
+    secrets : mapping of str to Secret
         Credentials by fingerprint.
     n_tasks : int or None, default=None
         Units at once; None takes two for each replica of a local model, else as many as the cluster has CPUs, between
@@ -93,7 +94,7 @@ class UnitRunner:
         function: Function[Any],
         task: Task[Any],
         spec: BackendSpec,
-        secrets: Mapping[str, str],
+        secrets: Mapping[str, Secret],
         n_tasks: int | None = None,
     ) -> None:
         self._function = function
@@ -121,7 +122,7 @@ class UnitRunner:
         self.lookout = Lookout([one.model for one in specs], pools)
         self._work = ray.put((connected, function))
 
-    def share(self, factory: Callable[[Mapping[str, str]], Any]) -> Shared:
+    def share(self, factory: Callable[[Mapping[str, Secret]], Any]) -> Shared:
         """Return an object that the driver and all workers use.
 
         `factory` makes it from the credentials; where its process dies, again. It lives on the driver's node, so that
@@ -298,7 +299,7 @@ class _There:
 
 
 class _Holder:
-    def __init__(self, factory: Callable[[Mapping[str, str]], Any]) -> None:
+    def __init__(self, factory: Callable[[Mapping[str, Secret]], Any]) -> None:
         from skllm_ray.execution.vault import fetch_secrets
 
         self._held = factory(fetch_secrets())

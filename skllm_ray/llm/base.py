@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
-from skllm_ray.config import RateLimit, SecretRef
+from skllm_ray.config import RateLimit, Secret, SecretRef
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
 
 if TYPE_CHECKING:
     from skllm_ray.llm.reports import Grant, Report
 
-SecretResolver: TypeAlias = Callable[[SecretRef], str]
+SecretResolver: TypeAlias = Callable[[SecretRef], Secret]
 """Turns a reference into the secret, on the worker; raises ``MissingKeyError``."""
 
 

@@ -58,10 +58,10 @@ def resolve(
     return openers[namespace](name.strip(), key, org, dict(request_options or {}))
 
 
-def secrets_of(key: str | None) -> dict[str, str]:
+def secrets_of(key: str | None) -> dict[str, Secret]:
     """Return the credentials that this process can hand to workers, by fingerprint."""
     found = [Secret(key) if key else None, SKLLMConfig.get_openai_key()]
-    return {secret.fingerprint: secret.reveal() for secret in found if isinstance(secret, Secret) and secret.reveal()}
+    return {secret.fingerprint: secret for secret in found if secret}
 
 
 def left_behind(key: str | None) -> Secret | None:

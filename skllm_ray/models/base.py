@@ -275,7 +275,19 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         from skllm_ray.execution.children import share
 
         share(self._secrets())
-        return {**super().__getstate__(), "_settings": SKLLMConfig._settings}
+        return {**super().__getstate__(), "_settings": self._settings_to_carry()}
+
+    def __sklearn_clone__(self) -> Self:
+        """Return an unfitted copy, which knows the same settings of another process."""
+        copy: Self = super().__sklearn_clone__()
+        if "_settings" in vars(self):
+            copy.__dict__["_settings"] = vars(self)["_settings"]
+        return copy
+
+    def _settings_to_carry(self) -> Any:
+        """Return the settings of this process, and for what is not set here, those that the estimator came with."""
+        with SKLLMConfig._borrowed(vars(self).get("_settings")):
+            return SKLLMConfig._settings
 
     def _spec(self) -> BackendSpec:
         """Return the backend's spec, under the settings of this process, or of the one that the estimator came from."""
@@ -298,8 +310,9 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
     def _resolve(self) -> BackendSpec:
         return resolve(self.model, recalled(self.key), self.org, self.request_options, self._family)
 
-    def _secrets(self) -> dict[str, str]:
-        return secrets_of(recalled(self.key))
+    def _secrets(self) -> dict[str, Secret]:
+        with SKLLMConfig._borrowed(self._settings_of_origin()):
+            return secrets_of(recalled(self.key))
 
     def _mode(self, on_error: OnError | None) -> OnError:
         mode = self.on_error if on_error is None else on_error

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from skllm_ray.config import RateLimit
+from skllm_ray.config import RateLimit, Secret
 from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError
 from skllm_ray.llm.base import BackendSpec, Placement, SecretResolver
 from skllm_ray.memory import IndexConstructor, MemoryIndex, SklearnMemoryIndex
@@ -200,7 +200,7 @@ class DynamicFewShotClassifier(FewShotClassifier):
         spec: BackendSpec = self.vectorizer_._spec()
         return spec
 
-    def _secrets(self) -> dict[str, str]:
+    def _secrets(self) -> dict[str, Secret]:
         vectorizer = getattr(self, "vectorizer_", None)
         theirs = vectorizer._secrets() if isinstance(vectorizer, LLMVectorizer) else {}
         return {**super()._secrets(), **theirs}

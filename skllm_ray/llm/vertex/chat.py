@@ -45,12 +45,13 @@ class VertexBackend:
 
     def __init__(self, spec: VertexSpec, token: str | None) -> None:
         self._spec = spec
+        token = None if token is None else Secret(token)
         self._token = token
         self._client = _open_client(spec, token)
         self._dialect = VertexDialect(spec)
         self._tokens = TokenEstimate()
         self._refusals = Refusals()
-        account = Secret(token).fingerprint if token else "default credentials"
+        account = token.fingerprint if token else "default credentials"
         bucket = f"{spec.base_url or 'vertex'} {spec.project}/{spec.location} {spec.model} {account}"
         self._dispatcher = Dispatcher(spec.patience, bucket, spec.limit)
 
@@ -121,7 +122,8 @@ class VertexBackend:
         return Embedding(np.asarray(found[0].values, dtype=np.float32), usage=usage, model=self._spec.model)
 
     def _classify(self, error: Exception, texts: Sequence[str], permit: Permit) -> RowError:
-        failure = self._refusals.judge(classify(error, partial(redact, secrets=[self._token or ""], texts=texts)))
+        secrets = [] if self._token is None else [self._token]
+        failure = self._refusals.judge(classify(error, partial(redact, secrets=secrets, texts=texts)))
         if failure.kind == "rate_limit":
             permit.refusal_s = -1.0 if failure.retry_after_s is None else failure.retry_after_s
         return failure
@@ -152,7 +154,7 @@ class VertexBackend:
         )
 
 
-def _open_client(spec: VertexSpec, token: str | None) -> genai.Client:
+def _open_client(spec: VertexSpec, token: Secret | None) -> genai.Client:
     try:
         from google import genai
         from google.genai import types
@@ -172,7 +174,7 @@ def _open_client(spec: VertexSpec, token: str | None) -> genai.Client:
         vertexai=True,
         project=spec.project,
         location=spec.location,
-        credentials=Credentials(token=token) if token else None,
+        credentials=Credentials(token=token.reveal()) if token else None,
         http_options=http_options,
     )
 

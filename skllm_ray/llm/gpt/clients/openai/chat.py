@@ -43,7 +43,7 @@ class OpenAIBackend:
     spec : OpenAISpec
         The model and its server.
     key : str
-        The API key.
+        The API key, which is wrapped in a `Secret`; only the SDK gets its text.
     read_key : callable, optional
         Looks the key up again, after the server refused the one in use: keys that a resolver or a file gives may change
         while the client is open.
@@ -51,6 +51,7 @@ class OpenAIBackend:
 
     def __init__(self, spec: OpenAISpec, key: str, read_key: Callable[[], str] | None = None) -> None:
         self._spec = spec
+        key = Secret(key)
         self._keys = [key]
         self._read_key = read_key
         self._reading = asyncio.Lock()
@@ -60,9 +61,7 @@ class OpenAIBackend:
         self._dialect = Dialect(spec)
         self._tokens = TokenEstimate()
         self._refusals = Refusals()
-        bucket = (
-            f"{spec.base_url or _OPENAI_URL} {spec.model} {Secret(key).fingerprint}{' ' + spec.org if spec.org else ''}"
-        )
+        bucket = f"{spec.base_url or _OPENAI_URL} {spec.model} {key.fingerprint}{' ' + spec.org if spec.org else ''}"
         self._dispatcher = Dispatcher(spec.patience, bucket, spec.limit)
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
@@ -141,17 +140,17 @@ class OpenAIBackend:
         permit.left = left_of_quotas(response.headers)
         return json.loads(response.content)
 
-    async def _has_another_key(self, refused: str) -> bool:
+    async def _has_another_key(self, refused: Secret) -> bool:
         """Return whether the client has another key than `refused` by now; one task looks it up for all."""
         async with self._reading:
             now = asyncio.get_running_loop().time()
             if self._keys[-1] == refused and self._read_key is not None and now - self._read_at > _REREAD_S:
                 self._read_at = now
                 with contextlib.suppress(MissingKeyError):
-                    found = await asyncio.to_thread(self._read_key)
+                    found = Secret(await asyncio.to_thread(self._read_key))
                     if found != refused:
                         self._keys = [*self._keys[-_MOST_KEYS:], found]
-                        self._client.api_key = found
+                        self._client.api_key = found.reveal()
             return self._keys[-1] != refused
 
     def _doubts(self, question: Question[Any], body: dict[str, Any], error: Exception, failure: RowError) -> bool:
@@ -214,7 +213,7 @@ def _response_type() -> Any:
     return sys.modules[client.__module__.partition(".")[0]].Response
 
 
-def _open_client(spec: OpenAISpec, key: str) -> openai.AsyncOpenAI:
+def _open_client(spec: OpenAISpec, key: Secret) -> openai.AsyncOpenAI:
     import openai
 
     timeout_s = spec.patience.timeout_s
@@ -224,7 +223,7 @@ def _open_client(spec: OpenAISpec, key: str) -> openai.AsyncOpenAI:
             azure_endpoint=spec.base_url or "",
             azure_deployment=spec.model,
             api_version=spec.api_version,
-            api_key=key,
+            api_key=key.reveal(),
             organization=spec.org,
             timeout=timeout,
             max_retries=0,
@@ -233,7 +232,7 @@ def _open_client(spec: OpenAISpec, key: str) -> openai.AsyncOpenAI:
     base_url = spec.base_url or _OPENAI_URL
     return openai.AsyncOpenAI(
         base_url=base_url,
-        api_key=key,
+        api_key=key.reveal(),
         organization=spec.org,
         timeout=timeout,
         max_retries=0,

@@ -19,6 +19,8 @@ from itertools import pairwise
 from typing import Final
 from urllib.parse import unquote
 
+from skllm_ray.config import Secret
+
 _LONGEST_MESSAGE: Final = 400
 _MOST_READ: Final = 1000
 _RUN: Final = 10  # letters and digits
@@ -68,7 +70,7 @@ def redact(message: str, secrets: Sequence[str], texts: Sequence[str]) -> str:
     """
     message, cut = message[:_MOST_READ], len(message) > _MOST_READ
     for secret in filter(None, secrets):
-        message = _without_key(message, secret)
+        message = _without_key(message, secret.reveal() if isinstance(secret, Secret) else secret)
     message = _CREDENTIAL.sub("***", message)
     if texts and message:
         message = _without_echoes(message, "\n".join(texts))

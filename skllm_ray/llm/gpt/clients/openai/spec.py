@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from skllm_ray.config import Price, RateLimit, SecretRef, checked_url, resolve_secret
+from skllm_ray.config import Price, RateLimit, Secret, SecretRef, checked_url, resolve_secret
 from skllm_ray.errors import ConfigurationError, MissingKeyError
 from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
@@ -21,7 +21,7 @@ from skllm_ray.llm.models import ModelFacts, facts_of
 if TYPE_CHECKING:
     from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
 
-_NO_KEY = "no-key"
+_NO_KEY = Secret("no-key")
 _SETTINGS = {"azure": "azure_api_base", "custom_url": "gpt_url"}
 _RESERVED = {
     "model",
@@ -147,7 +147,7 @@ class OpenAISpec:
         if self.base_url:
             checked_url(setting or "base_url", self.base_url)
 
-    def _secret(self, resolve_secret: SecretResolver) -> str:
+    def _secret(self, resolve_secret: SecretResolver) -> Secret:
         try:
             return resolve_secret(self.key_ref)
         except MissingKeyError:

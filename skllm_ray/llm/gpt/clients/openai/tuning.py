@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from skllm_ray.config import SecretRef
+from skllm_ray.config import Secret, SecretRef
 from skllm_ray.errors import ConfigurationError, JobFailedError, MissingKeyError
 from skllm_ray.llm.base import SecretResolver
 from skllm_ray.llm.gpt.clients.openai.errors import classify
@@ -222,27 +222,29 @@ def _carries(job: FineTuningJob, key: str, files: set[str]) -> bool:
     return carried == key if carried else job.training_file in files
 
 
-def _secret(spec: TuningSpec, resolve_secret: SecretResolver) -> str:
+def _secret(spec: TuningSpec, resolve_secret: SecretResolver) -> Secret:
     reference = spec.key_ref or SecretRef("openai_key", ())
     try:
         return resolve_secret(reference)
     except MissingKeyError:
         if spec.service != "custom_url":
             raise
-        return "no-key-needed"
+        return Secret("no-key-needed")
 
 
-def _open_client(spec: TuningSpec, key: str) -> openai.OpenAI:
+def _open_client(spec: TuningSpec, key: Secret) -> openai.OpenAI:
     import openai
 
     if spec.service == "azure":
         return openai.AzureOpenAI(
             azure_endpoint=spec.base_url or "",
             api_version=spec.api_version,
-            api_key=key,
+            api_key=key.reveal(),
             organization=spec.org,
             timeout=_TIMEOUT_S,
             max_retries=0,
         )
     base_url = spec.base_url or _OPENAI_URL
-    return openai.OpenAI(base_url=base_url, api_key=key, organization=spec.org, timeout=_TIMEOUT_S, max_retries=0)
+    return openai.OpenAI(
+        base_url=base_url, api_key=key.reveal(), organization=spec.org, timeout=_TIMEOUT_S, max_retries=0
+    )

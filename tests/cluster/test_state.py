@@ -1,0 +1,59 @@
+"""What a job keeps in the cluster, and what becomes of it when it is lost."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from skllm_ray.classification import ZeroShotGPTClassifier
+from skllm_ray.config import Secret, SKLLMConfig
+from skllm_ray.execution import vault
+from skllm_ray.execution.session import NAMESPACE
+from skllm_ray.testing import ChatServer
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
+KEY = "sk-planted-0123456789abcdef"
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with ChatServer(lambda body: '{"label": "good"}', key=KEY) as running:
+        SKLLMConfig.set_gpt_url(running.url)
+        SKLLMConfig.set_openai_key(KEY)
+        yield running
+
+
+def classifier(**parameters):
+    return ZeroShotGPTClassifier(model="custom_url::m", **parameters).fit(None, ["good", "bad"])
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+def test_the_actor_with_the_credentials_may_die(server, restarts: bool) -> None:
+    clf = classifier()
+    assert clf.predict(["a"]).tolist() == ["good"]
+    ray.kill(ray.get_actor(vault._name(), namespace=NAMESPACE), no_restart=not restarts)
+    assert b"planted" not in pickle.dumps(clf)
+    assert clf.predict(["a"] * 300).tolist() == ["good"] * 300
+    ray.kill(ray.get_actor(vault._name(), namespace=NAMESPACE), no_restart=not restarts)
+    assert clf.predict(["b"]).tolist() == ["good"]
+
+
+def test_a_worker_fills_an_actor_that_came_back_empty(server) -> None:
+    classifier().predict(["a"])
+
+    @ray.remote(num_cpus=0)
+    def twice() -> list[int]:
+        first = len(vault.fetch_secrets())
+        ray.kill(ray.get_actor(vault._name(), namespace=NAMESPACE), no_restart=False)
+        return [first, len(vault.fetch_secrets())]
+
+    @ray.remote(num_cpus=0)
+    class Fresh:
+        def fetch(self) -> dict[str, Secret]:
+            return {name: bool(secret) for name, secret in vault.fetch_secrets().items()}
+
+    assert ray.get(twice.remote()) == [1, 1]
+    assert ray.get(Fresh.remote().fetch.remote()) == {Secret(KEY).fingerprint: True}
