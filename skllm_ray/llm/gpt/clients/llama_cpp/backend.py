@@ -18,22 +18,16 @@ import numpy as np
 from skllm_ray.config import GGUFResources, RateLimit
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.base import Placement, SecretResolver
+from skllm_ray.llm.gpt.clients.llama_cpp.branching import best, open_scorer, score
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name, supported_models
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
 from skllm_ray.llm.gpt.clients.llama_cpp.download import file_if_here, local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.embedding import CutText, Embedder, Vector
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generated, Generator
-from skllm_ray.llm.gpt.clients.llama_cpp.library import memory_needed, require_installed
-from skllm_ray.llm.gpt.clients.llama_cpp.scoring import (
-    ContextOverflowError,
-    Scorer,
-    Scores,
-    Trie,
-    best,
-    score,
-    tokens_needed,
-)
+from skllm_ray.llm.gpt.clients.llama_cpp.library import require_installed
+from skllm_ray.llm.gpt.clients.llama_cpp.memory import memory_needed
+from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Scores, Trie, tokens_needed
 from skllm_ray.llm.gpt.clients.llama_cpp.truncation import shortened
 from skllm_ray.tasks.base import TRUNCATED, ChatRequest, Choices, Embedding, Reply, RowError, Usage
 
@@ -288,7 +282,7 @@ class GGUFBackend:
     # --- one label ------------------------------------------------------------------------------------------------
 
     def _choose_one(self, requests: Sequence[ChatRequest], chat: ChatFormat) -> list[Reply]:
-        scorer = Scorer(self._engine, exact=any(_choices(request).exact for request in requests))
+        scorer = open_scorer(self._engine, exact=any(_choices(request).exact for request in requests))
         at_once = _TOKENISED_AHEAD if self._engine.options.n_gpu_layers else len(requests)
         split = [self._split_one(request, chat) for request in requests[:at_once]]  # while another call still decodes
         scored: dict[int, Scores] = {}
@@ -309,7 +303,8 @@ class GGUFBackend:
         ]
 
     def _is_searched(self, request: ChatRequest, split: tuple[list[int], Trie]) -> bool:
-        return _choices(request).best_only and split[1].n_nodes > _MANY_NODES
+        many = split[1].n_nodes > _MANY_NODES or not self._engine.sequences.shares_tokens
+        return _choices(request).best_only and many
 
     def _split_one(self, request: ChatRequest, chat: ChatFormat) -> tuple[list[int], Trie]:
         choices = _choices(request)

@@ -47,7 +47,7 @@ class Batch:
         sequence: int | NDArray[np.int32],
         n_sequences: int | NDArray[np.int32] = 1,
         *,
-        wanted: bool = False,
+        wanted: bool | NDArray[np.bool_] = False,
         last_wanted: bool = False,
     ) -> None:
         """Add a run of tokens.
@@ -60,8 +60,10 @@ class Batch:
             The first one's position, or each one's.
         sequence, n_sequences : int or ndarray of shape (n,)
             The first sequence that they belong to, and to how many consecutive ones.
-        wanted, last_wanted : bool
-            Whether the logits of all, or of the last one, are to be kept.
+        wanted : bool or ndarray of bool of shape (n,)
+            Whether the logits of all, or of each one, are to be kept.
+        last_wanted : bool
+            Whether those of the last one are.
         """
         start, stop = self.n_tokens, self.n_tokens + len(tokens)
         if stop > len(self.tokens):

@@ -23,12 +23,13 @@ from skllm_ray.llm.gpt.clients.llama_cpp.library import (
     context_length,
     import_llama_cpp,
     load_model,
-    memory_needed,
     metadata,
     most_outputs,
     set_verbose,
     take_errors,
 )
+from skllm_ray.llm.gpt.clients.llama_cpp.memory import is_recurrent, memory_needed, recurrent_memory
+from skllm_ray.llm.gpt.clients.llama_cpp.sequences import N_MARKS, Sequences, SharedTokens, StateCopies
 
 _WORTH_A_RUN = 256  # tokens that a shorter prefix must cost before rows part into two runs
 _LONGEST = 1 << 31
@@ -80,12 +81,12 @@ class Engine:
         self.n_outputs = most_outputs(self.n_vocab)
         """Logits that one ``llama_decode`` keeps at most."""
         self.n_sequences = self.n_outputs
-        """Sequences of the context. llama.cpp aborts where they are more than the outputs."""
+        """Sequences for the shared prefix and for rows. llama.cpp aborts where all are more than the outputs."""
         self.is_embedding_model = self.metadata(f"{self.metadata('general.architecture')}.pooling_type") is not None
         self.n_batch = min(options.n_batch or (_CPU_BATCH if options.n_gpu_layers == 0 else _GPU_BATCH), self.n_ctx)
         tokenizes_only = options.vocab_only or self.is_embedding_model
         self._context = None if tokenizes_only else self._open_context()
-        self._memory = self.lib.llama_get_memory(self._context) if self._context else None
+        self.sequences = self._sequences()
         self._batch = Batch()
         self._prefix: list[int] = []
         self._before: list[int] = []
@@ -111,17 +112,15 @@ class Engine:
 
     def _open_context(self) -> Any:
         lib, options = self.lib, self.options
-        if lib.llama_model_is_recurrent(self.model) or lib.llama_model_is_hybrid(self.model):
-            lib.llama_model_free(self.model)
-            raise ModelLoadError(
-                f"{options.path} is a model with recurrent layers, whose state cannot be shared between rows.",
-                "Use a transformer, or serve this model by llama.cpp's own server and ask it as custom_url::<name>.",
-            )
+        n_states = 0
+        if is_recurrent(lib, self.model):
+            n_states = recurrent_memory(lib, options.path, self.n_ctx, self.n_sequences).n_states
+            self.n_sequences = n_states - N_MARKS
         params = lib.llama_context_default_params()
         params.n_ctx = self.n_ctx
         params.n_batch = self.n_batch
         params.n_ubatch = self.n_batch  # a GPU takes whole what is laid out for it
-        params.n_seq_max = self.n_sequences
+        params.n_seq_max = n_states or self.n_sequences
         params.n_outputs_max = self.n_outputs
         params.n_outputs_max_per_seq = self.n_outputs
         params.n_threads = params.n_threads_batch = max(1, options.n_threads)
@@ -140,6 +139,11 @@ class Engine:
                 f"It takes {memory_needed(options.path, self.n_ctx)}: that memory may be missing.",
             )
         return context
+
+    def _sequences(self) -> Sequences:
+        memory = self.lib.llama_get_memory(self._context) if self._context else None
+        kind = StateCopies if is_recurrent(self.lib, self.model) else SharedTokens
+        return kind(self.lib, memory, self.n_sequences)
 
     def metadata(self, key: str) -> str | None:
         """Return a metadata value of the file, or None."""
@@ -267,20 +271,22 @@ class Engine:
                 length = common_length(row[:-1], self._before) if self._before else 0
                 length = max(length, common_length(row[:-1], self._prefix))
                 self._before = list(row)
-            yield run, self._share(rows[run[0]][: length - length % step], len(run))
+            ahead = shared[stop - 1] if stop < len(order) else 0
+            yield run, self._share(rows[run[0]][: length - length % step], len(run), ahead)
             start = stop
 
-    def _share(self, prefix: Sequence[int], n_rows: int) -> int:
+    def _share(self, prefix: Sequence[int], n_rows: int, ahead: int) -> int:
         kept = common_length(prefix, self._prefix)
-        self.n_reused += kept + len(prefix) * (n_rows - 1)
         if kept < len(self._prefix):
-            self._remove(-1, kept)
+            kept = self.sequences.cut(kept)
             self._prefix = self._prefix[:kept]
-        if kept < len(prefix):
+        self.n_reused += kept + len(prefix) * (n_rows - 1)
+        for stop in self.sequences.stops(kept, len(prefix), ahead) if kept < len(prefix) else ():
             batch = self.new_batch()
-            batch.add(prefix[kept:], kept, 0, self.n_sequences)
-            self._prefix = list(prefix)
+            batch.add(prefix[kept:stop], kept, 0, self.sequences.n_holders)
+            self._prefix, kept = list(prefix[:stop]), stop
             self.start(batch)
+            self.sequences.mark(stop)
         return len(prefix)
 
     @property
@@ -295,20 +301,16 @@ class Engine:
 
     def release(self, sequence: int = -1) -> None:
         """Remove what stands behind the shared prefix in one sequence, or, with -1, in all."""
-        self._remove(sequence, len(self._prefix))
+        self.sequences.release(sequence, len(self._prefix))
 
     def trim(self, length: int) -> None:
         """Remove everything from position `length` on from all sequences but what belongs to the prefix."""
-        self._remove(-1, max(length, len(self._prefix)))
+        self.sequences.release(-1, max(length, len(self._prefix)))
 
     def forget(self) -> None:
         """Empty all sequences, the shared prefix included."""
-        self.lib.llama_memory_clear(self._memory, False)
+        self.sequences.clear()
         self._prefix, self._under_way = [], None
-
-    def _remove(self, sequence: int, position: int) -> None:
-        if not self.lib.llama_memory_seq_rm(self._memory, sequence, position, -1):
-            raise RuntimeError(f"{self.options.path}: llama.cpp does not forget a part of a sequence of this model.")
 
     # --- decoding -------------------------------------------------------------------------------------------------
 

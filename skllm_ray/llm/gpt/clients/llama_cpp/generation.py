@@ -177,6 +177,7 @@ class Generator:
                         break
                     waiting.popleft()
                     slot.sequence, slot.n_decoded = free.pop(), n_prefix
+                    engine.sequences.open(slot.sequence)
                     active.append(slot)
                     reading = [slot]
                 slot = reading.pop(0)

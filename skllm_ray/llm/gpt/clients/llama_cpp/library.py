@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import sys
-from dataclasses import dataclass
-from pathlib import Path
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ _ERROR = 4  # ggml_log_level
 _last_errors: list[str] = []
 _keep_alive: list[Any] = []
 _verbose = False
+_captured: dict[int, list[str]] = {}
 
 
 def import_llama_cpp() -> ModuleType:
@@ -98,65 +100,6 @@ def most_outputs(n_vocab: int) -> int:
     return max(_LEAST_OUTPUTS, min(_MOST_OUTPUTS, _LOGITS_BYTES // (4 * max(1, n_vocab))))
 
 
-@dataclass(frozen=True, slots=True)
-class ModelMemory:
-    """What a model will take, told from its file's header."""
-
-    file_mb: float
-    """The file, which replicas on a node share where it is mapped."""
-    kv_mb: float
-    """The KV cache of one replica, in 16-bit floats."""
-    n_ctx: int
-    """Tokens that the KV cache holds."""
-
-    def __str__(self) -> str:
-        return f"{self.file_mb:,.0f} MB of weights, {self.kv_mb:,.1f} MB of KV cache for {self.n_ctx:,} tokens"
-
-
-def memory_needed(path: str, n_ctx: int | None = None) -> ModelMemory:
-    """Return the memory that a model will take, without loading it.
-
-    The KV cache holds a key and a value per token, layer and KV head. Architectures whose layers hold less (recurrent
-    ones), or have KV heads of different number, take less than what is told here.
-
-    Parameters
-    ----------
-    path : str
-        The GGUF file.
-    n_ctx : int or None, default=None
-        Tokens of context; None takes what the engine takes.
-
-    Raises
-    ------
-    ModelLoadError
-        If the file is not a whole GGUF file.
-    """
-    lib = import_llama_cpp()
-    params = lib.llama_model_default_params()
-    params.vocab_only = True
-    params.n_gpu_layers = 0
-    model = load_model(lib, path, params)
-    try:
-        return _memory(lib, model, path, n_ctx)
-    finally:
-        lib.llama_model_free(model)
-
-
-def _memory(lib: ModuleType, model: Any, path: str, n_ctx: int | None) -> ModelMemory:
-    arch = metadata(lib, model, "general.architecture")
-
-    def number(key: str, default: int = 0) -> int:
-        found = metadata(lib, model, f"{arch}.{key}")
-        return int(found) if found and found.isdigit() else default
-
-    layers, heads = number("block_count"), max(1, number("attention.head_count", 1))
-    kv_heads = number("attention.head_count_kv", heads)  # llama.cpp does not tell lists, one number per layer
-    size = number("embedding_length") // heads
-    width = number("attention.key_length", size) + number("attention.value_length", size)
-    context = context_length(number("context_length", LONGEST_DEFAULT_CONTEXT), n_ctx)
-    return ModelMemory(Path(path).stat().st_size / 1e6, 2 * context * layers * kv_heads * width / 1e6, context)
-
-
 def context_length(trained: int, asked: int | None) -> int:
     """Return the tokens of context that are opened for a model of a training context of `trained` tokens.
 
@@ -186,10 +129,22 @@ def take_errors() -> str:
     return text
 
 
+@contextmanager
+def log_lines() -> Iterator[list[str]]:
+    """Collect what llama.cpp logs in this thread meanwhile, whatever its level."""
+    lines = _captured[threading.get_ident()] = []
+    try:
+        yield lines
+    finally:
+        del _captured[threading.get_ident()]
+
+
 def _log(level: int, text: bytes, _user_data: object) -> None:
-    line = text.decode("utf-8", "replace").rstrip()
+    line = text.decode("utf-8", "replace")
     if level == _ERROR:
-        _last_errors.append(line)
+        _last_errors.append(line.rstrip())
         del _last_errors[:-20]
+    if _captured:
+        _captured.get(threading.get_ident(), []).append(line)
     if _verbose:
-        sys.stderr.write(text.decode("utf-8", "replace"))
+        sys.stderr.write(line)

@@ -1,0 +1,159 @@
+"""What a model will take, told before it is loaded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from skllm_ray.errors import ModelLoadError
+from skllm_ray.llm.gpt.clients.llama_cpp.library import (
+    LONGEST_DEFAULT_CONTEXT,
+    context_length,
+    import_llama_cpp,
+    load_model,
+    log_lines,
+    metadata,
+    most_outputs,
+    take_errors,
+)
+from skllm_ray.llm.gpt.clients.llama_cpp.sequences import N_MARKS
+
+_STATES_MB = 256  # of all recurrent states
+_STATES_SHARE = 1 / 4  # of the weights' size, which those of a larger model may take
+_FEWEST_SEQUENCES = N_MARKS + 4  # the shared beginning, a row, and two of its continuations
+_SIZE = re.compile(r"^(llama_kv_cache|llama_memory_recurrent)\w*: size = +([\d.]+) MiB", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """What a model will take, told from its file's header."""
+
+    file_mb: float
+    """The file, which replicas on a node share where it is mapped."""
+    kv_mb: float
+    """The KV cache of one replica, in 16-bit floats."""
+    n_ctx: int
+    """Tokens that the KV cache holds."""
+    state_mb: float = 0.0
+    """The recurrent states of one replica, in 32-bit floats; 0 where no layer is recurrent."""
+    n_states: int = 0
+    """Sequences that have a recurrent state, whether they are used or not; the more, the more rows at once."""
+
+    def __str__(self) -> str:
+        text = f"{self.file_mb:,.0f} MB of weights, {self.kv_mb:,.1f} MB of KV cache for {self.n_ctx:,} tokens"
+        if self.n_states:
+            text += f", {self.state_mb:,.1f} MB of recurrent states for {self.n_states} sequences"
+        return text
+
+
+def memory_needed(path: str, n_ctx: int | None = None) -> ModelMemory:
+    """Return the memory that a model will take, without loading it.
+
+    The KV cache holds a key and a value per token, layer and KV head. Transformers that have KV heads of different
+    number take less than what is told here.
+
+    Parameters
+    ----------
+    path : str
+        The GGUF file.
+    n_ctx : int or None, default=None
+        Tokens of context; None takes what the engine takes.
+
+    Raises
+    ------
+    ModelLoadError
+        If the file is not a whole GGUF file.
+    """
+    lib = import_llama_cpp()
+    params = lib.llama_model_default_params()
+    params.vocab_only = True
+    params.n_gpu_layers = 0
+    model = load_model(lib, path, params)
+    try:
+        if not is_recurrent(lib, model):
+            return _memory(lib, model, path, n_ctx)
+        context = _context(lib, model, n_ctx)
+        n_outputs = most_outputs(int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))))
+    finally:
+        lib.llama_model_free(model)
+    return recurrent_memory(lib, path, context, n_outputs)
+
+
+def is_recurrent(lib: ModuleType, model: Any) -> bool:
+    """Return whether some or all layers of a model are recurrent."""
+    return bool(lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
+
+
+def recurrent_memory(lib: ModuleType, path: str, n_ctx: int, most_sequences: int) -> ModelMemory:
+    """Return what a model with recurrent layers will take; llama.cpp is asked, without loading the weights.
+
+    Parameters
+    ----------
+    lib : module
+        ``llama_cpp``.
+    path : str
+        The GGUF file.
+    n_ctx : int
+        Tokens of context.
+    most_sequences : int
+        The most sequences that are of use.
+
+    Raises
+    ------
+    ModelLoadError
+        If llama.cpp cannot open a context of the model.
+    """
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = 0
+    params.no_alloc = True
+    params.load_mode = lib.LLAMA_LOAD_MODE_NONE
+    model = load_model(lib, path, params)
+    try:
+        weights_mb = lib.llama_model_size(model) / 1e6
+        kv_mb, state_mb = _one_sequence(lib, model, path, n_ctx)
+    finally:
+        lib.llama_model_free(model)
+    affordable = int(max(_STATES_MB, _STATES_SHARE * weights_mb) // state_mb) if state_mb else most_sequences
+    n_states = max(_FEWEST_SEQUENCES, min(most_sequences, affordable))
+    return ModelMemory(Path(path).stat().st_size / 1e6, kv_mb, n_ctx, n_states * state_mb, n_states)
+
+
+def _one_sequence(lib: ModuleType, model: Any, path: str, n_ctx: int) -> tuple[float, float]:
+    """Return the MB of the KV cache, which is not allocated here, and those of one sequence's state."""
+    params = lib.llama_context_default_params()
+    params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, 32, 32
+    params.n_seq_max = 1
+    params.kv_unified = True
+    take_errors()
+    with log_lines() as lines:
+        context = lib.llama_init_from_model(model, params)
+    if not context:
+        raise ModelLoadError(f"llama.cpp cannot open a context of {n_ctx} tokens for {path}: {take_errors()}")
+    lib.llama_free(context)
+    sizes = {"llama_kv_cache": 0.0, "llama_memory_recurrent": 0.0}
+    for name, size in _SIZE.findall("".join(lines)):
+        sizes[name] += float(size) * (1 << 20) / 1e6
+    return sizes["llama_kv_cache"], sizes["llama_memory_recurrent"]
+
+
+def _memory(lib: ModuleType, model: Any, path: str, n_ctx: int | None) -> ModelMemory:
+    arch = metadata(lib, model, "general.architecture")
+
+    def number(key: str, default: int = 0) -> int:
+        found = metadata(lib, model, f"{arch}.{key}")
+        return int(found) if found and found.isdigit() else default
+
+    layers, heads = number("block_count"), max(1, number("attention.head_count", 1))
+    kv_heads = number("attention.head_count_kv", heads)  # llama.cpp does not tell lists, one number per layer
+    size = number("embedding_length") // heads
+    width = number("attention.key_length", size) + number("attention.value_length", size)
+    context = _context(lib, model, n_ctx)
+    return ModelMemory(Path(path).stat().st_size / 1e6, 2 * context * layers * kv_heads * width / 1e6, context)
+
+
+def _context(lib: ModuleType, model: Any, n_ctx: int | None) -> int:
+    found = metadata(lib, model, f"{metadata(lib, model, 'general.architecture')}.context_length")
+    return context_length(int(found) if found and found.isdigit() else LONGEST_DEFAULT_CONTEXT, n_ctx)
