@@ -86,6 +86,7 @@ class JobFile(BaseModel):
     workers: int | None = Field(None, ge=1, description="Units at once.")
     unit_rows: int | None = Field(None, ge=1, description="Rows in a part.")
     wait_for_server_s: float = Field(600.0, ge=0, description="How long a dead server is waited for, in seconds.")
+    keep_going: bool = Field(False, description="Go on though nearly all rows fail.")
     storage_options: dict[str, Any] | None = Field(None, description="What opens the filesystem.")
 
     requests_per_minute: int | None = Field(None, ge=1, description="The model's quota.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -35,6 +36,7 @@ def run(
     workers: int | None = None,
     unit_rows: int | None = None,
     wait_for_server_s: float = 600.0,
+    keep_going: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     screen: Screen | None = None,
 ) -> JobResult:
@@ -81,6 +83,9 @@ def run(
         Rows in a part, at most; None takes 256 to 8,192 by the size of the input. Fixed by the first run.
     wait_for_server_s : float, default=600
         How long a server that gives no answer is waited for, in seconds, before the run ends.
+    keep_going : bool, default=False
+        Whether to go on though nearly all rows fail. By default a run ends when all of its first 200 rows with a text
+        fail, or 95% of any 5,000.
     storage_options : mapping or None, default=None
         What opens the filesystem: the arguments of ``pyarrow.fs.S3FileSystem`` or ``GcsFileSystem`` for ``s3://`` and
         ``gs://``, those of fsspec's filesystem otherwise.
@@ -90,10 +95,14 @@ def run(
     Returns
     -------
     JobResult
-        How the job stands; ``complete`` tells whether all that was wanted is done.
+        How the job stands; ``complete`` tells whether all that was wanted is done, ``mostly_failed`` whether most of
+        it is errors.
 
     Raises
     ------
+    KeyboardInterrupt, SystemExit
+        After Ctrl-C, or after SIGTERM, with the code 143: nothing more is sent, what is in flight is waited for up to
+        15 seconds and kept. A second signal ends it at once.
     ConfigurationError
         If a parameter cannot work, or a budget is asked for a model of unknown price.
     InputError
@@ -137,8 +146,14 @@ def run(
         workers=workers,
         unit_rows=unit_rows,
         outage_s=wait_for_server_s,
+        keep_going=keep_going,
     )
-    return job.run(screen or open_screen(SKLLMConfig.get_show_progress()))
+    result = job.run(screen or open_screen(SKLLMConfig.get_show_progress()))
+    if result.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if result.signal:
+        raise SystemExit(128 + result.signal)
+    return result
 
 
 def job_for(

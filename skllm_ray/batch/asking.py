@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
 from skllm_ray.batch.journal import Journal, digest
-from skllm_ray.batch.ledger import Grant, Progress
-from skllm_ray.config import Price
+from skllm_ray.batch.ledger import Progress, SharedLedger
+from skllm_ray.batch.terms import Terms
+from skllm_ray.batch.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.llm.base import Backend
+from skllm_ray.llm.calls import Call
 from skllm_ray.tasks.base import LOST, ChatRequest, Embedding, Reply, RowError
 
 _REPORT_S: Final = 1.0
 _BUDGET_POLL_S: Final = 0.25
-_PER_MESSAGE: Final = 16
 _FEW: Final = 16  # rows: as many may well fail for reasons of their own
 _FEW_WAIT_S: Final = 120.0
 _PAUSES_S: Final = (1.0, 5.0, 10.0, 20.0, 30.0)
@@ -23,84 +25,6 @@ _ROUNDS: Final = 2  # more, where the server answers others
 
 A = TypeVar("A", Reply, Embedding)
 Q = TypeVar("Q")
-
-
-class SharedLedger(Protocol):
-    """The job's ledger, wherever it is."""
-
-    def reserve(self, worker: str, costs: list[float]) -> Grant:
-        """Ask for permission to send."""
-        ...
-
-    def confirm(self, worker: str) -> bool:
-        """Ask whether the permission stands, now that the requests are written down."""
-        ...
-
-    def settle(self, worker: str, spent_usd: float) -> None:
-        """Tell what it did cost."""
-        ...
-
-    def report(self, progress: Progress, *, answered: bool, last: bool = False) -> None:
-        """Tell what was done; waits only for the `last` word."""
-        ...
-
-    def wait_for(self, worker: str, reason: str) -> None:
-        """Tell that this worker waits; does not wait itself."""
-        ...
-
-    def answered_within(self, seconds: float) -> bool:
-        """Return whether the server answered anyone lately."""
-        ...
-
-    def stopped(self) -> str:
-        """Return why the job was told to stop."""
-        ...
-
-
-class UnitStopped(Exception):  # noqa: N818  it is a state of the unit as much as an error
-    """The unit cannot go on now; what was paid for is in its journal.
-
-    Parameters
-    ----------
-    kind : str
-        "fatal", "outage", "budget" or "stopped".
-    reason : str
-        What the user is told.
-    """
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(kind, reason)
-        self.kind = kind
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The rules of a job."""
-
-    price: Price | None = None
-    """None where it is not known, or where nothing is paid."""
-    free: bool = False
-    """Whether nothing is paid."""
-    max_output_tokens: int | None = None
-    """Put into requests that say nothing themselves, so that their price has an upper bound."""
-    outage_s: float = 600.0
-    """How long a server that does not answer is waited for, in seconds."""
-    block_rows: int = 1024
-    """Requests that are asked together."""
-    repeats_lost: bool = True
-    """Whether a client asks again by itself after a failure that leaves open whether there is something to pay."""
-
-    def most_usd(self, request: ChatRequest) -> float:
-        """Return the most that a request can cost: no tokenizer makes more tokens than there are bytes."""
-        if self.price is None:
-            return 0.0
-        n_prompt = sum(_size(message["content"]) + _PER_MESSAGE for message in request.messages)
-        return self.price.cost_usd(n_prompt, request.max_output_tokens or self.max_output_tokens or 0)
-
-    def most_usd_of_text(self, text: str) -> float:
-        """Return the most that the embedding of a text can cost."""
-        return 0.0 if self.price is None else self.price.cost_usd(_size(text), 0)
 
 
 class JournalledBackend:
@@ -118,6 +42,8 @@ class JournalledBackend:
         Names this unit's attempt.
     terms : Terms
         The job's rules.
+    guard : UnitGuard
+        Tells before each request whether it may be sent.
     counts_rows : bool, default=True
         Whether an answer is a row's result, and not merely a step towards it.
     """
@@ -129,6 +55,7 @@ class JournalledBackend:
         ledger: SharedLedger,
         worker: str,
         terms: Terms,
+        guard: UnitGuard,
         *,
         counts_rows: bool = True,
     ) -> None:
@@ -137,8 +64,11 @@ class JournalledBackend:
         self._ledger = ledger
         self._worker = worker
         self._terms = terms
+        self._guard = guard
         self._counts_rows = counts_rows
         self._news = Progress()
+        self._failed_early: Counter[str] = Counter()
+        self._reason = ""
         self._told_at = time.monotonic()
         self._checked_at = time.monotonic()
         self.total = Progress()
@@ -168,10 +98,12 @@ class JournalledBackend:
     def close(self) -> None:
         """Leave the backend open: it serves the next unit."""
 
-    def finish_block(self, n_rows: int, errors: Mapping[str, int]) -> None:
-        """Report what the answers alone did not tell: rows without one of their own, and rows that failed."""
+    def finish_block(self, n_rows: int, errors: Mapping[str, int], reason: str) -> None:
+        """Report what the answers alone did not tell: rows without one of their own, rows that failed, and why."""
+        early, self._failed_early = self._failed_early, Counter()
         self._news.rows += n_rows - self._counted
-        self._news.errors.update(errors)
+        self._news.errors.update({kind: n - early[kind] for kind, n in errors.items()})
+        self._reason = self._reason or reason
         self._counted = 0
         self.tell_if_due()
 
@@ -185,13 +117,7 @@ class JournalledBackend:
     _counted = 0
 
     def _bounded(self, requests: Sequence[ChatRequest]) -> Sequence[ChatRequest]:
-        bound = self._terms.max_output_tokens
-        if bound is None:
-            return requests
-        return [
-            request if request.max_output_tokens is not None else replace(request, max_output_tokens=bound)
-            for request in requests
-        ]
+        return [self._terms.bounded(request) for request in requests]
 
     def _obtain(
         self,
@@ -266,10 +192,10 @@ class JournalledBackend:
         if pause_s is None:
             if answered or n_missing < _FEW:
                 return False
-            raise UnitStopped("outage", f"The model's server did not answer ({error.kind}: {error.message})")
+            raise UnitStopped("outage", f"the model's server did not answer ({error.kind}: {error.message})")
         self._journal.flush()
         if not answered:
-            self._ledger.wait_for(self._worker, f"waiting for the server ({error.kind})")
+            self._ledger.wait_for(self._worker, f"waiting for the server ({error.kind}: {error.message})")
         deadline = time.monotonic() + pause_s
         while time.monotonic() < deadline:
             self._check_stopped()
@@ -315,11 +241,14 @@ class JournalledBackend:
         """Ask once for some keys; answers go to the journal as they come."""
         asked = [questions[key] for key in keys]
         self._journal.check()
-        found = ask(asked, lambda i, answer: self._take({keys[i]: answer}, urgent=True))
+        self._guard.check()
+        with Call("", guard=self._guard).active():
+            found = ask(asked, lambda i, answer: self._take({keys[i]: answer}, urgent=True))
         answers = dict(zip(keys, found, strict=True))
         if not streams:
             self._take(answers, urgent=False)
         self._settle(answers, questions, most_usd)
+        self._guard.check()
         # what ends a call but may pass, such as a server that is gone, a job waits for
         ends = (answer.error for answer in found if answer.error is not None)
         fatal = next((error for error in ends if error.fatal and not error.retryable), None)
@@ -335,12 +264,26 @@ class JournalledBackend:
             if answer.error is not None:
                 known = answer.usage.cost_usd
                 lost = known is None and answer.error.kind in LOST
-                times = (answer.attempts if self._terms.repeats_lost else 1) if lost else 0
+                times = (1 if self._terms.capped else answer.attempts) if lost else 0
                 costs[key] = known or 0.0, most_usd(questions[key]) * times
         self._news.unknown_usd += sum(unknown for _, unknown in costs.values())
         self._journal.settle(costs)
-        good = sum(answer.usage.cost_usd or 0.0 for answer in answers.values() if answer.error is None)
-        self._ledger.settle(self._worker, good + sum(map(sum, costs.values())))
+        good = {key: answer.usage.cost_usd or 0.0 for key, answer in answers.items() if answer.error is None}
+        self._ledger.settle(self._worker, sum(good.values()) + sum(map(sum, costs.values())))
+        if self._terms.capped:
+            told = good | {key: known for key, (known, _) in costs.items()}
+            self._refuse_dearer({key: (cost, most_usd(questions[key])) for key, cost in told.items()})
+
+    def _refuse_dearer(self, costs: Mapping[str, tuple[float, float]]) -> None:
+        """Stop where a request cost more than what was set aside: a budget cannot be kept that way."""
+        cost, most = max(costs.values(), key=lambda pair: pair[0] - pair[1], default=(0.0, 0.0))
+        if cost > most * (1 + 1e-9):
+            raise UnitStopped(
+                "fatal",
+                f"a request cost {cost:.6f} USD, where at most {most:.6f} were set aside: the server does not keep to "
+                "the bound on an answer, or counts more for a prompt than its bytes, so that the budget cannot be kept "
+                "(--max-output-tokens sets a larger bound)",
+            )
 
     def _take(self, answers: Mapping[str, Answer], *, urgent: bool) -> None:
         """Keep answers, and count them. Called from a client's event loop."""
@@ -348,9 +291,11 @@ class JournalledBackend:
         if good:
             self._journal.add(good, urgent=urgent, free=self._terms.free)
         news = self._news
-        n_rows = len(good) if self._counts_rows else 0
-        news.rows += n_rows
-        self._counted += n_rows
+        if self._counts_rows:
+            bad = [a.error for a in answers.values() if a.error is not None and not a.error.retryable]
+            self._fail_early([error for error in bad if error.kind != "cancelled"])
+            news.rows += len(good)
+            self._counted += len(good)
         usages = [answer.usage for answer in answers.values() if answer.attempts > 0]
         news.asked += len(usages)
         news.prompt_tokens += sum([usage.prompt_tokens for usage in usages])
@@ -363,6 +308,16 @@ class JournalledBackend:
             news.unpriced += sum(paid)
         self.tell_if_due()
 
+    def _fail_early(self, errors: Sequence[RowError]) -> None:
+        """Count rows that have failed for good before their block is done, so that a job in vain stops early."""
+        if errors:
+            kinds = Counter(str(error.kind) for error in errors)
+            self._failed_early.update(kinds)
+            self._news.errors.update(kinds)
+            self._news.rows += len(errors)
+            self._counted += len(errors)
+            self._reason = self._reason or f"{errors[0].kind}: {errors[0].message}"
+
     def tell_if_due(self) -> None:
         """Report, once a second."""
         if time.monotonic() - self._told_at >= _REPORT_S:
@@ -373,9 +328,11 @@ class JournalledBackend:
         self._told_at = time.monotonic()
         self.total.add(news)
         answered = news.asked > sum(news.errors.values()) and news.rows > 0
-        self._ledger.report(news, answered=answered, last=last)
+        reason, self._reason = self._reason, ""
+        self._ledger.report(news, answered=answered, reason=reason, last=last)
 
     def _check_stopped(self) -> None:
+        self._guard.check()
         if time.monotonic() - self._checked_at < _REPORT_S:
             return
         self._checked_at = time.monotonic()
@@ -421,7 +378,3 @@ class _Patience:
         self._since = self._since or now
         most_s = self._outage_s if n_missing >= _FEW else min(_FEW_WAIT_S, self._outage_s)
         return None if now - self._since + pause_s > most_s else pause_s
-
-
-def _size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

@@ -15,7 +15,6 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
-from skllm_ray.batch.asking import Terms
 from skllm_ray.batch.inputs import Scanned, Unit, cut, rows_per_unit, scan
 from skllm_ray.batch.ledger import Progress
 from skllm_ray.batch.lock import OutputLock
@@ -29,14 +28,16 @@ from skllm_ray.batch.manifest import (
     schema_text,
     with_template,
 )
+from skllm_ray.batch.parts import SYSTEM, add_up, table_bytes
 from skllm_ray.batch.running import Budget, Outcome, work_off
 from skllm_ray.batch.screen import Screen, State, open_screen
 from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, list_inputs, open_folder
 from skllm_ray.batch.template import check_formats
-from skllm_ray.batch.work import SYSTEM, Call, UnitWork, add_up, table_bytes, template_fields
+from skllm_ray.batch.terms import Terms
+from skllm_ray.batch.work import Call, UnitWork, template_fields
 from skllm_ray.config import Price, Secret
-from skllm_ray.errors import ConfigurationError, InputError, OutputInUseError, OutputMismatchError
+from skllm_ray.errors import ConfigurationError, InputError, OutputMismatchError
 from skllm_ray.execution.block import embedding_of
 from skllm_ray.execution.runner import run as run_rows
 from skllm_ray.llm.base import BackendSpec
@@ -92,6 +93,7 @@ class JobOptions:
     output_price: float | None = None
     max_output_tokens: int | None = None
     outage_s: float = 600.0
+    keep_going: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,12 @@ class JobResult:
         What was paid for rows that are in no part yet. It is a part of `total`, and is not paid for again.
     out_of_budget : bool
         Whether the run ended because the budget does not cover what remains.
+    reasons : dict of str to str
+        Why the first failed row of each kind failed, in the parts.
+    in_vain : bool
+        Whether the run ended because nearly all rows failed.
+    signal : int
+        The signal that interrupted the run, such as 15 (SIGTERM); 0 where none did.
     """
 
     output: str
@@ -141,6 +149,9 @@ class JobResult:
     wanted: int
     pending: Progress = field(default_factory=Progress)
     out_of_budget: bool = False
+    reasons: dict[str, str] = field(default_factory=dict)
+    in_vain: bool = False
+    signal: int = 0
 
     @property
     def complete(self) -> bool:
@@ -153,6 +164,12 @@ class JobResult:
         return sum(self.errors.values())
 
     @property
+    def mostly_failed(self) -> bool:
+        """Whether more than half of the rows with a text failed, or the run ended because nearly all did."""
+        missing = self.errors.get("missing_text", 0)
+        return self.in_vain or 2 * (self.rows_failed - missing) > self.rows_done - missing
+
+    @property
     def next_step(self) -> str:
         """What to do next; empty where all is done."""
         if self.out_of_budget:
@@ -161,8 +178,12 @@ class JobResult:
             about = max(0, left - self.pending.asked) * each
             told = f", for about {about:,.4f} USD more at what the others cost" if about else ""
             return f"raise --budget-usd: {left:,} rows remain{told}"
+        if self.in_vain:
+            return "mend the cause, then run the same command again (--keep-going asks all rows whatever comes of it)"
         if not self.complete:
             return "run the same command again"
+        if self.mostly_failed:
+            return "mend the cause, then run the same command with --retry-errors"
         return "run it without --limit for the other rows" if self.rows_done < self.rows_total else ""
 
 
@@ -445,6 +466,7 @@ class Job:
             if load_manifest(self._system) != planned_on:
                 manifest = self.plan()
             manifest = self._limited(manifest, OutputState(self.output, list(self.units(manifest))))
+            lock.check()
             manifest.save(self._system)
             state = OutputState(self.output, list(self.units(manifest)))
             state.tidy()
@@ -454,6 +476,7 @@ class Job:
             began = datetime.now(UTC)
             with screen or open_screen(False) as shown:
                 outcome = self._run(manifest, state, calls, shown, lock) if calls else Outcome()
+            lock.check()
             state.save(force=True)
             state.read_journals()
             return self._result(manifest, state, outcome, (datetime.now(UTC) - began).total_seconds())
@@ -516,15 +539,13 @@ class Job:
             terms=self._terms(self.spec, self._price),
             embedder_terms=self._terms(self._embedder or self.spec, self._embedder_price),
             types=self._types,
+            token=lock.token,
         )
-        budget = Budget(self._output_uri, self._storage, self._options.budget_usd, self._price)
+        given = self._options
+        budget = Budget(self._output_uri, self._storage, given.budget_usd, self._price, given.keep_going)
         wanted = self._wanted(manifest)
         view = State(manifest.model, wanted, min(wanted, state.rows_done))
         state.expect(call.key for call in calls if call.retries)
-
-        def check() -> None:
-            if lock.lost:
-                raise OutputInUseError("Another run took over this output.", "Look at which one is to go on.")
 
         def divide(call: Call) -> list[Call]:
             """Let a row group that cannot be read cost itself alone: its neighbours become units of their own."""
@@ -534,12 +555,13 @@ class Job:
                 return []
             starts = accumulate((rows for _, _, rows in unit.groups[:-1]), initial=unit.start)
             manifest = replace(manifest, cuts=(*manifest.cuts, *((unit.number, start) for start in starts)))
+            lock.check()
             manifest.save(self._system)  # before there are parts of such units
             end = unit.start + unit.n_rows
             found = (one for one in self.units(manifest) if one.number == unit.number and unit.start <= one.start < end)
             return [Call(one, call.resumes) for one in found]
 
-        watch = screen, view, check
+        watch = screen, view, lock.check
         return work_off(calls, work, budget, secrets, self._options.workers, state, divide, watch)
 
     def _terms(self, spec: BackendSpec, price: Price | None) -> Terms:
@@ -550,7 +572,7 @@ class Job:
         capped = self._options.budget_usd is not None
         rows = placement.batch_size if placement.stateful else 256 if capped else 1024
         free = price is not None and not price.input and not price.output
-        return Terms(None if free else price, free, bound, self._options.outage_s, rows, repeats_lost=not capped)
+        return Terms(None if free else price, free, bound, spec, self._options.outage_s, rows, capped=capped)
 
     def _result(self, manifest: Manifest, state: OutputState, outcome: Outcome, seconds: float) -> JobResult:
         done = add_up(state.summaries.values())
@@ -570,6 +592,9 @@ class Job:
             wanted=self._wanted(manifest),
             pending=pending,
             out_of_budget=outcome.kind == "budget",
+            reasons=state.reasons,
+            in_vain=outcome.kind == "in vain",
+            signal=outcome.signal,
         )
 
 

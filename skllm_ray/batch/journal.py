@@ -17,12 +17,14 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from skllm_ray.batch.ledger import Progress
+from skllm_ray.batch.parts import is_amount
 from skllm_ray.batch.storage import Folder
 from skllm_ray.tasks.base import Embedding, Reply, Usage
 
@@ -77,7 +79,9 @@ class Journal:
         self.attempts = [*settled, self._run]
         if resumes:
             lines = [(run, told) for run, told in _lines(folder) if run not in settled]
-            self.resumed = {told["k"]: _load(told) for _, told in lines if "k" in told}
+            for told in (told for _, told in lines if "k" in told):
+                with suppress(ValueError):  # a vector that is none of ours
+                    self.resumed[told["k"]] = _load(told)
             for run, bill in _paid(lines).items():
                 self.before.add(bill)
                 self.attempts.append(run)
@@ -184,7 +188,7 @@ def paid(folder: Folder) -> dict[str, Progress]:
 def split(folder: Folder, into: Sequence[Folder]) -> None:
     """Give a journal to those of the units that take its unit's place, and delete it. May be done over again.
 
-    All of them get its answers. The first alone gets its costs: which unit's they are matters to nobody.
+    All of them get its answers. The first alone gets its costs: they are counted for the output, not for a unit.
     """
     for name in sorted(folder.names()):
         text = folder.read(name)
@@ -236,11 +240,24 @@ def _paid(lines: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Progress]
 
 
 def _line(line: bytes) -> dict[str, Any]:
+    """Return what a line tells; nothing where it was torn by a filesystem, or is none of ours."""
     try:
         found = json.loads(line)
-    except ValueError:  # torn by a filesystem that renames before it writes
+        return found if isinstance(found, dict) and _is_sound(found) else {}
+    except (ValueError, TypeError, KeyError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+def _is_sound(told: Mapping[str, Any]) -> bool:
+    """Return whether a line's parts are sound; raise ``KeyError`` or ``TypeError`` where one is missing."""
+    amounts = [cost for _, cost in told.get("i", ())]
+    amounts += [part for _, *parts in told.get("s", ()) for part in parts]
+    if "k" in told:
+        amounts += [*told["u"][:3], told["a"], told["u"][3] or 0.0, told.get("b") or 0.0]
+        texts = [told["k"], told["m"], told["v"] if "v" in told else told["t"] or ""]
+        listed = "v" in told or told["l"] is None or isinstance(told["l"], list)
+        return listed and all(isinstance(text, str) for text in texts) and all(map(is_amount, amounts))
+    return all(map(is_amount, amounts))
 
 
 def _dump(answer: Answer, free: bool) -> dict[str, Any]:

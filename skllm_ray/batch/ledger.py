@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 _FEW: Final = 16  # requests: a smaller grant is not worth a call while others may give back
-
+_FIRST: Final = 200  # rows with a text: when all of them fail, others will
+_WINDOW: Final = 5000  # rows with a text, anywhere in a run
+_FAILED_SHARE: Final = 0.95
 
 SPENT: Final = (
     "asked",
@@ -68,6 +70,10 @@ class Snapshot:
     """Why the job was told to stop, if it was."""
     ledger: str = ""
     """Names the ledger: where its process dies, another one begins to count."""
+    reason: str = ""
+    """Why the first row failed that did."""
+    in_vain: bool = False
+    """Whether the job was told to stop since nearly all rows failed."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,38 @@ class Grant:
     stop: bool = False
 
 
+class SharedLedger(Protocol):
+    """The job's ledger, wherever it is."""
+
+    def reserve(self, worker: str, costs: list[float]) -> Grant:
+        """Ask for permission to send."""
+        ...
+
+    def confirm(self, worker: str) -> bool:
+        """Ask whether the permission stands, now that the requests are written down."""
+        ...
+
+    def settle(self, worker: str, spent_usd: float) -> None:
+        """Tell what it did cost."""
+        ...
+
+    def report(self, progress: Progress, *, answered: bool, reason: str = "", last: bool = False) -> None:
+        """Tell what was done, and why the first row failed that did; waits only for the `last` word."""
+        ...
+
+    def wait_for(self, worker: str, reason: str) -> None:
+        """Tell that this worker waits; does not wait itself."""
+        ...
+
+    def answered_within(self, seconds: float) -> bool:
+        """Return whether the server answered anyone lately."""
+        ...
+
+    def stopped(self) -> str:
+        """Return why the job was told to stop."""
+        ...
+
+
 class Ledger:
     """Counts what workers report; never lets reservations and spending together pass the budget.
 
@@ -91,9 +129,11 @@ class Ledger:
         What may be spent; None for no limit.
     spent_usd : float, default=0
         What earlier runs on the same output spent, or may have spent.
+    keep_going : bool, default=False
+        Whether to go on though nearly all rows fail.
     """
 
-    def __init__(self, budget_usd: float | None = None, spent_usd: float = 0.0) -> None:
+    def __init__(self, budget_usd: float | None = None, spent_usd: float = 0.0, *, keep_going: bool = False) -> None:
         self._lock = threading.Lock()
         self._budget_usd = budget_usd
         self._spent_usd = spent_usd
@@ -103,6 +143,8 @@ class Ledger:
         self._stopped = ""
         self._answered_at = 0.0
         self._name = uuid.uuid4().hex
+        self._failures = None if keep_going else Failures()
+        self._reason = ""
 
     def reserve(self, worker: str, costs: list[float]) -> Grant:
         """Set aside the most that some of a worker's next requests may cost; it holds one reservation at a time."""
@@ -151,12 +193,16 @@ class Ledger:
             for worker in [worker for worker in self._waiting if worker.startswith(f"{unit} ")]:
                 del self._waiting[worker]
 
-    def report(self, progress: Progress, *, answered: bool) -> None:
+    def report(self, progress: Progress, *, answered: bool, reason: str = "") -> None:
         """Add what a worker did since its last report; `answered` where the server gave an answer."""
         with self._lock:
             self._progress.add(progress)
+            self._reason = self._reason or reason
             if answered:
                 self._answered_at = time.monotonic()
+            if self._failures is not None and self._failures.add(progress):
+                told = f". The first reason: {self._reason}" if self._reason else ""
+                self._stopped = self._stopped or f"{self._failures.told}{told}"
 
     def wait_for(self, worker: str, reason: str) -> None:
         """Note that a worker waits for a server, or with an empty `reason` that it does not any more."""
@@ -187,4 +233,39 @@ class Ledger:
             copy = Progress()
             copy.add(self._progress)
             waiting = next(iter(self._waiting.values()), "")
-            return Snapshot(copy, waiting, self._stopped, self._name)
+            in_vain = self._failures is not None and bool(self._failures.told)
+            return Snapshot(copy, waiting, self._stopped, self._name, self._reason, in_vain)
+
+
+class Failures:
+    """Tells when a job is in vain: its first 200 rows with a text all fail, or 95% of any 5,000.
+
+    Attributes
+    ----------
+    told : str
+        The same in words; empty as long as there is hope.
+    """
+
+    def __init__(self) -> None:
+        self.told = ""
+        self._rows = self._failed = 0
+        self._recent: deque[tuple[int, int]] = deque()
+        self._in_recent = [0, 0]
+
+    def add(self, progress: Progress) -> bool:
+        """Take what became of some rows; return whether the job is in vain."""
+        missing = progress.errors["missing_text"]
+        rows, failed = progress.rows - missing, sum(progress.errors.values()) - missing
+        self._rows += rows
+        self._failed += failed
+        self._recent.append((rows, failed))
+        self._in_recent = [self._in_recent[0] + rows, self._in_recent[1] + failed]
+        while self._in_recent[0] - self._recent[0][0] >= _WINDOW:
+            rows, failed = self._recent.popleft()
+            self._in_recent = [self._in_recent[0] - rows, self._in_recent[1] - failed]
+        n, bad = self._in_recent
+        if self._rows >= _FIRST and self._failed >= self._rows:
+            self.told = self.told or f"all of the first {self._rows:,} rows with a text failed"
+        elif n >= _WINDOW and bad >= _FAILED_SHARE * n:
+            self.told = self.told or f"{bad:,} of {n:,} rows in succession failed"
+        return bool(self.told)

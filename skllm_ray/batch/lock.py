@@ -1,47 +1,66 @@
-"""One run at a time on one output: a lock file whose owner shows that it lives."""
+"""One run at a time on one output."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import threading
 import time
 import uuid
 from contextlib import suppress
-from typing import Any, Final, Self
+from dataclasses import replace
+from typing import Final, Self
 
+import filelock
+
+from skllm_ray.batch import fence
+from skllm_ray.batch.fence import LOCK_FILE, Fence, clock
+from skllm_ray.batch.holder import Holder, is_on_local_disk
 from skllm_ray.batch.storage import Folder
 from skllm_ray.errors import OutputInUseError
 
-HEARTBEAT_S: Final = 5.0
 _DEAD_AFTER: Final = 4  # heartbeats without a change
-_NAME: Final = "lock.json"
+_SETTLE: Final = 0.6  # of a heartbeat: longer than a look at the lock may be old, see `fence`
+_OS_LOCK: Final = "run.lock"
 
 
 class OutputLock:
     """Holds an output for one run. A dead run's lock is taken over.
 
-    On a local filesystem the file is created exclusively. Object stores offer that to none of the clients used here:
-    there the file is read back, so that two runs which begin in the very same moment may both believe they hold it;
-    the loser sees the other's name at its first heartbeat and stops.
+    On a local disk the operating system decides: its lock ends with the process that holds it and with nothing else,
+    so that a stopped process keeps it, and of many that want it one alone gets it. Elsewhere, on shared filesystems and
+    object stores, a run shows that it lives by a heartbeat. A run whose process lives on this machine is not dead, be
+    it stopped. Who takes over writes a token of its own, waits until all who are awake have noticed, and looks whether
+    the token is still there: of several, the last one to write goes on. Who was asleep meanwhile notices before it
+    sends or writes anything: see `Fence`.
 
     Parameters
     ----------
     folder : Folder
         Where the lock lies.
+
+    Attributes
+    ----------
+    token : str
+        Names this run.
     """
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._token = uuid.uuid4().hex
-        self._beat = 0
+        self.token = uuid.uuid4().hex
+        self._heartbeat_s = fence.HEARTBEAT_S
+        self._exclusive = folder.is_local and is_on_local_disk(folder.path)
+        self._os_lock: filelock.BaseFileLock | None = None
+        self._fence = Fence(folder, self.token, self._heartbeat_s)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._show_life, name="skllm-ray-lock", daemon=True)
-        self.lost = False
 
     def __enter__(self) -> Self:
-        self._take()
+        self._os_lock = self._lock_here()
+        self._mine = Holder.of_this_process(self.token, 0, locked=self._os_lock is not None)
+        try:
+            self._take()
+        except BaseException:
+            self._unlock_here()
+            raise
         self._thread.start()
         return self
 
@@ -49,75 +68,113 @@ class OutputLock:
         self._ended.set()
         self._thread.join()
         with suppress(OSError):
-            if not self.lost:
-                self._folder.delete(_NAME)
+            held = self._read()
+            if held is not None and held.token == self.token:
+                self._folder.delete(LOCK_FILE)
+        self._unlock_here()
+
+    def check(self) -> None:
+        """Raise ``OutputInUseError`` where another run has taken the output over."""
+        self._fence.check()
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _lock_here(self) -> filelock.BaseFileLock | None:
+        """Return the operating system's lock; None where the filesystem has none."""
+        if not self._folder.is_local:
+            return None
+        self._folder.make()
+        lock = filelock.FileLock(self._folder.at(_OS_LOCK), timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise _in_use(self._read()) from None
+        except PermissionError:
+            raise
+        except (OSError, NotImplementedError):
+            return None
+        return lock
+
+    def _unlock_here(self) -> None:
+        if self._os_lock is not None:
+            self._os_lock.release()
 
     def _take(self) -> None:
-        if self._folder.create(_NAME, self._content()):
+        if self._create():
             return
-        first = self._read()
-        if first is not None and not _is_dead(first):
-            deadline = time.monotonic() + _DEAD_AFTER * HEARTBEAT_S
-            while time.monotonic() < deadline:
-                time.sleep(HEARTBEAT_S / 4)
-                now = self._read()
-                if now is None:
-                    break
-                if (now.get("token"), now.get("beat")) != (first.get("token"), first.get("beat")):
-                    raise OutputInUseError(
-                        f"Another run writes to this output: process {now.get('pid')} on {now.get('host')}.",
-                        "Wait until it has ended, or stop it; the same command then goes on where it was.",
-                    )
-        self._folder.delete(_NAME)
-        if not self._folder.create(_NAME, self._content()):
-            raise OutputInUseError("Another run has just begun on this output.", "Wait until it has ended.")
+        held = self._read()
+        if held is not None and not self._is_dead(held):
+            held = self._watch(held)
+        if held is None:
+            if not self._create():
+                raise _in_use(self._read(), just=True)
+            return
+        now = self._read()
+        if now is not None and now.text != held.text:  # somebody was faster, or it woke up
+            raise _in_use(now, just=True)
+        self._folder.write(LOCK_FILE, self._mine.dump())
+        self._settle()
 
-    def _read(self) -> dict[str, Any] | None:
+    def _create(self) -> bool:
+        if not self._folder.create(LOCK_FILE, self._mine.dump()):
+            return False
+        if not self._folder.is_local:  # others may have looked in the same moment
+            self._settle()
+        return True
+
+    def _settle(self) -> None:
+        """Wait until whoever had the output has noticed, and look whether anybody else took it in the same moment."""
+        if self._exclusive:
+            return
+        time.sleep(_SETTLE * self._heartbeat_s)
+        now = self._read()
+        if now is None or now.token != self.token:
+            raise _in_use(now, just=True)
+
+    def _is_dead(self, held: Holder) -> bool:
+        """Return whether a run surely lives no more; raise where it surely does."""
+        if held.is_alive_here:
+            raise _in_use(held)
+        return held.is_dead_here or (held.locked and self._exclusive and self._os_lock is not None)
+
+    def _watch(self, held: Holder) -> Holder | None:
+        """Return the lock of a run that shows no sign of life, or None where it has ended."""
+        deadline = time.monotonic() + _DEAD_AFTER * self._heartbeat_s  # a clock that stands while this machine sleeps
+        while time.monotonic() < deadline:
+            time.sleep(self._heartbeat_s / 4)
+            now = self._read()
+            if now is None:
+                return None
+            if now.text != held.text:
+                raise _in_use(now)
+        return held
+
+    def _read(self) -> Holder | None:
         try:
-            found = json.loads(self._folder.read(_NAME) or b"{}")
+            return Holder.parse(self._folder.read(LOCK_FILE))
         except FileNotFoundError:
             return None
-        except ValueError:  # being written just now
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def _content(self) -> bytes:
-        told = {
-            "token": self._token,
-            "beat": self._beat,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "boot": _boot(),
-            "began": _began(os.getpid()),
-        }
-        return json.dumps(told).encode()
 
     def _show_life(self) -> None:
-        while not self._ended.wait(HEARTBEAT_S):
-            self._beat += 1
+        while not self._ended.wait(self._heartbeat_s):
             with suppress(OSError):
-                found = self._read()
-                if found and found.get("token") != self._token:
-                    self.lost = True
+                began = clock()
+                held = self._read()
+                if held is not None and held.token not in {self.token, ""}:
                     return
-                self._folder.write(_NAME, self._content())
+                if clock() - began > self._heartbeat_s:  # it was asleep since it looked
+                    continue
+                self._mine = replace(self._mine, beat=self._mine.beat + 1)
+                self._folder.write(LOCK_FILE, self._mine.dump())
 
 
-def _is_dead(lock: dict[str, Any]) -> bool:
-    """Return whether the owner surely lives no more: a process of this machine, since its last start, that is gone."""
-    if lock.get("host") != socket.gethostname() or not lock.get("boot") or lock.get("boot") != _boot():
-        return False
-    return _began(int(lock.get("pid", 0))) != lock.get("began")
-
-
-def _boot() -> str:
-    with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123  no path of the user's
-        return file.read().strip()
-    return ""
-
-
-def _began(pid: int) -> str:
-    """Return when a process began, in ticks since the machine's start; empty where it is gone or nobody can tell."""
-    with suppress(OSError, IndexError), open(f"/proc/{pid}/stat") as file:  # noqa: PTH123  as above
-        return file.read().rpartition(")")[2].split()[19]
-    return ""
+def _in_use(held: Holder | None, *, just: bool = False) -> OutputInUseError:
+    if held is None or just:
+        return OutputInUseError(
+            f"Another run has just begun on this output{'' if held is None else f': {held}'}.",
+            "Wait until it has ended.",
+        )
+    return OutputInUseError(
+        f"Another run writes to this output: {held}.",
+        "Wait until it has ended, or stop it; the same command then goes on where it was.",
+    )

@@ -130,7 +130,7 @@ def load_manifest(folder: Folder) -> Manifest | None:
         return Manifest(**told)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OutputMismatchError(
             f"{folder.at(_NAME)}, which tells what job the output holds, is damaged ({type(error).__name__}).",
             "Bring it back from a copy, or write to another output; the finished parts stay as they are.",

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from skllm_ray.batch.inputs import cut
 from skllm_ray.batch.manifest import load_manifest
+from skllm_ray.batch.parts import SYSTEM
 from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
-from skllm_ray.batch.work import SYSTEM
 from skllm_ray.errors import InputError
 
 

@@ -6,18 +6,21 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
+from skllm_ray.batch.interruption import Interruption
 from skllm_ray.batch.ledger import Ledger, Progress, Snapshot
+from skllm_ray.batch.parts import UnitSummary
 from skllm_ray.batch.screen import Screen, State
 from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
-from skllm_ray.batch.work import Call, Unfinished, UnitSummary, UnitWork
+from skllm_ray.batch.work import Call, Unfinished, UnitWork
 from skllm_ray.config import Price, Secret
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution.units import Died, Failed, Shared, UnitRunner
 
-_STOPS: Final = frozenset({"fatal", "outage", "budget", "storage"})
+_STOPS: Final = frozenset({"fatal", "outage", "budget", "storage", "overtaken"})
 
 
 @dataclass
@@ -25,9 +28,13 @@ class Outcome:
     """How a run ended."""
 
     kind: str = ""
-    """What stopped it: "fatal", "outage", "budget", "storage" or "crashed"; empty where nothing did."""
+    """What stopped it: "fatal", "outage", "budget", "storage", "crashed", "overtaken", "in vain" or "interrupted".
+
+    Empty where nothing did."""
     stopped: str = ""
     """The same in words."""
+    signal: int = 0
+    """The signal that interrupted it; 0 where none did."""
     trouble: dict[str, str] = field(default_factory=dict)
     """Units that are not done, with the reason."""
     progress: Progress = field(default_factory=Progress)
@@ -48,13 +55,15 @@ class Budget:
     options: StorageOptions
     usd: float | None
     price: Price | None
+    keep_going: bool = False
+    """Whether the job goes on though nearly all rows fail."""
 
     def __call__(self, secrets: Mapping[str, Secret]) -> Ledger:
         """Return a ledger that knows what the parts and journals tell: it is never less than what was spent."""
         if self.usd is None:
-            return Ledger()
+            return Ledger(keep_going=self.keep_going)
         output = open_folder(self.output_uri, self.options, secrets)
-        return Ledger(self.usd, OutputState(output, ()).spent_usd(self.price))
+        return Ledger(self.usd, OutputState(output, ()).spent_usd(self.price), keep_going=self.keep_going)
 
 
 def work_off(
@@ -98,7 +107,8 @@ def work_off(
         shared.tell("forget", call.key)
         return replace(call, resumes=True)
 
-    with closing(runner.run(calls, shared, again)) as results:
+    tell = None if runner.lookout else partial(shared.call, "stop")  # in this process, units and this loop take turns
+    with Interruption(tell) as interruption, closing(runner.run(calls, shared, again)) as results:
         for result in results:
             if result is not None:
                 view.units_done += 1
@@ -113,6 +123,10 @@ def work_off(
             if snapshot is None:
                 outcome.stop("crashed", "the process that keeps the job's counts and budget died, and does not start")
                 break
+            if interruption.signal and outcome.stop("interrupted", interruption.reason):
+                outcome.signal = interruption.signal
+            if snapshot.in_vain:
+                outcome.stop("in vain", snapshot.stopped)
             if outcome.kind:
                 calls.clear()
                 if not snapshot.stopped:
@@ -120,6 +134,8 @@ def work_off(
             view.see(snapshot)
             view.standing = runner.lookout.look() if runner.lookout else view.standing
             screen.show(view)
+    if outcome.signal or interruption.signal:  # it may have come with the last unit
+        outcome.signal = interruption.signal
     view.see(_snapshot(shared))
     screen.show(view)
     outcome.progress = view.progress
@@ -186,7 +202,7 @@ class LedgerHandle:
         """Tell what it did cost."""
         self._shared.call("settle", worker, spent_usd)
 
-    def report(self, progress: Progress, *, answered: bool, last: bool = False) -> None:
+    def report(self, progress: Progress, *, answered: bool, reason: str = "", last: bool = False) -> None:
         """Tell what was done."""
         from skllm_ray.execution.metrics import count
 
@@ -204,7 +220,7 @@ class LedgerHandle:
             cost_usd=progress.cost_usd,
         )
         tell = self._shared.call if last else self._shared.tell
-        tell("report", progress, answered=answered)
+        tell("report", progress, answered=answered, reason=reason)
 
     def wait_for(self, worker: str, reason: str) -> None:
         """Tell that this worker waits."""

@@ -15,8 +15,8 @@ from typing import Final
 from skllm_ray.batch.inputs import Unit
 from skllm_ray.batch.journal import paid, split
 from skllm_ray.batch.ledger import Progress
+from skllm_ray.batch.parts import JOURNAL, SYSTEM, UnitSummary, summary_of
 from skllm_ray.batch.storage import Folder
-from skllm_ray.batch.work import JOURNAL, SYSTEM, UnitSummary, summary_of
 from skllm_ray.config import Price
 
 _DONE: Final = f"{SYSTEM}/done"
@@ -80,6 +80,15 @@ class OutputState:
     def rows_done(self) -> int:
         """Rows in the parts."""
         return sum(one.rows for one in self.summaries.values())
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why the first row of each kind of failure failed."""
+        found: dict[str, str] = {}
+        for one in self.summaries.values():
+            for kind, reason in one.reasons.items():
+                found.setdefault(kind, reason)
+        return found
 
     @property
     def pending(self) -> Progress:
@@ -157,7 +166,7 @@ class OutputState:
             texts = list(pool.map(folder.read_if_there, sorted(folder.names())))
         found: dict[str, UnitSummary] = {}
         for line in (line for text in texts for line in text.splitlines()):
-            with suppress(ValueError, KeyError, TypeError):  # damaged: the part itself tells
+            with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged: the part itself tells
                 one = UnitSummary.load(json.loads(line))
                 found[one.unit] = one
         return found
@@ -166,7 +175,7 @@ class OutputState:
         self._number += 1
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{self._run}-{self._number:05d}.jsonl"
         text = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in summaries)
-        self.output.below(_DONE).write(name, text.encode())
+        self.output.below(_DONE).write(name, text.encode("utf-8", "replace"))
 
 
 def _sum(bills: Iterable[Progress]) -> Progress:

@@ -135,7 +135,7 @@ class Folder:
         callers of the very same moment.
         """
         if self.is_local:
-            Path(self.path).mkdir(parents=True, exist_ok=True)
+            self.make()
             try:
                 with Path(self.at(name)).open("xb") as file:
                     file.write(content)
@@ -146,6 +146,11 @@ class Folder:
             return False
         self.write(name, content)
         return self.read(name) == content
+
+    def make(self) -> None:
+        """Make the folder, where its filesystem has folders."""
+        if self.is_local:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
 
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it; nothing happens where there is none."""

@@ -7,33 +7,35 @@ import string
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from skllm_ray.batch.asking import JournalledBackend, SharedLedger, Terms, UnitStopped
+from skllm_ray.batch.asking import JournalledBackend
+from skllm_ray.batch.fence import Fence
 from skllm_ray.batch.inputs import Unit, read, short
 from skllm_ray.batch.journal import Journal
-from skllm_ray.batch.ledger import SPENT, Progress
+from skllm_ray.batch.ledger import SPENT, Progress, SharedLedger
 from skllm_ray.batch.manifest import Manifest, read_schema
+from skllm_ray.batch.parts import JOURNAL, PART_META, SYSTEM, OldPart, UnitSummary, summary_of, table_bytes
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.batch.template import EMPTY
+from skllm_ray.batch.terms import Terms
+from skllm_ray.batch.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution.block import process
 from skllm_ray.execution.units import node_name
 from skllm_ray.llm.base import Backend, BackendSpec
+from skllm_ray.plain_text import whole
 from skllm_ray.tasks.base import Row, Task
 
-SYSTEM: Final = "_skllm_ray"
-"""The folder in the output for what is not a part; readers of Parquet folders pass over it."""
-JOURNAL: Final = f"{SYSTEM}/journal"
-_META: Final = b"skllm_ray"
+_FIRST_BLOCK: Final = 128
+_REASON: Final = 500  # characters
 _KEPT_ERRORS: Final = frozenset({"missing_text"})
 
 
@@ -56,65 +58,11 @@ class Call:
 
 
 @dataclass(frozen=True)
-class UnitSummary:
-    """What became of a unit."""
-
-    unit: str
-    file: str
-    rows: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-    asked: int = 0
-    reused: int = 0
-    duplicates: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    cost_usd: float = 0.0
-    """What is known to be spent on it, by all attempts and retries."""
-    unpriced: int = 0
-    """Replies of unknown price."""
-    unknown_usd: float = 0.0
-    """The most that was perhaps paid for requests that have no answer."""
-    attempts: tuple[str, ...] = ()
-    """The attempts in its journal whose costs are told here; what they wrote there may be forgotten."""
-    started: float = 0.0
-    """Seconds since 1970-01-01 UTC."""
-    seconds: float = 0.0
-    node: str = ""
-    model: str = ""
-    size: int = 0
-    """The part's, in bytes; 0 where it is not known."""
-
-    @property
-    def progress(self) -> Progress:
-        """The same as counts that can be added up."""
-        found = Progress(errors=Counter(self.errors))
-        for name in _COUNTED:
-            setattr(found, name, getattr(self, name))
-        return found
-
-    @classmethod
-    def load(cls, told: Mapping[str, Any]) -> UnitSummary:
-        """Return the summary in plain data that may hold other things, too.
-
-        Raises
-        ------
-        KeyError
-            If it holds no summary.
-        """
-        held = {name: told[name] for name in cls.__dataclass_fields__}
-        return cls(**{**held, "attempts": tuple(held["attempts"])})
-
-
-_COUNTED: Final = ("rows", "reused", "duplicates", *SPENT)
-
-
-@dataclass(frozen=True)
 class Unfinished:
     """Why a unit has no part."""
 
     kind: str
-    """"fatal", "outage", "budget", "stopped", "unreadable", "storage" or "crashed"."""
+    """"fatal", "outage", "budget", "overtaken", "stopped", "unreadable", "storage" or "crashed"."""
     reason: str
 
 
@@ -136,6 +84,8 @@ class UnitWork:
     """Those of the model whose vectors the task renders with."""
     types: Mapping[str, pa.DataType | None]
     """The estimator's output columns; None for values that have no type of their own."""
+    token: str = ""
+    """The run's, in the output's lock."""
 
     def __call__(
         self,
@@ -147,25 +97,47 @@ class UnitWork:
     ) -> UnitSummary | Unfinished:
         """Do a unit."""
         output = open_folder(self.output_uri, self.options, secrets)
-        source = open_folder(self.input_uri, self.options, secrets)
+        fence = Fence(output.below(SYSTEM), self.token)
+        with UnitGuard(fence, ledger.stopped) as guard:
+            try:
+                guard.check()
+                return self._do(call, (backend, embedder), ledger, guard, (output, secrets))
+            except UnitStopped as stop:
+                return Unfinished(stop.kind, stop.reason)
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _do(
+        self,
+        call: Call,
+        backends: tuple[Backend, Backend | None],
+        ledger: SharedLedger,
+        guard: UnitGuard,
+        place: tuple[Folder, Mapping[str, Secret]],
+    ) -> UnitSummary | Unfinished:
+        output, secrets = place
+        folder = output.below(f"{JOURNAL}/{call.key}")
         if call.resumes and not call.retries:
             done = summary_of(output, call.unit.part_name)
             if done is not None:  # its worker died between the part and the word about it
-                output.below(f"{JOURNAL}/{call.key}").delete("")
+                folder.delete("")
                 return done
         try:
-            table = read(source, call.unit, self._columns, self._input_schema)
-            old = _OldPart.read(output, call.unit) if call.retries else None
+            table = read(
+                open_folder(self.input_uri, self.options, secrets), call.unit, self._columns, self._input_schema
+            )
+            old = OldPart.read(output, call.unit) if call.retries else None
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             return Unfinished("unreadable", short(error))
-        folder = output.below(f"{JOURNAL}/{call.key}")
         try:
             journal = Journal(folder, resumes=call.resumes, settled=old.summary.attempts if old else ())
         except OSError as error:
             return Unfinished("storage", short(error))
         try:
-            summary, part = self._process(call, table, old, journal, (backend, embedder), ledger)
+            summary, part = self._process(call, table, old, journal, backends, (ledger, guard))
+            guard.check()
             output.write(call.unit.part_name, part)
+            guard.check()  # a journal that another run uses by now is left to it
         except UnitStopped as stop:
             return _unfinished(journal, stop.kind, stop.reason)
         except OSError as error:
@@ -181,24 +153,23 @@ class UnitWork:
         journal.close(keep=False)
         return summary
 
-    # --- inside ---------------------------------------------------------------------------------------------------
-
     def _process(
         self,
         call: Call,
         table: pa.Table,
-        old: _OldPart | None,
+        old: OldPart | None,
         journal: Journal,
         backends: tuple[Backend, Backend | None],
-        ledger: SharedLedger,
+        rules: tuple[SharedLedger, UnitGuard],
     ) -> tuple[UnitSummary, pa.Buffer]:
         started, clock = time.time(), time.perf_counter()
         worker = f"{call.key} {uuid.uuid4().hex[:6]}"
-        backend = JournalledBackend(backends[0], journal, ledger, worker, self.terms)
+        ledger, guard = rules
+        backend = JournalledBackend(backends[0], journal, ledger, worker, self.terms, guard)
         embedder = None
         if backends[1] is not None:
             terms = self.embedder_terms
-            embedder = JournalledBackend(backends[1], journal, ledger, worker, terms, counts_rows=False)
+            embedder = JournalledBackend(backends[1], journal, ledger, worker, terms, guard, counts_rows=False)
         try:
             if old is None:
                 found, rows = self._ask(self._texts(table), backend, embedder)
@@ -219,6 +190,7 @@ class UnitWork:
             file=call.unit.path,
             rows=result.num_rows,
             errors=self._errors(result),
+            reasons=self._reasons(result),
             reused=counts.reused,
             duplicates=counts.duplicates,
             **{name: getattr(counts, name) for name in SPENT},
@@ -237,8 +209,11 @@ class UnitWork:
         """Return the output columns of some texts, and their rows."""
         from_block: list[dict[str, pa.Array]] = []
         rows: list[Row[Any]] = []
-        for start in range(0, len(texts), self.terms.block_rows):
-            block = list(texts[start : start + self.terms.block_rows])
+        first = min(_FIRST_BLOCK, self.terms.block_rows)  # where all rows fail, few are asked before the job stops
+        for start in (0, *range(first, len(texts), self.terms.block_rows)):
+            block = list(texts[start : start + self.terms.block_rows if start else first])
+            if not block:
+                break
             values, some = self.estimator._columns_of(
                 block, lambda present: process(present, self.task, backend, self.spec, embedder), self.mode
             )
@@ -247,9 +222,9 @@ class UnitWork:
             }
             if self.manifest.keep_replies != "none":
                 columns["raw_reply"] = pa.array(_replies(some, self.manifest.keep_replies), pa.string())
-            backend.finish_block(
-                len(block), Counter([row.reply.error.kind for row in some if row.reply.error is not None])
-            )
+            failed = [row.reply.error for row in some if row.reply.error is not None]
+            reason = next((f"{error.kind}: {error.message}" for error in failed if error.kind != "missing_text"), "")
+            backend.finish_block(len(block), Counter([error.kind for error in failed]), reason)
             from_block.append(columns)
             rows += some
         if not from_block:
@@ -293,6 +268,18 @@ class UnitWork:
         kinds = pc.value_counts(table.column(f"{self.manifest.output_prefix}error_kind").drop_null()).to_pylist()
         return {one["values"]: one["counts"] for one in kinds}
 
+    def _reasons(self, table: pa.Table) -> dict[str, str]:
+        """Return the first reason of each kind of failure."""
+        prefix = self.manifest.output_prefix
+        kinds, reasons = table.column(f"{prefix}error_kind"), table.column(f"{prefix}error")
+        if kinds.null_count == len(kinds):
+            return {}
+        found = {}
+        for kind in pc.unique(kinds.drop_null()).to_pylist():
+            place = pc.index(kinds, kind).as_py()
+            found[kind] = str(reasons[place].as_py() or "")[:_REASON]
+        return found
+
     def _serialise(self, table: pa.Table, summary: UnitSummary) -> pa.Buffer:
         told = {
             **asdict(summary),
@@ -300,7 +287,9 @@ class UnitWork:
             "prompt": self.manifest.prompt,
             "question": self.manifest.question,
         }
-        table = table.replace_schema_metadata({_META: json.dumps(told, ensure_ascii=False).encode()})
+        table = table.replace_schema_metadata(
+            {PART_META: json.dumps(told, ensure_ascii=False).encode("utf-8", "replace")}
+        )
         return table_bytes(table)
 
     @cached_property
@@ -316,41 +305,6 @@ class UnitWork:
     @cached_property
     def _input_schema(self) -> pa.Schema:
         return read_schema(self.manifest.input_schema)
-
-
-def table_bytes(table: pa.Table) -> pa.Buffer:
-    """Return a table as a Parquet file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return sink.getvalue()
-
-
-def summary_of(output: Folder, part_name: str) -> UnitSummary | None:
-    """Return the summary in a part's own metadata; None where the part cannot be read."""
-    try:
-        with output.filesystem.open_input_file(output.at(part_name)) as source:
-            return _summary_in(pq.read_schema(source), source.size())
-    except (OSError, ValueError, KeyError, pa.ArrowException):
-        return None
-
-
-def _summary_in(schema: pa.Schema, size: int) -> UnitSummary:
-    """Return the summary that a part holds; its size alone it cannot know."""
-    return UnitSummary.load({**json.loads((schema.metadata or {})[_META]), "size": size})
-
-
-@dataclass(frozen=True)
-class _OldPart:
-    """A part whose failed rows are asked again."""
-
-    table: pa.Table
-    summary: UnitSummary
-
-    @classmethod
-    def read(cls, output: Folder, unit: Unit) -> _OldPart:
-        with output.filesystem.open_input_file(output.at(unit.part_name)) as source:
-            table = pq.read_table(source)
-            return cls(table.replace_schema_metadata(None), _summary_in(table.schema, source.size()))
 
 
 def template_fields(template: str) -> frozenset[str]:
@@ -386,8 +340,12 @@ def _array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
     kind = kind or pa.string()
     n = len(values)
     if n and isinstance(values[0], (str, int, float, bool, type(None))) and _all_one(values):
-        return pa.repeat(pa.scalar(values[0], kind), n)
-    return pa.array(values, kind)
+        first = values[0]
+        return pa.repeat(pa.scalar(whole(first) if isinstance(first, str) else first, kind), n)
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError:  # a server's answer holds half of a character
+        return pa.array([whole(value) if isinstance(value, str) else value for value in values], kind)
 
 
 def _all_one(values: Sequence[Any]) -> bool:
@@ -398,11 +356,3 @@ def _all_one(values: Sequence[Any]) -> bool:
 
 def _replies(rows: Sequence[Row[Any]], keep: str) -> list[str | None]:
     return [row.reply.text if keep == "all" or not row.valid else None for row in rows]
-
-
-def add_up(summaries: Iterable[UnitSummary]) -> Progress:
-    """Return what units did together."""
-    total = Progress()
-    for one in summaries:
-        total.add(one.progress)
-    return total

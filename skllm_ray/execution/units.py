@@ -31,6 +31,7 @@ _RESTART_S: Final = 60.0  # the longest wait for a shared object whose process d
 _TASK_S: Final = 1.0  # the least time that a task should take
 _MOST_DEATHS: Final = 3
 _MOST_TASKS: Final = 8
+_FAREWELL_S: Final = 5.0  # for cancelled tasks, to write down what they know
 _RARELY: Final = (100_000, 20, 20)
 _held: dict[str, Any] = {}
 C = TypeVar("C")
@@ -148,7 +149,9 @@ class UnitRunner:
         """Yield each unit with its result as they finish, in any order, and None about twice a second in between.
 
         A unit whose worker or node dies is done again, as `again` changes it, three times at most; then its result is a
-        `Died`. Clearing `units` lets the job end with what runs; closing the generator cancels that too.
+        `Died`. Where several shared the worker, nobody knows whose fault it was: each is done again by itself, and that
+        death does not count. Clearing `units` lets the job end with what runs; closing the generator cancels that too,
+        and gives it a few seconds to write down what it knows.
         """
         if self._here:
             yield from self._run_here(units, shared)
@@ -174,11 +177,12 @@ class UnitRunner:
         running: dict[Any, _Batch] = {}
         function = ray.remote(_run_units).options(num_cpus=0, max_retries=0, scheduling_strategy="SPREAD")
         deaths: Counter[int] = Counter()
+        suspects: set[Any] = set()
         pace, shown_at = _Pace(self.n_tasks), 0.0
         try:
             while waiting or running:
                 while waiting and len(running) < self.n_tasks:
-                    batch = [waiting.popleft() for _ in range(pace.n_units(len(waiting)))]
+                    batch = _next_batch(waiting, pace.n_units(len(waiting)), suspects)
                     running[function.remote([self._work], batch, shared)] = _Batch(batch, time.monotonic())
                 if time.monotonic() - shown_at > _TICK_S:
                     shown_at = time.monotonic()
@@ -190,9 +194,11 @@ class UnitRunner:
                     batch = running[reference].units
                     pace.learn(running.pop(reference))
                     results = _results(reference, len(batch))
+                    shared_it = len(batch) > 1 and all(isinstance(result, Died) for result in results)
+                    suspects.update(map(_place, batch if shared_it else ()))
                     for unit, result in zip(batch, results, strict=True):
-                        if isinstance(result, Died) and deaths[_place(unit)] + 1 < _MOST_DEATHS:
-                            deaths[_place(unit)] += 1
+                        if isinstance(result, Died) and (shared_it or deaths[_place(unit)] + 1 < _MOST_DEATHS):
+                            deaths[_place(unit)] += not shared_it
                             waiting.appendleft(again(unit))
                         else:
                             yield unit, result
@@ -201,6 +207,9 @@ class UnitRunner:
             for reference in running:
                 with suppress(Exception):
                     ray.cancel(reference)
+            if running:
+                with suppress(Exception):
+                    ray.wait(list(running), num_returns=len(running), timeout=_FAREWELL_S)
 
 
 @dataclass(frozen=True)
@@ -224,6 +233,14 @@ class _Pace:
     def n_units(self, n_waiting: int) -> int:
         """Return one where units are long, more where they are short, and again one towards the end."""
         return max(1, min(int(_TASK_S / max(1e-3, self._seconds)), n_waiting // (4 * self._n_tasks), n_waiting))
+
+
+def _next_batch(waiting: deque[Any], n: int, suspects: set[Any]) -> list[Any]:
+    """Return the next units of one task; one that may have killed its worker goes by itself."""
+    batch = [waiting.popleft()]
+    while waiting and len(batch) < n and not suspects & {_place(batch[0]), _place(waiting[0])}:
+        batch.append(waiting.popleft())
+    return batch
 
 
 def _place(unit: Any) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from skllm_ray.tasks.base import RowError
 
@@ -17,9 +17,11 @@ class Call:
     """One call of ``predict`` or the like. It travels with the blocks."""
 
     name: str
-    """Tells it from all other calls of the cluster."""
+    """Tells it from all other calls of the cluster; empty for one whose end concerns no other block."""
     max_in_flight: int | None = None
     """The most requests that one block may have in flight; None leaves it to the shared limit."""
+    guard: Callable[[], RowError | None] | None = field(default=None, compare=False)
+    """Asked right before each request is sent, on the event loop: why it may not be sent, or None. Of this process."""
 
     @property
     def ended(self) -> RowError | None:

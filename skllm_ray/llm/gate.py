@@ -94,6 +94,8 @@ class Run:
     """The call that the block belongs to; None for one that stands alone."""
     stop: asyncio.Future[RowError]
     """Done when nothing more is to be sent, with the reason."""
+    guard: Callable[[], RowError | None] | None = None
+    """Asked right before each request is sent: why it may not be, or None."""
 
 
 @dataclass(slots=True)
@@ -160,9 +162,11 @@ class Gate:
         self._wake = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
 
-    def enter(self, call: str | None, ended: RowError | None = None) -> Run:
+    def enter(
+        self, call: str | None, ended: RowError | None = None, guard: Callable[[], RowError | None] | None = None
+    ) -> Run:
         """Return a new run; one of a call that has `ended` is over before it begins."""
-        run = Run(call, asyncio.get_running_loop().create_future())
+        run = Run(call, asyncio.get_running_loop().create_future(), guard)
         if ended is not None:
             run.stop.set_result(ended)
         self._runs.add(run)
@@ -204,6 +208,8 @@ class Gate:
             if waiter.ready.done() and not waiter.ready.cancelled() and waiter.ready.exception() is None:
                 self._return(waiter.ready.result())
             raise
+        if run is not None and run.guard is not None and not run.stop.done() and (forbids := run.guard()) is not None:
+            self._stop(run, forbids)
         if run is not None and run.stop.done():
             self._return(permit)
             raise NotLetThroughError(not_sent(run.stop.result()))

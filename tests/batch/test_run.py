@@ -16,7 +16,7 @@ import pytest
 
 import skllm_ray
 from skllm_ray import batch
-from skllm_ray.batch import lock, work
+from skllm_ray.batch import fence, work
 from skllm_ray.batch.ledger import Ledger
 from skllm_ray.batch.lock import OutputLock
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
@@ -366,7 +366,7 @@ def test_a_later_version_with_another_prompt_uses_the_jobs_own(tmp_path, monkeyp
 
 
 def test_a_run_beside_another_is_refused_and_a_dead_ones_lock_is_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(fence, "HEARTBEAT_S", 0.1)
     folder = open_folder(str(tmp_path), StorageOptions(), {})
     with OutputLock(folder), pytest.raises(OutputInUseError, match=r"process \d+ on"), OutputLock(folder):
         pass
@@ -378,7 +378,7 @@ def test_a_run_beside_another_is_refused_and_a_dead_ones_lock_is_taken(tmp_path,
 
 
 def test_only_one_of_many_takes_the_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(fence, "HEARTBEAT_S", 0.1)
     won, lost, go = [], [], threading.Barrier(6)
 
     def try_it() -> None:

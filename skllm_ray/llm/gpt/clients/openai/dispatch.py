@@ -149,7 +149,7 @@ class Dispatcher:
         most = min(_MOST_ROWS, len(questions))
         if call is not None and call.max_in_flight is not None:
             most = min(most, call.max_in_flight)
-        run = self._gate.enter(call.name, call.ended) if call is not None else self._gate.enter(None)
+        run = self._gate.enter(None) if call is None else self._gate.enter(call.name or None, call.ended, call.guard)
         if run.call is None or run.call != self._latest_call:
             self._latest_call = run.call
             self._silence.end()

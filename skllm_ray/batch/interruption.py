@@ -1,0 +1,78 @@
+"""SIGTERM and Ctrl-C while a job runs: nothing more is sent, what is in flight is kept, and the run ends by itself."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final, Self
+
+GRACE_S: Final = 15.0
+"""How long requests in flight are waited for, in seconds; Kubernetes gives a process 30 s in all."""
+_OURS: Final = ("ray.", "skllm_ray.")
+
+
+class Interruption:
+    """Notes a signal in place of dying of it; the second one, or the end of the grace, ends the run at once.
+
+    That raises ``KeyboardInterrupt``, or ``SystemExit`` for SIGTERM. Signals that the program itself handles are left
+    to it, and nothing is done where this is not the main thread.
+
+    Parameters
+    ----------
+    tell : callable or None, default=None
+        Called with the reason, in a thread of its own, for where the main thread works and cannot look.
+
+    Attributes
+    ----------
+    signal : int
+        Which one came; 0 where none did.
+    """
+
+    def __init__(self, tell: Callable[[str], object] | None = None) -> None:
+        self.signal = 0
+        self._tell = tell
+        self._before: dict[int, Any] = {}
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.getsignal(number)
+                if _is_default(before):
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    @property
+    def reason(self) -> str:
+        """The same in words; empty where none came."""
+        return "" if not self.signal else f"interrupted by {signal.Signals(self.signal).name}"
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.signal == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+        if self._tell is not None:
+            threading.Thread(target=self._tell, args=(self.reason,), daemon=True).start()
+        self._timer = threading.Timer(GRACE_S, os.kill, (os.getpid(), number))
+        self._timer.daemon = True
+        self._timer.start()
+
+
+def _is_default(handler: Any) -> bool:
+    if handler in {signal.SIG_DFL, signal.default_int_handler}:
+        return True
+    module = inspect.getmodule(handler) if callable(handler) else None
+    return module is not None and f"{module.__name__}.".startswith(_OURS)

@@ -1,0 +1,139 @@
+"""The parts of an output: Parquet files that tell in their own metadata what became of their units."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from skllm_ray.batch.inputs import Unit
+from skllm_ray.batch.ledger import SPENT, Progress
+from skllm_ray.batch.storage import Folder
+
+SYSTEM: Final = "_skllm_ray"
+"""The folder in the output for what is not a part; readers of Parquet folders pass over it."""
+JOURNAL: Final = f"{SYSTEM}/journal"
+PART_META: Final = b"skllm_ray"
+"""Where a part tells of itself."""
+
+
+@dataclass(frozen=True)
+class UnitSummary:
+    """What became of a unit."""
+
+    unit: str
+    file: str
+    rows: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    asked: int = 0
+    reused: int = 0
+    duplicates: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cost_usd: float = 0.0
+    """What is known to be spent on it, by all attempts and retries."""
+    unpriced: int = 0
+    """Replies of unknown price."""
+    unknown_usd: float = 0.0
+    """The most that was perhaps paid for requests that have no answer."""
+    attempts: tuple[str, ...] = ()
+    """The attempts in its journal whose costs are told here; what they wrote there may be forgotten."""
+    started: float = 0.0
+    """Seconds since 1970-01-01 UTC."""
+    seconds: float = 0.0
+    node: str = ""
+    model: str = ""
+    size: int = 0
+    """The part's, in bytes; 0 where it is not known."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why the first row of each kind of failure failed."""
+
+    @property
+    def progress(self) -> Progress:
+        """The same as counts that can be added up."""
+        found = Progress(errors=Counter(self.errors))
+        for name in _COUNTED:
+            setattr(found, name, getattr(self, name))
+        return found
+
+    @classmethod
+    def load(cls, told: Mapping[str, Any]) -> UnitSummary:
+        """Return the summary in plain data that may hold other things, too.
+
+        Raises
+        ------
+        KeyError
+            If it holds no summary.
+        """
+        held = {name: told[name] for name in cls.__dataclass_fields__ if name != "reasons" or name in told}
+        found = cls(**{**held, "attempts": tuple(held["attempts"])})
+        numbers = [getattr(found, name) for name in (*_COUNTED, "started", "seconds", "size")]
+        numbers += found.errors.values()
+        if not all(is_amount(one) for one in numbers) or not isinstance(found.unit, str):
+            raise KeyError("a count")
+        return found
+
+
+_COUNTED: Final = ("rows", "reused", "duplicates", *SPENT)
+
+
+def is_amount(value: object) -> bool:
+    """Return whether a value from a file can be a count or an amount of money."""
+    return type(value) in {int, float} and 0 <= value < math.inf  # type: ignore[operator]
+
+
+def table_bytes(table: pa.Table) -> pa.Buffer:
+    """Return a table as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def summary_of(output: Folder, part_name: str) -> UnitSummary | None:
+    """Return the summary in a part's own metadata; None where the part cannot be read."""
+    try:
+        with output.filesystem.open_input_file(output.at(part_name)) as source:
+            return _summary_in(pq.read_schema(source), source.size())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException):
+        return None
+
+
+def _summary_in(schema: pa.Schema, size: int) -> UnitSummary:
+    """Return the summary that a part holds; its size alone it cannot know."""
+    return UnitSummary.load({**json.loads((schema.metadata or {})[PART_META]), "size": size})
+
+
+@dataclass(frozen=True)
+class OldPart:
+    """A part whose failed rows are asked again."""
+
+    table: pa.Table
+    summary: UnitSummary
+
+    @classmethod
+    def read(cls, output: Folder, unit: Unit) -> OldPart:
+        """Return the part of a unit.
+
+        Raises
+        ------
+        OSError, KeyError, pyarrow.ArrowException
+            If it cannot be read.
+        """
+        with output.filesystem.open_input_file(output.at(unit.part_name)) as source:
+            table = pq.read_table(source)
+            return cls(table.replace_schema_metadata(None), _summary_in(table.schema, source.size()))
+
+
+def add_up(summaries: Iterable[UnitSummary]) -> Progress:
+    """Return what units did together."""
+    total = Progress()
+    for one in summaries:
+        total.add(one.progress)
+    return total

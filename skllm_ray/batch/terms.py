@@ -1,0 +1,78 @@
+"""The rules of a job: prices, bounds, patience."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Final
+
+from skllm_ray.config import Price
+from skllm_ray.tasks.base import ChatRequest, Choices
+
+_PER_MESSAGE: Final = 16
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The rules of a job."""
+
+    price: Price | None = None
+    """None where it is not known, or where nothing is paid."""
+    free: bool = False
+    """Whether nothing is paid."""
+    max_output_tokens: int | None = None
+    """Put into requests that say nothing themselves, so that their price has an upper bound."""
+    spec: Any = None
+    """Who is asked: the model's own options may allow an answer more than the request says."""
+    outage_s: float = 600.0
+    """How long a server that does not answer is waited for, in seconds."""
+    block_rows: int = 1024
+    """Requests that are asked together."""
+    capped: bool = False
+    """Whether there is a budget: a client does not ask again by itself where it is open whether there is something to
+    pay, and a request that costs more than was set aside for it ends the job."""
+
+    def most_usd(self, request: ChatRequest) -> float:
+        """Return the most that a request can cost: no tokenizer makes more tokens than there are bytes."""
+        if self.price is None:
+            return 0.0
+        n_prompt = sum(_size(message["content"]) + _PER_MESSAGE for message in request.messages)
+        if request.choices is not None:
+            n_prompt += _size_of_choices(request.choices)
+        elif request.json_schema is not None:
+            n_prompt += _size_of_schema(request.json_schema)
+        bound = request.max_output_tokens or self.max_output_tokens
+        return self.price.cost_usd(n_prompt, (bound if self.spec is None else _most_output(self.spec, bound)) or 0)
+
+    def bounded(self, request: ChatRequest) -> ChatRequest:
+        """Return a request whose answer has an upper bound, where the job sets one."""
+        if self.max_output_tokens is None:
+            return request
+        bound = request.max_output_tokens or self.max_output_tokens
+        if bound == request.max_output_tokens and not self.capped:
+            return request
+        return replace(request, max_output_tokens=bound)
+
+    def most_usd_of_text(self, text: str) -> float:
+        """Return the most that the embedding of a text can cost."""
+        return 0.0 if self.price is None else self.price.cost_usd(_size(text), 0)
+
+
+@lru_cache(maxsize=256)
+def _most_output(spec: Any, bound: int | None) -> int | None:
+    del spec
+    return bound
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+@lru_cache(maxsize=64)
+def _size_of_choices(choices: Choices) -> int:
+    return _size_of_schema(choices.json_schema())
+
+
+def _size_of_schema(schema: dict[str, Any]) -> int:
+    return _size(json.dumps(schema, ensure_ascii=False))

@@ -1,0 +1,33 @@
+"""Texts that are not ours, such as a server's messages, labels and names of files, made fit to be shown and written."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
+
+
+def whole(text: str) -> str:
+    r"""Return a text without halves of surrogate pairs, which no UTF-8 can hold.
+
+    Examples
+    --------
+    >>> whole("caf\u00e9 \ud83d") == "caf\u00e9 \ufffd"
+    True
+    """
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def printable(text: object) -> str:
+    r"""Return a text that a terminal only shows: control characters, which it would obey, are written out.
+
+    Line breaks and tabs stay. So do all other characters, those that are right-to-left among them; marks that turn the
+    direction of what follows are written out.
+
+    Examples
+    --------
+    >>> printable("\x1b[31mred\x00")
+    '\\x1b[31mred\\x00'
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], whole(str(text)))
