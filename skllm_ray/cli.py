@@ -10,6 +10,7 @@ import click
 from skllm_ray import __version__
 from skllm_ray.errors import SkllmRayError
 from skllm_ray.models_cli import models
+from skllm_ray.plain_text import cell
 from skllm_ray.run_cli import commands
 from skllm_ray.tune_cli import tune
 
@@ -71,7 +72,7 @@ def limits(address: str | None, as_json: bool) -> None:
         table.add_column(heading, justify="left" if heading == "bucket" else "right", overflow="fold")
     for bucket in buckets:
         table.add_row(
-            bucket.bucket,
+            cell(bucket.bucket),
             f"{bucket.requests_used:,} / {bucket.requests_per_minute or '∞'}",
             f"{bucket.tokens_used:,} / {bucket.tokens_per_minute or '∞'}",
             f"{bucket.in_flight} / {bucket.concurrency}",

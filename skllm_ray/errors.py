@@ -31,6 +31,8 @@ import inspect
 import warnings
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from skllm_ray.plain_text import printable
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -75,7 +77,7 @@ class SkllmRayError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}".strip()
+        return printable(f"{self.message} {self.hint}".strip())  # a server or a file may have said some of it
 
 
 class ConfigurationError(SkllmRayError, ValueError):
@@ -183,4 +185,4 @@ def warn(message: str) -> None:
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INNER:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, SkllmRayWarning, stacklevel=level)
+    warnings.warn(printable(message), SkllmRayWarning, stacklevel=level)

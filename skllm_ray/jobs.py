@@ -20,7 +20,7 @@ from skllm_ray.errors import ConfigurationError
 from skllm_ray.models.gpt.tagging.ner import GPTExplainableNER
 from skllm_ray.models.vertex.tagging.ner import VertexExplainableNER
 
-__all__ = ["JobFile", "job_schema", "prepare", "read_job"]
+__all__ = ["JobFile", "job_schema", "prepare", "read_columns", "read_job"]
 
 Task = Literal["classify", "multilabel", "cot", "few-shot", "summarize", "translate", "ner", "embed"]
 _FITTED: Final = frozenset({
@@ -151,6 +151,42 @@ def prepare(job: JobFile, model: str | None = None) -> Any:
         raise ConfigurationError("task is missing.", "Name one, such as classify, or give an estimator.")
     _apply_settings(job, str(made.model))
     return made
+
+
+def read_columns(path: str, columns: Mapping[str, str], parameter: str) -> list[list[Any]]:
+    """Return some columns of a CSV, JSON lines or Parquet file that fits in memory, none of their values missing.
+
+    CSV holds texts, as a job's input does: what looks like a number, a date or a missing value is what it says.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    columns : mapping of str to str
+        The columns' names, by the parameter that gave them.
+    parameter : str
+        What gave the file, for messages.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file cannot be read, or lacks a column or one of its values.
+    """
+    read = _READERS.get(Path(path).suffix.lower())
+    if read is None:
+        raise ConfigurationError(f"{parameter}={path!r} is of no known kind.", f"Known: {', '.join(_READERS)}.")
+    try:
+        table = read(path)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{parameter}={path!r} cannot be read: {_why(error)}.") from None
+    for option, name in columns.items():
+        if name not in table:
+            known = ", ".join(map(str, table.columns))
+            raise ConfigurationError(f"{parameter}={path!r} has no column {name!r} ({option}).", f"Columns: {known}.")
+        empty = table[name].isna() | (table[name].astype(str).str.strip() == "")
+        if empty.any():
+            raise ConfigurationError(f"{parameter}={path!r}: {name!r} is empty in row {int(empty.argmax()) + 1}.")
+    return [table[name].tolist() for name in columns.values()]
 
 
 # --- inside -------------------------------------------------------------------------------------------------------
@@ -295,21 +331,9 @@ def _loaded(job: JobFile, model: str | None) -> Any:
 
 def _examples(job: JobFile, path: str) -> tuple[list[str], list[Any]]:
     """Return the texts and labels of a labelled file."""
-    read = _READERS.get(Path(path).suffix.lower())
-    if read is None:
-        raise ConfigurationError(f"examples={path!r} is of no known kind.", f"Known: {', '.join(_READERS)}.")
-    try:
-        table = read(path)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"examples={path!r} cannot be read: {_why(error)}.") from None
-    for name in (job.text_column, job.label_column):
-        if name not in table:
-            known = ", ".join(map(str, table.columns))
-            raise ConfigurationError(f"examples={path!r} has no column {name!r}.", f"Columns: {known}.")
-        empty = table[name].isna() | (table[name].astype(str).str.strip() == "")
-        if empty.any():
-            raise ConfigurationError(f"examples={path!r}: {name!r} is empty in row {int(empty.argmax()) + 1}.")
-    return table[job.text_column].tolist(), table[job.label_column].tolist()
+    columns = {"text_column": job.text_column, "label_column": job.label_column}
+    texts, labels = read_columns(path, columns, "examples")
+    return texts, labels
 
 
 def _json_lines(path: str) -> pd.DataFrame:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
 
@@ -31,3 +34,10 @@ def printable(text: object) -> str:
     '\\x1b[31mred\\x00'
     """
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], whole(str(text)))
+
+
+def cell(text: object) -> Text:
+    """Return a text for a table in a terminal: what looks like markup in it is shown, not obeyed."""
+    from rich.text import Text
+
+    return Text(printable(text))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args, get_origin
 import click
 
 from skllm_ray.errors import SkllmRayError
+from skllm_ray.plain_text import cell, printable
 
 if TYPE_CHECKING:
     from skllm_ray.batch import JobResult
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 
 _TASKS: Final = ("classify", "multilabel", "cot", "few-shot", "summarize", "translate", "ner", "embed")
 _UNFINISHED: Final = 3
+_MOSTLY_FAILED: Final = 4
+_TERMINATED: Final = frozenset({signal.SIGTERM, 128 + signal.SIGTERM})
+"""What ends the command by ``SystemExit`` after SIGTERM; the first is Ray's, once it runs."""
+_INTERRUPTED: Final = "Interrupted. What was paid for is kept; the same command goes on."
 _RUN: Final = (
     "text_column",
     "text_template",
@@ -37,6 +44,7 @@ _RUN: Final = (
     "workers",
     "unit_rows",
     "wait_for_server_s",
+    "keep_going",
     "storage_options",
 )
 
@@ -58,7 +66,8 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
     """Ask a model about every row of some files, and write Parquet parts.
 
     The same command goes on after any interruption. Exit code 0: all rows are done, be it with a result or an error;
-    3: something remains, the same command does it; 130: interrupted; 1 or 2: nothing could be done as asked.
+    3: something remains, the same command does it; 4: more than half of the rows failed; 130 or 143: interrupted;
+    1 or 2: nothing could be done as asked.
     """
     with _messages():
         from skllm_ray.batch import LineScreen, job_for, open_screen
@@ -66,13 +75,18 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
         job = _job(config, given)
         screen = open_screen(True)
         if not sys.stderr.isatty():
-            screen = LineScreen(lambda line: click.echo(line, err=True))
+            screen = LineScreen(lambda line: click.echo(printable(line), err=True))
         with _ray(job):
             result = job_for(_prepare(job), job.input, job.output or "", **_batch_options(job)).run(screen)
     if as_json:
         click.echo(json.dumps({**vars(result), "complete": result.complete}, default=vars))
     else:
         _show(result)
+    if result.signal:
+        click.echo(_INTERRUPTED, err=True)
+        sys.exit(128 + result.signal)
+    if result.mostly_failed:
+        sys.exit(_MOSTLY_FAILED)
     if not result.complete or result.stopped:
         sys.exit(_UNFINISHED)
 
@@ -139,7 +153,7 @@ def report(output: str, to: str | None, storage_options: str | None) -> None:
         from skllm_ray.batch.report import write_report
 
         path = write_report(output, to or "report.html", _json("storage-options", storage_options))
-    click.echo(f"wrote {path}")
+    click.echo(f"wrote {printable(path)}")
 
 
 @click.command("job-schema")
@@ -272,13 +286,16 @@ def _show(result: JobResult) -> None:
     }
     if not pending.asked:
         del facts["not in a part yet"]
+    if result.reasons:
+        facts["first reasons"] = "\n".join(f"{kind}: {reason}" for kind, reason in sorted(result.reasons.items()))
     if result.unreadable:
         facts["not done"] = "\n".join(f"{name}: {reason}" for name, reason in list(result.unreadable.items())[:20])
     if result.stopped:
         facts["stopped"] = result.stopped
     if result.next_step:
         facts["next"] = result.next_step
-    _table("Done" if result.complete else "Not all is done", facts)
+    title = "Most rows failed" if result.mostly_failed else "Done" if result.complete else "Not all is done"
+    _table(title, facts)
 
 
 def _table(title: str, facts: Mapping[str, str]) -> None:
@@ -289,7 +306,7 @@ def _table(title: str, facts: Mapping[str, str]) -> None:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, value)
+        table.add_row(name, cell(value))
     Console().print(table)
 
 
@@ -304,34 +321,41 @@ def _comparison(found: Any) -> Iterator[Any]:
     for one in found:
         cost = "not known" if one.usd_per_1000 is None else f"{one.usd_per_1000:,.4f}"
         shares = [f"{one.accuracy:.1%}", f"{one.low:.1%} to {one.high:.1%}", *([f"{one.f1:.1%}"] if several else [])]
-        table.add_row(one.model, str(one.rows), *shares, str(one.failed), cost, f"{one.rows_per_s:,.1f}")
+        table.add_row(cell(one.model), str(one.rows), *shares, str(one.failed), cost, f"{one.rows_per_s:,.1f}")
     yield table
     if found[0].foreign:
         yield f"{found[0].foreign:,} rows have a true label that is no candidate: no answer can be right there."
     for one in found if not several else ():
-        matrix = Table(title=f"{one.model}: rows are the truth, columns the answers", title_justify="left")
+        matrix = Table(title=cell(f"{one.model}: rows are the truth, columns the answers"), title_justify="left")
         matrix.add_column("")
         for label in one.labels:
-            matrix.add_column(label, justify="right", overflow="fold")
+            matrix.add_column(cell(label), justify="right", overflow="fold")
         for label, counts in zip(one.labels, one.confusion, strict=True):
-            matrix.add_row(label, *map(str, counts))
+            matrix.add_row(cell(label), *map(str, counts))
         yield matrix
 
 
 @contextmanager
 def _messages() -> Iterator[None]:
-    """Turn this library's errors into a line, and Ctrl-C into a word on how to go on."""
+    """Turn this library's errors into a line, and Ctrl-C and SIGTERM into a word on how to go on."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         yield
     except SkllmRayError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(
-            f"{type(error).__name__}: {error}. The same command goes on when it is mended."
+            printable(f"{type(error).__name__}: {error}. The same command goes on when it is mended.")
         ) from None
     except KeyboardInterrupt:
-        click.echo("Interrupted. What was paid for is kept; the same command goes on.", err=True)
-        sys.exit(130)
+        click.echo(_INTERRUPTED, err=True)
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit as end:
+        if end.code not in _TERMINATED:
+            raise
+        click.echo(_INTERRUPTED, err=True)
+        sys.exit(128 + signal.SIGTERM)
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
     except Exception as error:  # noqa: BLE001  a job's log is read by people, and must hold no text of a row
@@ -340,6 +364,11 @@ def _messages() -> Iterator[None]:
             f"{type(error).__name__} in {where.name} ({Path(where.filename).name}, line {where.lineno}), which was not "
             "foreseen. What was paid for is kept; please report it."
         ) from None
+
+
+def _terminated(number: int, frame: object) -> None:
+    del frame
+    raise SystemExit(128 + number)
 
 
 def commands() -> list[click.Command]:

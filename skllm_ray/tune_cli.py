@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skllm_ray.errors import SkllmRayError
+from skllm_ray.plain_text import cell, printable
 
 if TYPE_CHECKING:
     from skllm_ray.tuning import TuningJob
@@ -47,9 +48,10 @@ def submit(
 ) -> None:
     """Tune a model on the texts and answers of a file; ESTIMATOR is the class that will use it."""
     from skllm_ray import classification, text2text, tuning
+    from skllm_ray.jobs import read_columns
 
     with _messages():
-        texts, answers = _read(data, text_column, answer_column)
+        texts, answers = read_columns(data, {"text_column": text_column, "answer_column": answer_column}, "data")
         made = getattr(classification if estimator in _CLASSIFIERS else text2text, estimator)()
         if base_model:
             made.set_params(base_model=base_model)
@@ -89,7 +91,8 @@ def list_(store: str | None, as_json: bool, address: str | None) -> None:
         table.add_column(heading, overflow="fold")
     for job in jobs:
         created = "" if job.created_at is None else f"{datetime.fromtimestamp(job.created_at, UTC):%Y-%m-%d %H:%M}"
-        table.add_row(job.key[:12], job.service, job.base_model, job.state, job.id or "", job.model or "", created)
+        facts = (job.key[:12], job.service, job.base_model, job.state, job.id or "", job.model or "", created)
+        table.add_row(*map(cell, facts))
     Console().print(table)
 
 
@@ -149,13 +152,13 @@ def _messages() -> Iterator[None]:
     try:
         yield
     except (SkllmRayError, TimeoutError, TypeError) as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(printable(error)) from None
 
 
 def _show(job: TuningJob) -> None:
     for name, value in _facts(job).items():
         if value is not None:
-            click.echo(f"{name:16} {value}")
+            click.echo(f"{name:16} {printable(value)}")
 
 
 def _facts(job: TuningJob) -> dict[str, Any]:
@@ -172,21 +175,3 @@ def _facts(job: TuningJob) -> dict[str, Any]:
         "billable_tokens": job.billable_tokens,
         "cost_usd": job.cost_usd,
     }
-
-
-def _read(path: str, text_column: str, answer_column: str) -> tuple[list[Any], list[Any]]:
-    import pandas as pd
-
-    readers: dict[str, Callable[[str], pd.DataFrame]] = {
-        ".csv": pd.read_csv,
-        ".jsonl": lambda name: pd.read_json(name, lines=True),
-        ".parquet": pd.read_parquet,
-    }
-    ending = next((ending for ending in readers if path.endswith(ending)), None)
-    if ending is None:
-        raise click.BadParameter(f"{path} ends in none of {', '.join(readers)}.", param_hint="--data")
-    frame = readers[ending](path)
-    for option, column in (("--text-column", text_column), ("--answer-column", answer_column)):
-        if column not in frame:
-            raise click.BadParameter(f"{path} has {', '.join(map(str, frame))}; not {column!r}.", param_hint=option)
-    return frame[text_column].tolist(), frame[answer_column].tolist()

@@ -18,7 +18,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = {
     "": {"execution.session"},
     "config": {"errors"},
-    "errors": set(),
+    "errors": {"plain_text"},
     "plain_text": set(),
     "memory": {"memory", "errors"},
     "prompts": {"prompts"},
@@ -44,7 +44,7 @@ LAYERS = {
     "testing": {"llm.base", "tasks.base", "config", "errors"},
     "demo": {"", "classification", "config", "datasets", "errors", "execution.status", "llm.registry"},
     "models_cli": {"config", "errors", "llm.gpt.clients.llama_cpp"},
-    "cli": {"", "demo", "errors", "execution.rate_limiter", "models_cli", "run_cli", "tune_cli"},
+    "cli": {"", "demo", "errors", "plain_text", "execution.rate_limiter", "models_cli", "run_cli", "tune_cli"},
 }  # fmt: skip
 """Each layer, and what of skllm_ray it may import besides."""
 HOMES = {

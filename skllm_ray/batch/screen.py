@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from skllm_ray.batch.ledger import Progress, Snapshot
 from skllm_ray.execution.standing import Standing
+from skllm_ray.plain_text import printable
 
 if TYPE_CHECKING:
     from skllm_ray.execution.rate_limiter import BucketInfo
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _LINE_S: Final = 10.0
 _WINDOW_S: Final = 60.0
 _KINDS: Final = 4
+_FULL: Final = 0.9
+_PACED: Final = 0.5  # of what a quota gives in the job's time
 
 
 @dataclass
@@ -34,6 +37,8 @@ class State:
     progress: Progress = field(default_factory=Progress)
     waiting_for: str = ""
     stopped: str = ""
+    reason: str = ""
+    """Why the first row failed that did."""
     standing: Standing = field(default_factory=Standing)
     began: float = field(default_factory=time.monotonic)
     _past: deque[tuple[float, int]] = field(default_factory=deque)
@@ -50,6 +55,7 @@ class State:
         self.progress.add(self._before)
         self.progress.add(snapshot.progress)
         self.waiting_for, self.stopped = snapshot.waiting_for, snapshot.stopped
+        self.reason = self.reason or snapshot.reason
         now = time.monotonic()
         self._past.append((now, self.progress.rows))
         while self._past[0][0] < now - _WINDOW_S:
@@ -92,12 +98,15 @@ class State:
         if done.errors:
             kinds = done.errors.most_common(_KINDS)
             found["failed rows"] = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+            if self.reason:
+                found["first reason"] = self.reason
         if self.stopped:
             found["stopping"] = self.stopped
         elif self.waiting_for or self.standing.quotas:
-            reasons = [self.waiting_for, *map(_quota, self.standing.quotas)]
+            age_s = time.monotonic() - self.began
+            reasons = [self.waiting_for, *(held_up(bucket, age_s) for bucket in self.standing.quotas)]
             found["held up"] = "; ".join(filter(None, reasons))
-        return {name: value for name, value in found.items() if value}
+        return {name: printable(value) for name, value in found.items() if value}
 
 
 class Screen(Protocol):
@@ -176,7 +185,7 @@ class LiveScreen:
 
         head = Columns(
             [
-                Text(state.model, style="bold"),
+                Text(printable(state.model), style="bold"),
                 ProgressBar(total=max(1, state.rows_total), completed=state.rows, width=40),
                 Text(f"{state.rows:,} / {state.rows_total:,} rows"),
                 Text(f"ETA {span(state.eta_s)}" if state.eta_s is not None else "", style="cyan"),
@@ -207,8 +216,16 @@ def open_screen(show: bool) -> Screen:
     return LiveScreen() if show and sys.stderr.isatty() else NoScreen()
 
 
-def _quota(bucket: BucketInfo) -> str:
-    """Return how a limit holds requests back; empty where it does not."""
+def held_up(bucket: BucketInfo, age_s: float) -> str:
+    """Return what holds requests back that wait for a limit; empty where nothing tells.
+
+    Parameters
+    ----------
+    bucket : BucketInfo
+        The limit, and what is used of it.
+    age_s : float
+        For how long the job has run, in seconds: a quota of a minute cannot be used up in less.
+    """
     if bucket.paused_s:
         return f"waiting for quota: the server refuses, for {span(bucket.paused_s)} more; {bucket.waiting:,} waiting"
     if not bucket.waiting:
@@ -216,10 +233,17 @@ def _quota(bucket: BucketInfo) -> str:
     limits = (
         (bucket.requests_used, bucket.requests_per_minute, "requests/min"),
         (bucket.tokens_used, bucket.tokens_per_minute, "tokens/min"),
-        (bucket.in_flight, bucket.max_concurrency, "requests in flight"),
     )
-    used = ", ".join(f"{n:,} of {most:,} {what}" for n, most, what in limits if most)
-    return f"waiting for quota: {used}; {bucket.waiting:,} waiting" if used else ""
+    full = [f"{n:,} of {most:,} {what}" for n, most, what in limits if most and n >= _FULL * most]
+    if full:
+        return f"waiting for quota: {', '.join(full)}; {bucket.waiting:,} waiting"
+    if bucket.in_flight >= _FULL * bucket.concurrency:
+        declared = bucket.max_concurrency is not None
+        why = "max_concurrency" if declared else "answers: as many requests are in flight as the server has taken well"
+        return f"waiting for {why}: {bucket.in_flight:,} of {bucket.concurrency:,} requests in flight"
+    share = min(1.0, age_s / _WINDOW_S)
+    paced = [f"{most:,} {what}" for n, most, what in limits if most and n >= _PACED * share * most]
+    return f"keeping to the pace of {', '.join(paced)}; {bucket.waiting:,} waiting" if paced else ""
 
 
 def _replicas(model: str, n: int, n_nodes: int) -> str:

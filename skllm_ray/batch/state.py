@@ -166,7 +166,7 @@ class OutputState:
             texts = list(pool.map(folder.read_if_there, sorted(folder.names())))
         found: dict[str, UnitSummary] = {}
         for line in (line for text in texts for line in text.splitlines()):
-            with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged: the part itself tells
+            with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # the part itself tells
                 one = UnitSummary.load(json.loads(line))
                 found[one.unit] = one
         return found

@@ -416,3 +416,40 @@ def test_every_flag_of_the_docs_is_there():
     helps = "".join(call(name, "--help").output for name in ("run", "estimate", "evaluate", "report"))
     missing = {flag for flag in re.findall(r"`(--[a-z-]+)", text) if flag not in helps}
     assert missing == set()
+
+
+# --- what a person is told ----------------------------------------------------------------------------------------
+
+
+def test_a_job_whose_rows_mostly_fail_is_not_done_and_tells_the_first_reason(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(20))
+    with ChatServer(lambda body: StatusFault(400, "no [/inst] \x1b[35m \x00 \ud800 here")) as server:
+        flags = ["--model", "custom_url::m", "--gpt-url", server.url, "--labels", "a,b", "--input", source]
+        done = call("run", "classify", *flags, "--output", tmp_path / "out")
+        assert done.exit_code == 4, done.output
+        assert "Most rows failed" in done.output
+        assert "no [/inst]" in done.output
+        assert "--retry-errors" in done.output
+        assert not set("\x1b\x00") & set(done.output)
+        again = call("run", "classify", *flags, "--output", tmp_path / "out", "--json")
+        assert again.exit_code == 4
+        assert json.loads(again.stdout.splitlines()[-1])["reasons"]["bad_request"]
+
+
+def test_markup_in_labels_and_folders_is_shown(tmp_path):
+    folder = tmp_path / "x[/red]"
+    source = write(folder / "in.parquet", texts(5), label=["[/inst]", "b"] * 2 + ["b"])
+    flags = ["--model", "gguf::demo", "--labels", "[/inst],b", "--input", source]
+    done = call("run", "classify", *flags, "--output", folder / "out")
+    assert done.exit_code == 0, done.output
+    assert "x[/red]" in re.sub(r"[\s│]", "", done.output)
+    compared = call("evaluate", "classify", *flags, "--sample", 5)
+    assert compared.exit_code == 0, compared.output
+    assert "[/inst]" in compared.output
+
+
+def test_a_message_with_control_characters_reaches_no_terminal(tmp_path):
+    done = call("run", "classify", "--input", f"{tmp_path}/a\x1b[35m\x07", "--output", tmp_path / "out", "--labels", "a,b", "--model", "gguf::demo")
+    assert done.exit_code == 1
+    assert "\\x1b[35m\\x07" in done.output
+    assert not set("\x1b\x07") & set(done.output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -17,12 +18,14 @@ import pytest
 import skllm_ray
 from skllm_ray import batch
 from skllm_ray.batch import fence, work
+from skllm_ray.batch.holder import Holder
 from skllm_ray.batch.ledger import Ledger
 from skllm_ray.batch.lock import OutputLock
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, OutputInUseError, OutputMismatchError
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.tasks.base import Reply, RowError, Usage
 from skllm_ray.testing import ChatServer, StatusFault, WireFault
 from skllm_ray.text2text import GPTSummarizer
 from tests.batch.worlds import LABELS, Local, api_classifier, asked, classifier, read, texts, write
@@ -397,6 +400,86 @@ def test_only_one_of_many_takes_the_lock(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert (len(won), len(lost)) == (1, 5)
+
+
+def test_a_job_in_vain_stops_early_with_the_first_reason(tmp_path):
+    rows = [*texts(3), *([None] * 100), *(f"POISON {i}" for i in range(3000))]
+    source = write(tmp_path / "in.parquet", rows[3:])
+    result = batch.run(classifier(), source, str(tmp_path / "out"))
+    assert 200 <= sum(asked.values()) <= 1400
+    assert result.in_vain
+    assert result.mostly_failed
+    assert not result.complete
+    assert re.search(
+        r"all of the first [\d,]+ rows with a text failed. The first reason: content_filter: The model refused",
+        result.stopped,
+    )
+    assert "--keep-going" in result.next_step
+    asked.clear()
+    kept = batch.run(classifier(), source, str(tmp_path / "out"), keep_going=True)
+    assert (kept.complete, kept.in_vain, kept.mostly_failed) == (True, False, True)
+    assert kept.errors == {"content_filter": 3000, "missing_text": 100}
+    assert kept.reasons["content_filter"] == "The model refused to answer."
+    assert "--retry-errors" in kept.next_step
+
+
+def test_a_job_whose_rows_begin_to_fail_stops_as_well(tmp_path):
+    rows = [*texts(2000), *(f"POISON {i}" if i % 40 else f"good {i}" for i in range(40_000))]
+    source = write(tmp_path / "in.parquet", rows, row_group_size=50_000)
+    result = batch.run(classifier(), source, str(tmp_path / "out"), unit_rows=2000)
+    assert re.search(r"\d,\d\d\d of [56],\d\d\d rows in succession failed", result.stopped)
+    assert 5000 <= sum(asked.values()) < 12_000
+
+
+def test_half_a_job_that_fails_does_not_stop_and_missing_texts_are_no_failures(tmp_path):
+    rows = [f"POISON {i}" if i % 2 else f"good {i}" for i in range(1000)]
+    half = batch.run(classifier(), write(tmp_path / "in.parquet", rows), str(tmp_path / "out"))
+    assert (half.complete, half.mostly_failed, half.stopped) == (True, False, "")
+    empty = batch.run(classifier(), write(tmp_path / "e.parquet", [None] * 900 + ["good"]), str(tmp_path / "e"))
+    assert (empty.complete, empty.mostly_failed) == (True, False)
+
+
+@pytest.mark.parametrize("by", ["server", "labels"])
+def test_half_a_character_costs_itself_alone(tmp_path, monkeypatch, by):
+    odd = Reply('{"label": "good"}', model="m\ud800", usage=Usage(1, 1))
+    if by == "server":
+        monkeypatch.setattr("skllm_ray.testing.FakeBackend._reply", lambda self, request: odd)
+
+    class Odd(Local):
+        script = staticmethod(lambda request: RowError("bad_request", "no \udfff \x1b[0m"))
+
+    clf = Odd(on_error="coerce").fit(None, LABELS)
+    source = write(tmp_path / "in.parquet", ["good", "bad", "ugly"])
+    result = batch.run(clf, source, str(tmp_path / "out"), keep_replies="all")
+    found = read(tmp_path / "out")
+    assert result.complete
+    assert len(found) == 3
+    if by == "labels":
+        assert found["error"].tolist() == ["no \ufffd \x1b[0m"] * 3
+    again = batch.run(clf, source, str(tmp_path / "out"), retry_errors=True, keep_replies="all")
+    assert again.complete
+
+
+def test_a_run_that_was_overtaken_sends_and_writes_nothing_more(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(600))
+    output = tmp_path / "out"
+    after = []
+
+    def answer(body: dict[str, Any]) -> str:
+        after.append(time.monotonic())
+        if len(after) == 100:
+            folder = open_folder(str(output / work.SYSTEM), StorageOptions(), {})
+            folder.write(fence.LOCK_FILE, Holder.of_this_process("another", 0, locked=False).dump())
+        return '{"label": "good"}'
+
+    with ChatServer(answer, latency_s=0.01) as server:
+        SKLLMConfig.set_rate_limit("custom_url::m", max_concurrency=8)
+        with pytest.raises(OutputInUseError, match=rf"took over this output: process {os.getpid()}"):
+            batch.run(api_classifier(server), source, str(output), unit_rows=100)
+        assert server.n_requests <= 100 + 8
+    parts = [path for path in output.glob("part-*") if path.stat().st_mtime_ns]
+    assert len(parts) <= 1
+    assert Holder.parse((output / work.SYSTEM / fence.LOCK_FILE).read_bytes()).token == "another"
 
 
 # --- an API, over real sockets -----------------------------------------------------------------------------------

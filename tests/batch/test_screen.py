@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import time
 from dataclasses import replace
 
 import pytest
 
 from skllm_ray.batch.ledger import Ledger, Progress
-from skllm_ray.batch.screen import LineScreen, State
+from skllm_ray.batch.screen import LineScreen, LiveScreen, State
 from skllm_ray.execution.rate_limiter import BucketInfo
 from skllm_ray.execution.standing import Standing
 
@@ -25,17 +27,27 @@ def line_of(state: State) -> str:
     [
         (BUCKET, "held up: waiting for quota: 90 of 90 requests/min; 380 waiting"),
         (
-            replace(BUCKET, tokens_per_minute=5000),
-            "quota: 90 of 90 requests/min, 4,000 of 5,000 tokens/min; 380 waiting",
+            replace(BUCKET, tokens_per_minute=4100),
+            "quota: 90 of 90 requests/min, 4,000 of 4,100 tokens/min; 380 waiting",
         ),
-        (replace(BUCKET, requests_per_minute=None, max_concurrency=12), "quota: 12 of 12 requests in flight; 380"),
+        (
+            replace(BUCKET, requests_per_minute=None, max_concurrency=12, concurrency=12),
+            "waiting for max_concurrency: 12 of 12 requests in flight",
+        ),
+        (
+            replace(BUCKET, requests_per_minute=30_000, requests_used=1184, in_flight=64),
+            "waiting for answers: as many requests are in flight as the server has taken well: 64 of 64",
+        ),
+        (replace(BUCKET, requests_per_minute=30_000, requests_used=1184), ""),  # 4% of a quota holds nobody up
+        (replace(BUCKET, requests_per_minute=150), "keeping to the pace of 150 requests/min; 380 waiting"),
         (replace(BUCKET, paused_s=12.0), "quota: the server refuses, for 12 s more; 380 waiting"),
         (replace(BUCKET, waiting=0), ""),
         (replace(BUCKET, requests_per_minute=None), ""),
     ],
 )
 def test_a_quota_is_told_where_it_holds_the_job_back(bucket, told):
-    line = line_of(State("m", 400, 0, standing=Standing(quotas=(bucket,))))
+    began = time.monotonic() - 60
+    line = line_of(State("m", 400, 0, standing=Standing(quotas=(bucket,)), began=began))
     assert told in line
     assert ("held up" in line) == bool(told)
 
@@ -52,3 +64,22 @@ def test_counts_add_up_where_another_ledger_takes_over():
         state.see(ledger.snapshot())
         state.see(ledger.snapshot())
     assert (state.rows, state.progress.cost_usd) == (42, 1.0)
+
+
+HOSTILE = "[/inst] [red]x[/] \x1b[35m\x00\x07\x9b2J \u202e \ud800"
+
+
+def test_what_is_not_ours_is_shown_and_never_obeyed():
+    from rich.console import Console
+
+    state = State(HOSTILE, 400, 0, reason=f"bad_request: {HOSTILE}", stopped=HOSTILE)
+    state.progress.errors["bad_request"] = 3
+    out = io.StringIO()
+    with LiveScreen(Console(file=out, force_terminal=True, width=300)) as screen:
+        screen.show(state)
+    for shown in (line_of(state), out.getvalue()):
+        assert "[/inst] [red]x[/]" in shown
+        assert "first reason" in shown
+        for bad in ("\x1b[35m", "\x00", "\x07", "\x9b", "\u202e", "\ud800"):
+            assert bad not in shown
+        shown.encode()

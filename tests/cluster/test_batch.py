@@ -118,7 +118,7 @@ def test_waiting_for_quota_and_replicas_are_told_while_a_job_runs(ray_here, tmp_
         screen = batch.LineScreen(lines.append, 0.2)
         source = write(tmp_path / "in.parquet", texts(100))
         assert batch.run(clf, source, str(tmp_path / "out"), screen=screen).complete
-    assert any(re.search(r"waiting for quota: \d+ of 600 requests/min; \d+ waiting", line) for line in lines)
+    assert any(re.search(r"keeping to the pace of 600 requests/min; \d+ waiting", line) for line in lines)
     local = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["positive", "negative"])
     screen = batch.LineScreen(lines.append, 0.0)
     batch.run(local, write(tmp_path / "in.parquet", texts(3000)), str(tmp_path / "local"), unit_rows=300, screen=screen)
