@@ -57,6 +57,7 @@ class JobFile(BaseModel):
     text_column: str = Field("text", description="The column with the texts.")
     text_template: str | None = Field(None, description="Makes the text of several columns: '{title}: {body}'.")
     keep_columns: _OneOrMore | None = Field(None, description="Columns of the input that are kept; all by default.")
+    filename_column: str | None = Field(None, description="A column of this name tells each row's file.")
     output_prefix: str = Field("", description="Put before the names of the new columns.")
     keep_replies: Literal["none", "errors", "all"] = Field("none", description="Which raw answers are kept.")
 

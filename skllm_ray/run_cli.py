@@ -33,6 +33,7 @@ _RUN: Final = (
     "text_column",
     "text_template",
     "keep_columns",
+    "filename_column",
     "output_prefix",
     "keep_replies",
     "limit",

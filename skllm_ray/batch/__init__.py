@@ -25,6 +25,7 @@ def run(
     text_column: str = "text",
     text_template: str | None = None,
     keep_columns: Sequence[str] | None = None,
+    filename_column: str | None = None,
     output_prefix: str = "",
     keep_replies: KeepReplies = "none",
     limit: int | None = None,
@@ -62,6 +63,8 @@ def run(
         Makes the texts of several columns, such as ``"{title}\n{body}"``; then `text_column` is not used.
     keep_columns : sequence of str or None, default=None
         The input's columns that the parts keep; None keeps all.
+    filename_column : str or None, default=None
+        The name of a column that tells each row's file, with its whole path.
     output_prefix : str, default=""
         Put before the names of the new columns.
     keep_replies : {"none", "errors", "all"}, default="none"
@@ -135,6 +138,7 @@ def run(
         text_column=text_column,
         text_template=text_template,
         keep_columns=None if keep_columns is None else tuple(keep_columns),
+        filename_column=filename_column,
         output_prefix=output_prefix,
         keep_replies=keep_replies,
         limit=limit,
@@ -217,5 +221,11 @@ def _check(options: JobOptions) -> None:
             raise ConfigurationError(f"{name} must be a number of at least 0; got {value!r}.")
     if options.keep_replies not in get_args(KeepReplies):
         raise ConfigurationError(f"keep_replies must be 'none', 'errors' or 'all'; got {options.keep_replies!r}.")
+    if options.filename_column is not None and not (
+        isinstance(options.filename_column, str) and options.filename_column.strip()
+    ):
+        raise ConfigurationError(
+            f"filename_column must be a column's name; got {options.filename_column!r}.", "Such as 'file'."
+        )
     if options.text_template is not None:
         check_template(options.text_template)

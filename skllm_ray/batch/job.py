@@ -86,6 +86,7 @@ class JobOptions:
     keep_replies: KeepReplies = "none"
     limit: int | None = None
     retry_errors: bool = False
+    filename_column: str | None = None
     unit_rows: int | None = None
     workers: int | None = None
     budget_usd: float | None = None
@@ -244,7 +245,7 @@ class Job:
                 raise OutputMismatchError(
                     f"output={self._output_uri!r} holds parts but no manifest.", "Give an empty or a new folder."
                 )
-            return self._manifest(scan(self.source, files))
+            return self._manifest(self._scan(files))
         self._refuse_changed(old, files)
         old.check_same(self._manifest(Scanned(list(old.files), read_schema(old.input_schema)), old))
         return self._read_again(old, files)
@@ -289,6 +290,10 @@ class Job:
         }
         return [found[path] for path in sorted(found)]
 
+    def _scan(self, files: Sequence[FileInfo]) -> Scanned:
+        scheme, mark, _ = self._source_uri.partition("://")
+        return scan(self.source, files, self._options.filename_column, scheme + mark if mark else "")
+
     def _refuse_changed(self, old: Manifest, files: Sequence[FileInfo]) -> None:
         before = {file.path: file for file in old.files}
         now = {file.path: file for file in files}
@@ -309,7 +314,7 @@ class Job:
         broken = [file.path for file in old.files if file.error is not None]
         if not broken:
             return old
-        again = scan(self.source, [file for file in files if file.path in set(broken)])
+        again = self._scan([file for file in files if file.path in set(broken)])
         mended = {file.path: file for file in _checked(again, self._needed()).files}
         return replace(old, files=tuple(mended.get(file.path, file) for file in old.files))
 
@@ -353,6 +358,7 @@ class Job:
             unit_rows=given.unit_rows or (old.unit_rows if old else rows_per_unit(files)),
             files=files,
             max_output_tokens=given.max_output_tokens,
+            filename_column=given.filename_column,
             template=getattr(task, "template", None),
         )
 
@@ -377,6 +383,12 @@ class Job:
             if missing:
                 raise InputError(
                     f"{parameter}: the input has no column {missing[0]!r}.", f"Columns: {', '.join(names)}."
+                )
+        for name in dict.fromkeys([*self._needed(), *(self._options.keep_columns or names)]):
+            if name in scanned.clashes:
+                raise InputError(
+                    f"The files' columns {name!r} do not go together: {scanned.clashes[name]}.",
+                    "Convert them to one type, or leave the column out: keep_columns=[…] names those that are kept.",
                 )
         if self._options.text_template:
             check_formats(self._options.text_template, scanned.schema)
@@ -623,7 +635,11 @@ def _checked(scanned: Scanned, needed: Sequence[str]) -> Scanned:
     files = []
     for file in scanned.files:
         missing = [name for name in needed if file.error is None and file.columns and name not in file.columns]
-        files.append(replace(file, error=f"it has no column {missing[0]!r}") if missing else file)
+        if missing:
+            like = [name for name in file.columns if name.lower() == missing[0].lower()]
+            told = f"it has no column {missing[0]!r}" + (f", but {like[0]!r}" if like else "")
+            file = replace(file, error=told)  # noqa: PLW2901  marked
+        files.append(file)
     return Scanned(files, scanned.schema)
 
 

@@ -4,47 +4,61 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Final
 
 import pyarrow as pa
 
-from skllm_ray.batch.column_types import common_type
+from skllm_ray.batch import text_input
+from skllm_ray.batch.json_types import JsonType, json_array
 from skllm_ray.batch.storage import Folder
-from skllm_ray.batch.text_input import chunks, indexed, stretch, text_start
-from skllm_ray.batch.units import INDEX_ROWS, InputFile, Unit
+from skllm_ray.batch.text_input import Utf8Check, chunks, indexed, stretch, text_start
+from skllm_ray.batch.units import INDEX_ROWS, InputFile, Look, Unit, is_exact
 
+MOST_COLUMNS: Final = 2000
+"""The most different keys of a file's rows; each is a column."""
+_MOST_DEPTH: Final = 500
 _LONE: Final = re.compile("[\ud800-\udfff]")
 
 
-def scan_jsonl(folder: Folder, file: InputFile) -> tuple[InputFile, pa.Schema]:
+class _TwiceError(ValueError):
+    """An object has two values for a key."""
+
+
+def scan_jsonl(folder: Folder, file: InputFile) -> Look:
     """Find where rows begin, and the types of what they hold.
 
     Raises
     ------
     ValueError
-        If there are lines, and none is an object.
+        If most lines are no objects, a line is too long, a key has two values, there are too many keys, or the file
+        is no UTF-8.
     """
-    at = text_start(folder, file)
-    index, kinds, n_rows, n_objects, rest = list[int](), dict[str, pa.DataType](), 0, 0, b""
-    for chunk in chain(chunks(folder, file, at), [b"\n"]):
-        *lines, rest = (rest + chunk).split(b"\n")
+    start = text_start(folder, file)
+    index, types, n_rows, n_objects, utf8 = list[int](), dict[str, JsonType](), 0, 0, Utf8Check()
+    first_other = 0
+    for lines in _blocks(folder, file, start):
         records = []
-        for line in lines:
-            if line.strip():
-                if n_rows % INDEX_ROWS == 0:
-                    index.append(at)
-                n_rows += 1
-                record = _record(line)
-                if record is not None:
-                    records.append(record)
-            at += len(line) + 1
+        for at, number, line in lines:
+            utf8.line(line)
+            if not line.strip():
+                continue
+            if n_rows % INDEX_ROWS == 0:
+                index.append(at)
+            n_rows += 1
+            record = _numbered(line, number)
+            if record is None:
+                first_other = first_other or number
+            else:
+                records.append(record)
         n_objects += len(records)
-        _learn_types(kinds, records)
-    if n_rows and not n_objects:
-        raise ValueError("it holds no JSON object")
-    return indexed(file, index, n_rows), pa.schema(list(kinds.items()))
+        _learn(types, records, lines[-1][1])
+    utf8.check()
+    if n_rows > 4 * n_objects:
+        raise ValueError(_no_objects(n_rows, n_objects, first_other))
+    schema = pa.schema([(name, one.arrow()) for name, one in types.items()])
+    return Look(indexed(file, index, n_rows), schema, lambda name: types[name].bounds)
 
 
 def read_jsonl(folder: Folder, unit: Unit, columns: Sequence[str], schema: pa.Schema) -> pa.Table:
@@ -53,58 +67,96 @@ def read_jsonl(folder: Folder, unit: Unit, columns: Sequence[str], schema: pa.Sc
     lines = [line for line in stretch(folder, unit).split(b"\n") if line.strip()]
     records = [_record(line) or {} for line in lines[skip : skip + unit.n_rows]]
     found: dict[str, pa.Array] = {"": pa.nulls(len(records))}
+    exact = is_exact(schema)
     for name in columns:
-        found[name] = _array([record.get(name) for record in records], schema.field(name).type)
+        if any(name in record for record in records):
+            found[name] = json_array((record.get(name) for record in records), schema.field(name).type, exact)
     return pa.table(found)
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+# --- inside -------------------------------------------------------------------------------------------------------
+
+
+def _blocks(folder: Folder, file: InputFile, start: int) -> Iterator[list[tuple[int, int, bytes]]]:
+    """Yield lines, each with the byte at which it begins and its number."""
+    at, number, rest = start, 0, b""
+    for chunk in chain(chunks(folder, file, start), [b"\n"]):
+        *lines, rest = (rest + chunk).split(b"\n")
+        found = []
+        for line in lines:
+            number += 1
+            found.append((at, number, line))
+            at += len(line) + 1
+        if len(rest) > text_input.MOST_BYTES:
+            raise ValueError(
+                f"line {number + 1:,} is longer than {text_input.MOST_BYTES:,} bytes; an object belongs into each line"
+            )
+        if found:
+            yield found
+
+
+def _numbered(line: bytes, number: int) -> dict[str, Any] | None:
     """Return a line's object; None where it is none."""
     try:
-        found = json.loads(line.decode("utf-8", "replace"))
+        return _record(line, _once)
+    except _TwiceError as error:
+        raise ValueError(f"line {number:,} has two different values for the key {error}; give each key once") from None
+
+
+def _record(line: bytes, hook: Any = None) -> dict[str, Any] | None:
+    """Return a line's object; None where it is none, or one that nests deeper than anything could use."""
+    try:
+        found = json.loads(line.decode("utf-8", "replace"), object_pairs_hook=hook)
         if b"\\u" in line:  # it may spell half of a character, which no file and no server takes
             found = json.loads(_LONE.sub("\ufffd", json.dumps(found, ensure_ascii=False)))
+    except _TwiceError:
+        raise
     except (ValueError, RecursionError):
+        return None
+    if line.count(b"[") + line.count(b"{") > _MOST_DEPTH and _depth(found) > _MOST_DEPTH:
         return None
     return found if isinstance(found, dict) else None
 
 
-def _learn_types(kinds: dict[str, pa.DataType], records: Sequence[dict[str, Any]]) -> None:
-    """Widen the columns' types by what some lines hold; values that have no type in common are kept as texts."""
-    for name in dict.fromkeys(name for record in records for name in record):
-        found = _type_of([record.get(name) for record in records])
-        kinds[name] = common_type(kinds.get(name, found), found)
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise _TwiceError(repr(name[:80]))
+    return found
 
 
-def _type_of(values: list[Any]) -> pa.DataType:
-    try:
-        found = pa.array(values).type
-    except (pa.ArrowException, OverflowError):
-        return pa.string()
-    return pa.string() if _has_no_fields(found) else found
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inside = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list)))
+        level = list(chain.from_iterable(inside))
+    return depth
 
 
-def _has_no_fields(kind: pa.DataType) -> bool:
-    """Return whether there is an empty object in a type: Parquet has no column for it."""
-    if pa.types.is_struct(kind):
-        return kind.num_fields == 0 or any(_has_no_fields(field.type) for field in kind)
-    return pa.types.is_list(kind) and _has_no_fields(kind.value_type)
+def _learn(types: dict[str, JsonType], records: Sequence[dict[str, Any]], number: int) -> None:
+    """Learn the columns' types from some rows, which end at a line."""
+    held: dict[str, list[Any]] = {}
+    for record in records:
+        for name, value in record.items():
+            held.setdefault(name, []).append(value)
+    for name, values in held.items():
+        if name not in types:
+            types[name] = JsonType()
+        types[name].learn(values)
+    if len(types) > MOST_COLUMNS:
+        raise ValueError(
+            f"by line {number:,} its rows have more than {MOST_COLUMNS:,} different keys, each of which would be a "
+            "column; put data that is used as keys into one nested object, which is kept as a text"
+        )
 
 
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
-    return pa.array([_fitted(value, kind) for value in values], kind)
-
-
-def _fitted(value: Any, kind: pa.DataType) -> Any:
-    """Return a value in the form that a column of `kind` takes."""
-    if value is None:
-        return None
-    if pa.types.is_string(kind):
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if pa.types.is_floating(kind):
-        return float(value)
-    if pa.types.is_list(kind):
-        return [_fitted(one, kind.value_type) for one in value]
-    if pa.types.is_struct(kind):
-        return {field.name: _fitted(value.get(field.name), field.type) for field in kind}
-    return value
+def _no_objects(n_rows: int, n_objects: int, first_other: int) -> str:
+    if not n_objects:
+        return f"it holds no JSON object in any of its {n_rows:,} lines; each line must hold one, from {{ to }}"
+    return (
+        f"only {n_objects:,} of its {n_rows:,} lines hold a JSON object, and line {first_other:,} none; "
+        "write an object into each line, without brackets around and commas between them"
+    )

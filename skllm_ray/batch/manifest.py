@@ -57,6 +57,8 @@ class Manifest:
     files: tuple[InputFile, ...]
     max_output_tokens: int | None = None
     """The largest answer, where it was given."""
+    filename_column: str | None = None
+    """The column that names a row's file, if any."""
     cuts: tuple[tuple[int, int], ...] = ()
     """Where runs were told to stop: (file, row) pairs."""
     template: str | None = None
@@ -92,7 +94,7 @@ class Manifest:
             Naming what differs.
         """
         names = ["task", "params", "labels", "model", "identity", "text_column", "text_template"]
-        names += ["keep_columns", "output_prefix", "keep_replies", "max_output_tokens", "unit_rows"]
+        names += ["keep_columns", "output_prefix", "keep_replies", "max_output_tokens", "unit_rows", "filename_column"]
         if self.version == other.version:
             names += ["question", "prompt"]
         for name in names:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from skllm_ray.batch.storage import FileInfo
 
@@ -54,6 +55,26 @@ class InputFile:
         told = asdict(self)
         del told["columns"]
         return told
+
+
+SCHEMA_KEY: Final = b"skllm_ray"
+"""What the metadata of a job's schema are called."""
+
+
+def is_exact(schema: pa.Schema) -> bool:
+    """Return whether a job's types keep every value: outputs that the first release began go on as they were."""
+    return SCHEMA_KEY in (schema.metadata or {})
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a file told."""
+
+    file: InputFile
+    schema: pa.Schema
+    """Its columns, as it has them."""
+    bounds: Callable[[str], tuple[int, int] | None] | None = None
+    """Gives the least and the largest whole number of a column, where that is known."""
 
 
 @dataclass(frozen=True)
