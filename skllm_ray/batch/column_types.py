@@ -62,9 +62,10 @@ class Column:
     def inside(self, at: int = 0) -> Column:
         """Return the column of a list's values, of a struct's field, of a map's keys (0) or values (1)."""
         kind = self.type
-        field = kind.field(at) if pa.types.is_struct(kind) or pa.types.is_map(kind) else kind.value_field
         if pa.types.is_map(kind):
             field = kind.item_field if at else kind.key_field
+        else:
+            field = kind.field(at) if pa.types.is_struct(kind) else kind.value_field
         return Column(field, lambda: (children(chunk)[at] for chunk in self.chunks()))
 
     def plain(self) -> Column:

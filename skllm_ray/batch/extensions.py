@@ -118,18 +118,16 @@ def _intervals(array: pa.Array, field: pa.Field) -> pa.Array:
 
 
 def _tensors(array: pa.Array, field: pa.Field) -> pa.Array:
-    told = _told(field)
-    if told.get("permutation"):
+    kind = field.type
+    own = isinstance(kind, pa.FixedShapeTensorType)
+    shape = kind.shape if own else _told(field)["shape"]
+    if own and kind.permutation and list(kind.permutation) != list(range(len(shape))):
         raise ValueError("a tensor's axes stand in another order than its values")
     values = array.flatten()
-    for size in reversed(told["shape"][1:]):
+    for size in reversed(shape[1:]):
         offsets = pa.array(np.arange(0, len(values) + 1, size), pa.int32())
         values = pa.ListArray.from_arrays(offsets, values)
-    return _outer(array, values, told["shape"][0])
-
-
-def _outer(array: pa.Array, values: pa.Array, size: int) -> pa.Array:
-    lengths = pc.if_else(array.is_null(), 0, size).to_numpy(zero_copy_only=False)
+    lengths = pc.if_else(array.is_null(), 0, shape[0]).to_numpy(zero_copy_only=False)
     offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))), pa.int32())
     return pa.ListArray.from_arrays(offsets, values, mask=array.is_null() if array.null_count else None)
 
