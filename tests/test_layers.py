@@ -30,6 +30,7 @@ LAYERS = {
         "models", "tasks", "prompts", "memory", "execution", "config", "errors",
         "llm.registry", "llm.base", "llm.models", "llm.tuning",
     },
+    "cascade": {"errors"},
     "classification": {"models"},
     "text2text": {"models"},
     "vectorization": {"models"},
@@ -62,6 +63,7 @@ HOMES = {
 PUBLIC = [
     "",
     "batch",
+    "cascade",
     "classification",
     "config",
     "datasets",
