@@ -17,7 +17,7 @@ from skllm_ray.errors import ClusterError, SkllmRayWarning
 from skllm_ray.execution import session
 from skllm_ray.execution.reply_cache import with_cache
 from skllm_ray.llm.base import Backend, BackendSpec, adapt, adapt_texts
-from skllm_ray.llm.calls import Call, not_sent
+from skllm_ray.llm.calls import Call, active_call, not_sent
 from skllm_ray.llm.gate import install_limiter
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache, key_here
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Row, Task, Usage
@@ -35,7 +35,8 @@ def process(
 ) -> list[Row[Any]]:
     """Return one row per text; `embedder` makes the vectors that some tasks render with."""
     if isinstance(task, EmbeddingTask):
-        return list(task.rows(backend.embed(adapt_texts(spec, texts))))
+        rows = list(task.rows(backend.embed(adapt_texts(spec, texts))))
+        return _with_requests(rows, task.render(texts)) if _keeps_requests() else rows
     embedding = embedding_of(task)
     if embedder is not None and embedding is not None:
         return _with_vectors(texts, task, backend, spec, embedder.embed(adapt_texts(embedding, texts)))
@@ -50,7 +51,16 @@ def _ask(texts: Sequence[str], task: Task[Any], backend: Backend, requests: list
         useless = [ask for ask, row in zip(requests, rows, strict=True) if not row.valid and row.error is None]
         if useless:
             forget(useless)
-    return rows
+    return _with_requests(rows, requests) if _keeps_requests() else rows
+
+
+def _keeps_requests() -> bool:
+    call = active_call()
+    return call is not None and call.keeps_requests
+
+
+def _with_requests(rows: Sequence[Row[Any]], requests: Sequence[ChatRequest]) -> list[Row[Any]]:
+    return [replace(row, request=request) for row, request in zip(rows, requests, strict=True)]
 
 
 def process_for(

@@ -34,6 +34,7 @@ def run(
     secrets: Mapping[str, Secret] | None = None,
     *,
     num_workers: int | None = None,
+    keeps_requests: bool = False,
     show_progress: bool = True,
 ) -> list[Row[Any]]:
     """Return one row per text, in order.
@@ -53,6 +54,8 @@ def run(
         Credentials by fingerprint, handed to workers that have none of their own.
     num_workers : int or None, default=None
         The most requests of this call that an API backend may have in flight.
+    keeps_requests : bool, default=False
+        Whether the rows are to hold what was asked.
     show_progress : bool, default=True
         Whether a progress bar may appear.
 
@@ -64,7 +67,7 @@ def run(
     if not texts:
         return []
     secrets = inherited(secrets or {})
-    call = Call(uuid.uuid4().hex, num_workers)
+    call = Call(uuid.uuid4().hex, num_workers, keeps_requests=keeps_requests)
     if runs_here(spec, len(texts), embedding_of(task)):
         blocks: Blocks = process_here(texts, task, spec, secrets, call)
     else:

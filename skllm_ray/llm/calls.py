@@ -22,6 +22,8 @@ class Call:
     """The most requests that one block may have in flight; None leaves it to the shared limit."""
     guard: Callable[[], RowError | None] | None = field(default=None, compare=False)
     """Asked right before each request is sent, on the event loop: why it may not be sent, or None. Of this process."""
+    keeps_requests: bool = False
+    """Whether the rows are to hold what was asked."""
 
     @property
     def ended(self) -> RowError | None:

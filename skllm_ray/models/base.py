@@ -32,6 +32,8 @@ from skllm_ray.execution.children import recalled
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import left_behind, resolve, secrets_of, warn_if_ended, warn_of_another_key
 from skllm_ray.models import results
+from skllm_ray.models.constraints import A_MAPPING, A_STR, Constraints, OneOf, Text, Whole, check_values
+from skllm_ray.models.hiding import hidden, refuse_credentials
 from skllm_ray.models.texts import Texts, as_texts, refuse_missing
 from skllm_ray.prompts import check_template
 from skllm_ray.tasks.base import ChatRequest, Row, Task
@@ -50,6 +52,15 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
 
     _family: ClassVar[str] = "gpt"
     _placeholders: ClassVar[tuple[str, ...]] = ("x",)
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "model": [Text()],
+        "on_error": [OneOf(*get_args(OnError))],
+        "key": [A_STR, None],
+        "org": [A_STR, None],
+        "prompt_template": [A_STR, None],
+        "request_options": [A_MAPPING, None],
+    }
 
     model: str
     on_error: OnError
@@ -89,7 +100,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         X : array-like of str of shape (n_samples,)
             The texts.
         include_io : bool, default=False
-            Whether to add the columns ``prompt`` and ``raw_reply``.
+            Whether to add the columns ``prompt``, as it was sent (None where nothing was), and ``raw_reply``.
         on_error : {"default", "coerce"} or None, default=None
             What ``prediction`` holds for failed rows: the default, or None. The table is always whole: with "raise",
             failed rows are shown as with "coerce".
@@ -100,9 +111,9 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             With the index of `X` and always the same columns.
         """
         mode = self._mode(on_error)
-        texts, rows, mode = self._run(X, "coerce" if mode == "raise" else mode)
+        texts, rows, mode = self._run(X, "coerce" if mode == "raise" else mode, keeps_requests=include_io)
         results.warn_low_mass(self.model, rows)
-        requests = self._requests(texts) if include_io else None
+        requests = [row.request for row in rows] if include_io else None
         return results.details(self._predictions(texts, rows, mode), rows, texts.index, requests)
 
     def render_prompt(self, X: Any) -> list[str | None]:
@@ -110,10 +121,9 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return [results._prompt(request) for request in self._requests(as_texts(X))]
 
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters, as in scikit-learn; a key is wrapped so that it shows itself nowhere."""
-        super().set_params(**{k: wrap_secret(v) if k == "key" else v for k, v in params.items()})
-        return self
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a credential is wrapped so that it shows itself nowhere, however it is set."""
+        super().__setattr__(name, hidden(name, value))
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -133,8 +143,10 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         *,
         best_only: bool = False,
         log_probs: bool = False,
+        keeps_requests: bool = False,
     ) -> tuple[Texts, list[Row[Any]], OnError]:
         check_is_fitted(self)
+        self._validate_params()
         mode = self._mode(on_error)
         texts = as_texts(X)
         if mode == "raise":
@@ -150,10 +162,11 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         from skllm_ray.execution.runner import run
 
         secrets = self._secrets()
-        rows = self._rows(
-            texts, mode, lambda present: run(present, self._task(), spec, secrets, num_workers=num_workers)
-        )
-        return texts, rows, mode
+
+        def process(present: Sequence[str]) -> Sequence[Row[Any]]:
+            return run(present, self._task(), spec, secrets, num_workers=num_workers, keeps_requests=keeps_requests)
+
+        return texts, self._rows(texts, mode, process), mode
 
     def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
         """Return one row per text; only those that are there are processed."""
@@ -171,6 +184,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         self, ds: Any, text_column: str, output_prefix: str, details: bool, on_error: OnError | None
     ) -> Any:
         check_is_fitted(self)
+        self._validate_params()
         mode = self._mode(on_error)
         from skllm_ray.execution.dataset import column_names, map_dataset
 
@@ -234,11 +248,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         ended = "" if fatal is None else results.describe_end(self.model, rows, fatal)
         if mode == "raise":
             table = results.details(self._predictions(texts, rows, "coerce"), rows, texts.index)
-            raise PartialResultError(
-                f"{len(failed)} of {len(rows)} rows failed: {results.describe_failures(rows)}. {ended}".rstrip(),
-                "The finished rows are in this error's .details; on_error='default' or 'coerce' returns instead.",
-                table,
-            )
+            raise PartialResultError(*results.tell_failures(self.model, rows, ended), table)
         if ended:
             warn(ended)
 
@@ -269,6 +279,9 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             message = f"{embedding.model} embedded not every text ({failed.kind}): {failed.message}"
             raise JobFailedError(message, failed.hint)
         return np.stack([row.value for row in rows if row.value is not None])
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        super().__setstate__({name: hidden(name, value) for name, value in state.items()})
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what travels: with the settings of this process, without any credential."""
@@ -321,15 +334,16 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         return mode
 
     def _check_parameters(self) -> None:
-        self._mode(None)
-        for name, value in (("key", self.key), ("org", self.org)):
-            if value is not None and not isinstance(value, str):
-                raise ConfigurationError(f"{name} must be a str or None; got {type(value).__name__}.")
+        """Raise what cannot work, and warn of what soon cannot; called by ``fit``."""
+        self._validate_params()
         warn_if_ended(self._spec())
-        template = getattr(self, "prompt_template", None)
+
+    def _validate_params(self) -> None:
+        """Raise for a parameter that cannot work; called before every call too, as one may be set at any time."""
+        check_values(self)
+        refuse_credentials(self.request_options)
+        template = vars(self).get("prompt_template")
         if template is not None:
-            if not isinstance(template, str):
-                raise ConfigurationError(f"prompt_template must be a str; got {type(template).__name__}.")
             try:
                 check_template(template, self._placeholders)
             except ValueError as error:
@@ -355,9 +369,9 @@ def wrap_secret(key: str | None) -> str | None:
 
 
 def at_least_one(name: str, value: object) -> None:
-    """Raise ``ConfigurationError`` unless the parameter `name` is a positive int."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ConfigurationError(f"{name} must be an int of at least 1; got {value!r}.")
+    """Raise ``ConfigurationError`` unless the argument `name` is a positive int."""
+    if not Whole(1).is_satisfied_by(value):
+        raise ConfigurationError(f"{name} must be {Whole(1)}; got {value!r}.")
 
 
 def refuse_sample_weight(sample_weight: object) -> None:

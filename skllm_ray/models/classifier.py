@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError
+from skllm_ray.errors import InputError, NotSupportedError
 from skllm_ray.models import results
 from skllm_ray.models.base import LLMEstimator, OnError, refuse_sample_weight, wrap_secret
+from skllm_ray.models.constraints import TEXTS, Constraints, Text, Whole
 from skllm_ray.models.texts import as_labels, as_texts
 from skllm_ray.tasks.base import Row, Task
 
@@ -25,6 +26,12 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
     """Base of the classifiers. A subclass names its task, its labels' form and its prompt's placeholders."""
 
     _placeholders: ClassVar[tuple[str, ...]] = ("x", "labels")
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "default_label": [Text()],
+        "label_descriptions": [TEXTS, None],
+        "random_state": [Whole(0, 2**32 - 1), None],
+    }
 
     default_label: str
     prompt_template: str | None
@@ -219,13 +226,6 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
     def _descriptions(self) -> dict[str, str]:
         given = self.label_descriptions or {}
         return {str(label): text for label, text in given.items()}
-
-    def _check_parameters(self) -> None:
-        if not isinstance(self.default_label, str) or not self.default_label:
-            raise ConfigurationError(
-                f"default_label must be a non-empty str; got {self.default_label!r}.", "Use 'Random' or a label."
-            )
-        super()._check_parameters()
 
     def _check_descriptions(self) -> None:
         unknown = sorted(set(self._descriptions()) - set(self._names()))

@@ -53,7 +53,7 @@ class Extractor(TextTransformer):
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _task(self) -> ExtractionTask:
-        self._check_parameters()
+        self._validate_params()
         model = self.schema
 
         def validate(answer: Any) -> dict[str, Any]:
@@ -77,10 +77,10 @@ class Extractor(TextTransformer):
         return [[None if value is None else value.get(name) for value in values] for name in self._fields()]
 
     def _fields(self) -> list[str]:
-        self._check_parameters()
+        self._validate_params()
         return list(self.schema.model_fields)
 
-    def _check_parameters(self) -> None:
+    def _validate_params(self) -> None:
         from pydantic import BaseModel
 
         if not (isinstance(self.schema, type) and issubclass(self.schema, BaseModel) and self.schema.model_fields):
@@ -88,4 +88,4 @@ class Extractor(TextTransformer):
                 f"schema must be a subclass of pydantic.BaseModel with fields; got {self.schema!r}.",
                 "class Order(BaseModel): item: str",
             )
-        super()._check_parameters()
+        super()._validate_params()

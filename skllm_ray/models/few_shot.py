@@ -5,18 +5,18 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
 from skllm_ray.config import RateLimit, Secret
-from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError
+from skllm_ray.errors import ConfigurationError, InputError, MissingExtraError, NotSupportedError
 from skllm_ray.llm.base import BackendSpec, Placement, SecretResolver
 from skllm_ray.memory import IndexConstructor, MemoryIndex, SklearnMemoryIndex
-from skllm_ray.models.base import at_least_one
 from skllm_ray.models.classifier import LLMClassifier
+from skllm_ray.models.constraints import Constraints, Has, Is, Text, Whole, shorten
 from skllm_ray.models.multilabel import MultiLabelClassifier
 from skllm_ray.models.texts import as_label_lists, as_texts, refuse_missing
 from skllm_ray.models.vectorizer import LLMVectorizer
@@ -29,6 +29,9 @@ from skllm_ray.tasks.few_shot import (
     MultiLabelFewShotTask,
     format_examples,
 )
+
+_TRIED: Final = (32, 8)
+"""How many vectors an index is tried with, and of what length where the index does not say."""
 
 
 class FewShotClassifier(LLMClassifier):
@@ -110,6 +113,13 @@ class MultiLabelFewShotClassifier(MultiLabelClassifier):
 
 class DynamicFewShotClassifier(FewShotClassifier):
     """Base of the few-shot classifiers that show each text the examples that are most like it."""
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "n_examples": [Whole(1)],
+        "memory_index": [Has("__call__", "an IndexConstructor"), Is(type, "a class of indexes"), None],
+        "vectorizer": [Has("transform", "a transformer of texts, such as GPTVectorizer()"), None],
+        "metric": [Text()],
+    }
 
     n_examples: int
     memory_index: IndexConstructor | None
@@ -205,9 +215,12 @@ class DynamicFewShotClassifier(FewShotClassifier):
         theirs = vectorizer._secrets() if isinstance(vectorizer, LLMVectorizer) else {}
         return {**super()._secrets(), **theirs}
 
-    def _new_index(self, vectors: NDArray[np.float32]) -> MemoryIndex:
+    def _empty_index(self) -> MemoryIndex:
         make = self.memory_index or IndexConstructor(SklearnMemoryIndex, metric=self.metric)
-        index = make()
+        return make()
+
+    def _new_index(self, vectors: NDArray[np.float32]) -> MemoryIndex:
+        index = self._empty_index()
         if getattr(index, "dim", 1) < 1:
             index.dim = vectors.shape[1]  # type: ignore[attr-defined]
         for vector in vectors:
@@ -217,19 +230,24 @@ class DynamicFewShotClassifier(FewShotClassifier):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        at_least_one("n_examples", self.n_examples)
-        if self.memory_index is not None and not callable(self.memory_index):
-            raise ConfigurationError(
-                f"memory_index must be an IndexConstructor; got {type(self.memory_index).__name__}.",
-                "Such as IndexConstructor(SklearnMemoryIndex, metric='cosine').",
-            )
-        if self.vectorizer is not None and not hasattr(self.vectorizer, "transform"):
-            raise ConfigurationError(
-                f"vectorizer must have a transform method; got {type(self.vectorizer).__name__}.",
-                "Such as GPTVectorizer(), or any transformer of texts from scikit-learn.",
-            )
         if self.vectorizer is None:
             self._vectorizer_parameters()
+        self._try_index()
+
+    def _try_index(self) -> None:
+        """Make an index of a few vectors of our own: one that cannot work must not be found out with paid ones."""
+        try:
+            length = max(_TRIED[1], int(getattr(self._empty_index(), "dim", -1)))
+            vectors = np.random.default_rng(0).normal(size=(_TRIED[0], length)).astype(np.float32)
+            self._new_index(vectors).retrieve(vectors[:1], min(self.n_examples, len(vectors)))
+        except MissingExtraError:
+            raise
+        except Exception as error:  # noqa: BLE001  an index may be anyone's, and raises what it likes
+            raise ConfigurationError(
+                f"memory_index={shorten(self.memory_index)} with metric={self.metric!r} makes no index that works: "
+                f"{type(error).__name__}: {error}",
+                "Such as metric='cosine', or memory_index=IndexConstructor(SklearnMemoryIndex, metric='cosine').",
+            ) from None
 
 
 @dataclass(frozen=True)

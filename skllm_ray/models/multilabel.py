@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import pandas as pd
@@ -13,16 +13,22 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.errors import NotSupportedError
-from skllm_ray.models.base import OnError, at_least_one, refuse_sample_weight
+from skllm_ray.models.base import OnError, refuse_sample_weight
 from skllm_ray.models.classifier import LLMClassifier
+from skllm_ray.models.constraints import Constraints, Whole
 from skllm_ray.models.texts import as_label_lists, as_texts
 from skllm_ray.tasks.base import Row
+
+_MOST_LABELS: Final = 1000
+"""Every row of a result has so many columns."""
 
 
 class MultiLabelClassifier(LLMClassifier):
     """Base of the classifiers that give a text any number of labels."""
 
     _placeholders: ClassVar[tuple[str, ...]] = ("x", "labels", "max_cats")
+
+    _parameter_constraints: ClassVar[Constraints] = {"max_labels": [Whole(1, _MOST_LABELS)]}
 
     max_labels: int
     indicators_: list[str] | None
@@ -114,7 +120,3 @@ class MultiLabelClassifier(LLMClassifier):
         if labels is None:
             return [None] * self.max_labels
         return [*labels, *[""] * (self.max_labels - len(labels))]
-
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        at_least_one("max_labels", self.max_labels)

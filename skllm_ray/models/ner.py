@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from skllm_ray.errors import ConfigurationError, InputError
 from skllm_ray.models import results
-from skllm_ray.models.base import OnError, at_least_one
+from skllm_ray.models.base import OnError
+from skllm_ray.models.constraints import A_FLAG, Constraints, Whole
 from skllm_ray.models.display import EntityPage, show
 from skllm_ray.models.texts import Texts
 from skllm_ray.models.transformer import TextTransformer
@@ -25,6 +26,12 @@ _SPAN = pa.struct(
 
 class ExplainableNER(TextTransformer):
     """Base of the taggers."""
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "display_predictions": [A_FLAG],
+        "sparse_output": [A_FLAG],
+        "num_workers": [Whole(1)],
+    }
 
     entities: Mapping[str, str]
     display_predictions: bool
@@ -106,11 +113,12 @@ class ExplainableNER(TextTransformer):
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _task(self) -> NERTask:
-        self._check_parameters()
+        self._validate_params()
         return NERTask(dict(self.entities), self.sparse_output)
 
     @property
     def _n_workers(self) -> int | None:  # type: ignore[override]
+        self._validate_params()
         return self.num_workers if self.num_workers > 1 else None
 
     def _spans(self, X: Any, on_error: OnError | None) -> tuple[Texts, list[list[Span] | None]]:
@@ -128,7 +136,8 @@ class ExplainableNER(TextTransformer):
     def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
         return [values, [None if row.value is None else [span.to_dict() for span in row.value] for row in rows]]
 
-    def _check_parameters(self) -> None:
+    def _validate_params(self) -> None:
+        super()._validate_params()
         if not isinstance(self.entities, Mapping) or not self.entities:
             raise ConfigurationError(
                 f"entities must be a mapping of names to meanings with at least one entry; got {self.entities!r}.",
@@ -137,8 +146,6 @@ class ExplainableNER(TextTransformer):
         wrong = [name for name, told in self.entities.items() if not (_is_text(name) and isinstance(told, str))]
         if wrong:
             raise InputError(f"entities maps {wrong[0]!r} to {self.entities[wrong[0]]!r}.", "Both must be strings.")
-        at_least_one("num_workers", self.num_workers)
-        super()._check_parameters()
 
 
 def _tagged(texts: Texts, spans: Sequence[Sequence[Span] | None]) -> list[str | None]:

@@ -107,10 +107,22 @@ def describe_failures(rows: Sequence[Row[Any]]) -> str:
     return ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
 
 
+def tell_failures(model: str, rows: Sequence[Row[Any]], ended: str) -> tuple[str, str]:
+    """Return what a call's error says of its failed rows, the first reason among it, and what to do."""
+    failed = [row.error for row in rows if row.error is not None]
+    first = next((error for error in failed if error.kind != "cancelled"), failed[0])
+    why = ended or f"{model} failed first with {first.kind}: {first.message}"
+    message = f"{len(failed)} of {len(rows)} rows failed: {describe_failures(rows)}. {why}".rstrip(". ") + "."
+    if len(failed) == len(rows):
+        return message, first.hint
+    where = "The finished rows are in this error's .details; on_error='default' or 'coerce' returns instead."
+    return message, where if ended else f"{first.hint} {where}"
+
+
 def describe_end(model: str, rows: Sequence[Row[Any]], cause: RowError) -> str:
     """Return why a call ended before all rows were asked, how many were not, and what to do."""
     n_not_asked = sum(row.error is not None and row.error.kind == "cancelled" for row in rows)
-    why = f"{cause.kind}: {cause.message} {getattr(cause, 'hint', '')}".rstrip()
+    why = f"{cause.kind}: {cause.message} {cause.hint}".rstrip()
     return f"{model} failed for all rows alike, so {n_not_asked} of {len(rows)} rows were not asked ({why})"
 
 

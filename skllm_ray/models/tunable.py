@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError, warn
+from skllm_ray.errors import InputError, JobFailedError, NotSupportedError, warn
 from skllm_ray.execution.children import recalled
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import resolve
@@ -18,6 +18,7 @@ from skllm_ray.llm.tuning.examples import example_line
 from skllm_ray.llm.tuning.services import resolve_tuning, with_data
 from skllm_ray.llm.tuning.submit import Patience
 from skllm_ray.models.base import LLMEstimator, refuse_sample_weight
+from skllm_ray.models.constraints import A_FLAG, Constraints, Number, OneOf, Text, Whole
 from skllm_ray.models.texts import Texts, as_texts
 
 _ADAPTER_SIZES = (1, 2, 4, 8, 16, 32)
@@ -26,6 +27,14 @@ _LONGEST_SUFFIX = 64
 
 class Tunable(LLMEstimator):
     """Base of the estimators that tune a model. A subclass says what the right answer to a text is."""
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "base_model": [Text()],
+        "delete_data": [A_FLAG],
+        "poll_s": [Number()],
+        "grace_s": [Number(zero=True)],
+        "learning_rate_multiplier": [Number(), None],
+    }
 
     base_model: str
     delete_data: bool
@@ -111,7 +120,7 @@ class Tunable(LLMEstimator):
         from skllm_ray.execution.tuning_jobs import Polling, submit_job
 
         self._forget_fit()
-        self._check_tuning_parameters()
+        self._validate_params()
         spec, data = self._prepare(X, y)
         polling = Polling(self.poll_s, longest_s=max(300.0, self.poll_s))
         job = submit_job(
@@ -206,15 +215,16 @@ class Tunable(LLMEstimator):
     def _restore(self, fitted: Mapping[str, Any], classes: Sequence[Any] | None) -> None:
         """Set the fitted attributes that need no job."""
 
-    def _check_tuning_parameters(self) -> None:
-        positive("poll_s", self.poll_s)
-        positive("grace_s", self.grace_s, zero=True)
-        if not isinstance(self.delete_data, bool):
-            raise ConfigurationError(f"delete_data must be True or False; got {self.delete_data!r}.")
-
 
 class GPTTunable(Tunable):
     """What is OpenAI's, Azure's and like servers' own."""
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "n_epochs": [Whole(1), None],
+        "batch_size": [Whole(1), None],
+        "custom_suffix": [Text(_LONGEST_SUFFIX), OneOf(""), None],
+        "deployment": [Text(), None],
+    }
 
     n_epochs: int | None
     custom_suffix: str | None
@@ -223,11 +233,13 @@ class GPTTunable(Tunable):
     deployment: str | None
 
     def _tuning_spec(self) -> TuningSpec:
-        given = {
-            "n_epochs": self.n_epochs,
-            "batch_size": self.batch_size,
-            "learning_rate_multiplier": self.learning_rate_multiplier,
-        }
+        given = _plain(
+            {
+                "n_epochs": self.n_epochs,
+                "batch_size": self.batch_size,
+                "learning_rate_multiplier": self.learning_rate_multiplier,
+            }
+        )
         return resolve_tuning(
             self.base_model,
             "gpt",
@@ -256,22 +268,19 @@ class GPTTunable(Tunable):
             self.request_options,
         )
 
-    def _check_tuning_parameters(self) -> None:
-        super()._check_tuning_parameters()
-        whole("n_epochs", self.n_epochs)
-        whole("batch_size", self.batch_size)
-        positive("learning_rate_multiplier", self.learning_rate_multiplier)
-        suffix = self.custom_suffix
-        if suffix is not None and (not isinstance(suffix, str) or len(suffix) > _LONGEST_SUFFIX):
-            raise ConfigurationError(
-                f"custom_suffix must be a str of at most {_LONGEST_SUFFIX} characters; got {suffix!r}."
-            )
-
 
 class VertexTunable(Tunable):
     """What is Vertex AI's own."""
 
     _family: ClassVar[str] = "vertex"
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "n_update_steps": [Whole(1)],
+        "epoch_count": [Whole(1), None],
+        "adapter_size": [OneOf(*_ADAPTER_SIZES), None],
+        "location": [Text(), None],
+        "bucket": [Text(), None],
+    }
 
     n_update_steps: int
     epoch_count: int | None
@@ -281,11 +290,13 @@ class VertexTunable(Tunable):
     bucket: str | None
 
     def _tuning_spec(self) -> TuningSpec:
-        given = {
-            "epoch_count": self.epoch_count or self.n_update_steps,
-            "adapter_size": self.adapter_size,
-            "learning_rate_multiplier": self.learning_rate_multiplier,
-        }
+        given = _plain(
+            {
+                "epoch_count": self.epoch_count or self.n_update_steps,
+                "adapter_size": self.adapter_size,
+                "learning_rate_multiplier": self.learning_rate_multiplier,
+            }
+        )
         return resolve_tuning(
             self.base_model,
             "vertex",
@@ -306,16 +317,6 @@ class VertexTunable(Tunable):
         found: BackendSpec = spec
         return found
 
-    def _check_tuning_parameters(self) -> None:
-        super()._check_tuning_parameters()
-        whole("n_update_steps", self.n_update_steps)
-        whole("epoch_count", self.epoch_count)
-        positive("learning_rate_multiplier", self.learning_rate_multiplier)
-        if self.adapter_size is not None and self.adapter_size not in _ADAPTER_SIZES:
-            raise ConfigurationError(
-                f"adapter_size must be one of {_ADAPTER_SIZES} or None; got {self.adapter_size!r}."
-            )
-
 
 def whole_texts(X: Any, name: str = "X") -> Texts:
     """Return the texts in `X`; refuse it if one is missing."""
@@ -331,19 +332,9 @@ def whole_texts(X: Any, name: str = "X") -> Texts:
     return texts
 
 
-def whole(name: str, value: object) -> None:
-    """Raise unless `value` is None or an int of at least 1."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
-        raise ConfigurationError(f"{name} must be an int of at least 1, or None; got {value!r}.")
-
-
-def positive(name: str, value: object, *, zero: bool = False) -> None:
-    """Raise unless `value` is None or a number above 0."""
-    if value is None:
-        return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (value > 0 or (zero and value == 0)):  # type: ignore[operator]
-        raise ConfigurationError(f"{name} must be a number {'of at least' if zero else 'above'} 0; got {value!r}.")
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyper-parameters as JSON takes them: numpy's numbers are none."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
 
 def _freeze(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,8 @@ from sklearn.exceptions import NotFittedError
 
 from skllm_ray.errors import InputError
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.models.base import OnError, at_least_one
+from skllm_ray.models.base import OnError
+from skllm_ray.models.constraints import Constraints, Whole
 from skllm_ray.models.transformer import TextTransformer
 from skllm_ray.tasks.base import Row
 from skllm_ray.tasks.embedding import EmbeddingTask
@@ -21,6 +22,8 @@ from skllm_ray.tasks.embedding import EmbeddingTask
 
 class LLMVectorizer(TextTransformer):
     """Base of the vectorizers: texts to the vectors of an embedding model."""
+
+    _parameter_constraints: ClassVar[Constraints] = {"batch_size": [Whole(1)]}
 
     batch_size: int
     n_features_out_: int
@@ -89,10 +92,6 @@ class LLMVectorizer(TextTransformer):
     def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
         del rows
         return [values]
-
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        at_least_one("batch_size", self.batch_size)
 
     def fit(self, X: Any = None, y: Any = None) -> Self:
         """Check the parameters. Nothing is sent and nothing is started.

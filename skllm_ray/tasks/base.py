@@ -209,6 +209,8 @@ class Row(Generic[T]):
     """Whether the answer was one that the task allows."""
     reply: Reply
     """What the backend said."""
+    request: ChatRequest | None = None
+    """What the backend was asked, where the call keeps it; None where nothing was sent."""
 
     @property
     def error(self) -> RowError | None:

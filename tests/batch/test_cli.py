@@ -449,7 +449,18 @@ def test_markup_in_labels_and_folders_is_shown(tmp_path):
 
 
 def test_a_message_with_control_characters_reaches_no_terminal(tmp_path):
-    done = call("run", "classify", "--input", f"{tmp_path}/a\x1b[35m\x07", "--output", tmp_path / "out", "--labels", "a,b", "--model", "gguf::demo")
+    done = call(
+        "run",
+        "classify",
+        "--input",
+        f"{tmp_path}/a\x1b[35m\x07",
+        "--output",
+        tmp_path / "out",
+        "--labels",
+        "a,b",
+        "--model",
+        "gguf::demo",
+    )
     assert done.exit_code == 1
     assert "\\x1b[35m\\x07" in done.output
     assert not set("\x1b\x07") & set(done.output)

@@ -114,7 +114,7 @@ def test_bad_data_is_refused_before_anything_is_sent(server, make, X, y, message
         ({"bucket": "no-such-bucket"}, "no-such-bucket"),
         ({"bucket": "read-only"}, "read-only"),
         ({"location": "global"}, "is no region"),
-        ({"adapter_size": 3}, "adapter_size must be one of"),
+        ({"adapter_size": 3}, "adapter_size must be 1, 2, 4, 8, 16 or 32 or None"),
         ({"n_update_steps": 0}, "n_update_steps must be an int of at least 1"),
     ],
 )

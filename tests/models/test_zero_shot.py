@@ -248,7 +248,7 @@ def test_frequencies_follow_the_classes(fake):
         ({"default_label": None}, ConfigurationError, "default_label"),
         ({"prompt_template": "{x}"}, ConfigurationError, r"prompt_template lacks the placeholder \{labels\}"),
         ({"prompt_template": "{labels}{x}{y}"}, ConfigurationError, r"unknown placeholder \{y\}"),
-        ({"prompt_template": 7}, ConfigurationError, "prompt_template must be a str; got int"),
+        ({"prompt_template": 7}, ConfigurationError, "prompt_template must be a str or None; got 7"),
         ({"model": "nope::m"}, UnknownModelError, "nope"),
         ({"model": "gguf::demo", "request_options": {"a": 1}}, ConfigurationError, "request_options"),
         ({"label_descriptions": {"god": "typo"}}, InputError, "label_descriptions describes 'god'.*bad, good, mixed"),

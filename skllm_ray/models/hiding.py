@@ -1,0 +1,69 @@
+"""Credentials among an estimator's parameters: wrapped when they are set, so that no repr and no pickle shows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from skllm_ray.config import Secret
+from skllm_ray.errors import ConfigurationError
+
+_NAMES: Final = re.compile(
+    r"(?:.*[-_])?(?:api[-_]?key|access[-_]?key|authorization|auth|password|passwd|secret|credentials?|cookie|token)",
+    re.IGNORECASE,
+)
+_VALUES: Final = re.compile(
+    r"\s*(?:bearer\s+\S+|basic\s+\S+|sk-[\w*.-]{8,}|ya29\.\S+|AIza[\w-]{20,}|AKIA[A-Z0-9]{12,}|gh[pousr]_\w{16,}|hf_\w{16,})",
+    re.IGNORECASE,
+)
+
+
+def hidden(name: str, value: Any) -> Any:
+    """Return the parameter `name` with every credential in it wrapped; the same object where there is none to wrap.
+
+    Examples
+    --------
+    >>> hidden("key", "sk-1234")
+    Secret(***)
+    >>> hidden("request_options", {"top_p": 1, "api_key": "1234"})
+    {'top_p': 1, 'api_key': Secret(***)}
+    """
+    if name == "key":
+        return Secret(value) if isinstance(value, str) else value
+    return _wrapped(value) if name == "request_options" else value
+
+
+def refuse_credentials(options: object) -> None:
+    """Raise ``ConfigurationError`` where request options hold a credential: they travel with every estimator."""
+    where = _where(options, ())
+    if where:
+        raise ConfigurationError(
+            f"request_options holds what looks like a credential, under {'.'.join(where)!r}.",
+            "A key goes into key=… or SKLLMConfig.set_openai_key(…), where nothing shows it.",
+        )
+
+
+def _wrapped(value: Any, name: str = "") -> Any:
+    if isinstance(value, str):
+        is_one = not isinstance(value, Secret) and value and (_NAMES.fullmatch(name) or _VALUES.match(value))
+        return Secret(value) if is_one else value
+    if isinstance(value, Mapping):
+        items = {key: _wrapped(inner, str(key)) for key, inner in value.items()}
+        return value if all(items[key] is inner for key, inner in value.items()) else items
+    if isinstance(value, (list, tuple)):
+        parts = [_wrapped(inner, name) for inner in value]
+        return value if all(one is other for one, other in zip(parts, value, strict=True)) else parts
+    return value
+
+
+def _where(value: object, path: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names under which the first wrapped credential stands; none if there is none."""
+    if isinstance(value, Secret):
+        return path
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = value.items()
+    elif isinstance(value, (list, tuple)):
+        inside = enumerate(value)
+    return next((found for key, inner in inside if (found := _where(inner, (*path, str(key))))), ())
