@@ -33,9 +33,9 @@ from skllm_ray.batch.running import Budget, Outcome, work_off
 from skllm_ray.batch.screen import Screen, State, open_screen
 from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, list_inputs, open_folder
-from skllm_ray.batch.template import check_formats
+from skllm_ray.batch.template import check_formats, template_fields
 from skllm_ray.batch.terms import Terms
-from skllm_ray.batch.work import Call, UnitWork, template_fields
+from skllm_ray.batch.work import Call, UnitWork
 from skllm_ray.config import Price, Secret
 from skllm_ray.errors import ConfigurationError, InputError, OutputMismatchError
 from skllm_ray.execution.block import embedding_of

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from skllm_ray.batch.work import filled, template_fields
+from skllm_ray.batch.template import template_fields, texts_of
 from skllm_ray.errors import MissingExtraError
 
 _SHOWN: Final = 200
@@ -78,10 +78,8 @@ class Tally:
     def _texts(self, part: pa.Table, rows: Sequence[int]) -> list[str]:
         if not self._fields <= set(part.column_names):
             return ["" for _ in rows]
-        some = part.select(sorted(self._fields)).take(pa.array(rows, pa.int64())).to_pylist()
-        return [
-            _short(filled(self._template, row, self._fields) if self._template else row[self._text]) for row in some
-        ]
+        some = part.select(sorted(self._fields)).take(pa.array(rows, pa.int64()))
+        return [_short(text) for text in texts_of(some, self._text, self._template)]
 
     def _keep_failures(self, kind: str, failed: pa.Table) -> None:
         room = _SAMPLES - len(self.failures[kind])

@@ -11,7 +11,7 @@ from typing import Any, Final
 from skllm_ray.batch.inputs import Unit, read
 from skllm_ray.batch.job import Job
 from skllm_ray.batch.manifest import Manifest, read_schema
-from skllm_ray.batch.work import filled, template_fields
+from skllm_ray.batch.template import template_fields, texts_of
 from skllm_ray.errors import InputError
 from skllm_ray.tasks.base import Row
 
@@ -84,9 +84,5 @@ def _rows_of(job: Job, manifest: Manifest, unit: Unit, column: str | None) -> tu
         raise InputError(f"label_column: the input has no column {column!r}.", f"Columns: {', '.join(schema.names)}.")
     wanted = list(dict.fromkeys([*names, *([column] if column else [])]))
     table = read(job.source, unit, wanted, schema)
-    if template:
-        fields = template_fields(template)
-        texts = [filled(template, row, fields) for row in table.select(names).to_pylist()]
-    else:
-        texts = table.column(names[0]).to_pylist()
+    texts = texts_of(table, manifest.text_column, template)
     return texts, table.column(column).to_pylist() if column else [None] * len(texts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import string
 import time
 import uuid
 from collections import Counter
@@ -23,7 +22,7 @@ from skllm_ray.batch.ledger import SPENT, Progress, SharedLedger
 from skllm_ray.batch.manifest import Manifest, read_schema
 from skllm_ray.batch.parts import JOURNAL, PART_META, SYSTEM, OldPart, UnitSummary, summary_of, table_bytes
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
-from skllm_ray.batch.template import EMPTY
+from skllm_ray.batch.template import template_fields, texts_of
 from skllm_ray.batch.terms import Terms
 from skllm_ray.batch.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.config import Secret
@@ -232,10 +231,7 @@ class UnitWork:
         return {name: pa.chunked_array([block[name] for block in from_block]) for name in from_block[0]}, rows
 
     def _texts(self, table: pa.Table) -> Sequence[Any]:
-        if self.manifest.text_column is not None:
-            column = table.column(self.manifest.text_column)
-            return list(column.to_pylist())
-        return [filled(self.manifest.text_template or "", row, self._fields) for row in table.to_pylist()]
+        return texts_of(table, self.manifest.text_column, self.manifest.text_template)
 
     def _table(self, table: pa.Table, found: Mapping[str, pa.Array]) -> pa.Table:
         """Return a part: the input's columns, then ours, in the one schema that all parts have.
@@ -305,23 +301,6 @@ class UnitWork:
     @cached_property
     def _input_schema(self) -> pa.Schema:
         return read_schema(self.manifest.input_schema)
-
-
-def template_fields(template: str) -> frozenset[str]:
-    """Return the columns that a template such as ``{title}: {body}`` names.
-
-    Examples
-    --------
-    >>> sorted(template_fields("{title}: {body}"))
-    ['body', 'title']
-    """
-    return frozenset(name for _, name, _, _ in string.Formatter().parse(template) if name is not None)
-
-
-def filled(template: str, row: Mapping[str, Any], fields: frozenset[str]) -> str | None:
-    """Return a row's text; None where all the columns that it takes are empty."""
-    values = {name: EMPTY if row[name] is None else row[name] for name in fields}
-    return template.format_map(values) if any(str(value).strip() for value in values.values()) else None
 
 
 def _unfinished(journal: Journal, kind: str, reason: str) -> Unfinished:
