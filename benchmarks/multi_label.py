@@ -18,9 +18,9 @@ from rich.table import Table
 
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
-from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
+from skllm_ray.llm.gpt.clients.llama_cpp.chat import Prompts
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, score
-from skllm_ray.tasks import ChatRequest, MultiLabelZeroShotTask
+from skllm_ray.tasks import ChatRequest, MultiLabelZeroShotTask, PromptStyle
 from training.demo_model.generator import draw_example, draw_task
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -47,9 +47,7 @@ def parse(text: str | None) -> set[str]:
 
 def first_step(backend: GGUFBackend, requests: Sequence[ChatRequest]) -> list[dict[str, float]]:
     """Return each label's probability to be named first, given that any is."""
-    if backend._format is None:
-        backend._format = ChatFormat(backend._engine)
-    chat = backend._format
+    chat = Prompts(backend._chat(PromptStyle()))
     choices = [request.choices for request in requests]
     split = [
         backend._split_many(chat.render(request.messages), request, [], one.labels if one else (), chat)

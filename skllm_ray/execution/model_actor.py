@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
+from skllm_ray.execution.news import with_warnings
 from skllm_ray.llm.base import Backend, BackendSpec
 
 
@@ -123,7 +124,8 @@ class ModelActor:
     def _answer(self, verb: str, items: Sequence[Any]) -> list[Any]:
         if self._backend is None:
             raise RuntimeError("The model is not loaded.")
-        return list(getattr(self._backend, verb)(items))
+        answer = getattr(self._backend, verb)
+        return with_warnings(lambda: answer(items))
 
     def info(self) -> ReplicaInfo:
         """Return where this replica lives and what it takes."""

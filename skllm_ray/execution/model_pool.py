@@ -17,10 +17,11 @@ from typing import Any, Final, Literal
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 
-from skllm_ray.errors import ClusterError, SkllmRayError
+from skllm_ray.errors import ClusterError, SkllmRayError, warn
 from skllm_ray.execution import children, placement, session
 from skllm_ray.execution.block import warn_of_changes
 from skllm_ray.execution.model_actor import ModelActor, ReplicaInfo
+from skllm_ray.execution.news import Answers
 from skllm_ray.execution.pool_actor import DIED, Opened, PoolActor
 from skllm_ray.execution.progress import download_bar
 from skllm_ray.execution.session import NAMESPACE
@@ -173,6 +174,9 @@ class PooledBackend:
         except DIED:
             _ask_pool(self.owner, "report_death", self.spec.key, number)
             return None
+        if isinstance(found, Answers):
+            for message in found.warnings:
+                warn(message)
         return late if found is None else found
 
     def _take(self, n: int) -> list[tuple[int, Any]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from skllm_ray.errors import SkllmRayWarning, warn
 from skllm_ray.llm.lessons import Lessons, known, teach, unknown_to
@@ -32,6 +32,20 @@ def with_news(work: Callable[[], T]) -> tuple[T, News]:
             warnings.showwarning(other.message, other.category, other.filename, other.lineno)
     ours = tuple(str(one.message) for one in caught if issubclass(one.category, SkllmRayWarning))
     return done, News(ours, unknown_to(before))
+
+
+class Answers(list[Any]):
+    """What the actor of a model answers, with the warnings that arose."""
+
+    warnings: tuple[str, ...] = ()
+
+
+def with_warnings(work: Callable[[], Iterable[Any]]) -> Answers:
+    """Return what `work` returns, and its warnings for whoever asked."""
+    done, news = with_news(work)
+    answers = Answers(done)
+    answers.warnings = news.warnings
+    return answers
 
 
 def tell(news: News, told: set[str]) -> None:

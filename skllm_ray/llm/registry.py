@@ -181,7 +181,8 @@ def _patience() -> Patience:
 
 
 def _gguf(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:
-    from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFOptions, GGUFSpec
+    from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
+    from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
 
     del key, org
     return GGUFSpec(

@@ -1,6 +1,18 @@
 """Tasks: how texts become requests and replies become results."""
 
-from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, ErrorKind, Message, Reply, Row, RowError, Task, Usage
+from skllm_ray.tasks.base import (
+    ChatRequest,
+    Choices,
+    Embedding,
+    ErrorKind,
+    Message,
+    PromptStyle,
+    Reply,
+    Row,
+    RowError,
+    Task,
+    Usage,
+)
 from skllm_ray.tasks.classification import MultiLabelZeroShotTask, ZeroShotTask
 from skllm_ray.tasks.cot import CoTTask, MultiLabelCoTTask
 from skllm_ray.tasks.embedding import EmbeddingTask
@@ -24,6 +36,7 @@ __all__ = [
     "MultiLabelFewShotTask",
     "MultiLabelZeroShotTask",
     "NERTask",
+    "PromptStyle",
     "Reply",
     "Row",
     "RowError",

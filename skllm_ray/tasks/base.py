@@ -110,6 +110,18 @@ class Choices:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptStyle:
+    """How a local model's prompts are written, and whether it thinks before it answers."""
+
+    template: str | None = None
+    """A chat template in place of the model's own."""
+    values: str = "{}"
+    """Variables of the chat template, as JSON."""
+    think: int = 0
+    """The largest number of tokens that the model thinks; 0 lets it answer at once."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """One row's question to a chat model."""
 
@@ -125,6 +137,8 @@ class ChatRequest:
     """The row's text as it stands in the last message, if a local model may cut its middle out where it is too long."""
     stop: tuple[str, ...] = ()
     """The strings before which a local model ends a free text."""
+    style: PromptStyle = PromptStyle()
+    """How a local model's prompt is written, and how long it thinks."""
 
     @property
     def is_free_text(self) -> bool:

@@ -6,83 +6,34 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
 
 import numpy as np
 
 from skllm_ray.config import GGUFResources, RateLimit
-from skllm_ray.errors import ConfigurationError
+from skllm_ray.errors import warn
 from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.gpt.clients.llama_cpp.branching import best, open_scorer, score
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name, supported_models
-from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
+from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat, Prompts
 from skllm_ray.llm.gpt.clients.llama_cpp.download import file_if_here, local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.embedding import CutText, Embedder, Vector
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generated, Generator
 from skllm_ray.llm.gpt.clients.llama_cpp.library import require_installed
 from skllm_ray.llm.gpt.clients.llama_cpp.memory import memory_needed
+from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Scores, Trie, tokens_needed
+from skllm_ray.llm.gpt.clients.llama_cpp.templates import TemplateError
+from skllm_ray.llm.gpt.clients.llama_cpp.thinking import UNFINISHED, answer_text, think
 from skllm_ray.llm.gpt.clients.llama_cpp.truncation import shortened
-from skllm_ray.tasks.base import TRUNCATED, ChatRequest, Choices, Embedding, Reply, RowError, Usage
+from skllm_ray.tasks.base import TRUNCATED, ChatRequest, Choices, Embedding, PromptStyle, Reply, RowError, Usage
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class GGUFOptions:
-    """What an estimator's ``request_options`` may say of a GGUF model."""
-
-    decoding: Literal["score", "compat"] = "score"
-    """"score" constrains answers to the labels; "compat" writes them freely, as scikit-llm does, and parses them."""
-    truncate: bool = False
-    """Whether the middle of a text that is too long for the context is cut out."""
-    exact: bool | None = None
-    """Whether a row's probabilities are those that it has alone, whoever its neighbours are; None: on a CPU, where
-    probabilities are wanted and not the label alone."""
-    max_tokens: int | None = None
-    """The largest number of tokens in a free text; None lets the model and the context decide."""
-    stop: tuple[str, ...] = ()
-    """The strings before which a free text ends."""
-
-    @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> Self:
-        """Return the options in `given`.
-
-        Raises
-        ------
-        ConfigurationError
-            If one is unknown, or has a value that it cannot have.
-        """
-        values = dict(given)
-        stop = values.get("stop")
-        if isinstance(stop, str | list | tuple):
-            values["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
-        for name, value in values.items():
-            if name not in _OPTIONS or not _OPTIONS[name](value):
-                raise ConfigurationError(
-                    f"request_options={dict(given)!r}: GGUF models do not take {name}={given[name]!r}.",
-                    "They take 'decoding': 'score' or 'compat'; 'truncate' and 'exact': True or False; 'max_tokens': a "
-                    "positive int; 'stop': a str, or a list of up to 4.",
-                )
-        return cls(**values)
-
-
-_OPTIONS: dict[str, Callable[[Any], bool]] = {
-    "decoding": lambda value: value in ("score", "compat"),
-    "truncate": lambda value: isinstance(value, bool),
-    "exact": lambda value: isinstance(value, bool),
-    "max_tokens": lambda value: type(value) is int and value > 0,
-    "stop": lambda value: (
-        isinstance(value, tuple) and len(value) <= 4 and all(isinstance(one, str) and one for one in value)
-    ),
-}
-"""What `request_options` may hold, and which values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +90,8 @@ class GGUFSpec:
 
     def adapt(self, requests: Sequence[ChatRequest], texts: Sequence[str]) -> list[ChatRequest]:
         """Return the requests as the options want them."""
-        adapted = list(requests)
+        style = self.options.style
+        adapted = [replace(request, style=style) for request in requests]
         if self.options.truncate:
             adapted = [replace(request, cut_text=text) for request, text in zip(adapted, texts, strict=True)]
         if self.options.decoding == "compat":
@@ -193,7 +145,7 @@ def count_prompt_tokens(spec: GGUFSpec, requests: Sequence[ChatRequest]) -> list
         return None
     engine = Engine(EngineOptions(str(path), vocab_only=True))
     try:
-        chat = ChatFormat(engine)
+        chat = ChatFormat(engine, spec.options.style)
         opened = [request.choices.opening if request.choices else "" for request in requests]
         texts = [chat.render(request.messages) + begun for request, begun in zip(requests, opened, strict=True)]
         return [len(chat.tokens(text)) for text in texts]
@@ -215,7 +167,7 @@ class GGUFBackend:
         verbose: bool = False,
     ) -> None:
         self._engine = Engine(EngineOptions(str(path), n_ctx, n_gpu_layers, n_threads, verbose=verbose))
-        self._format: ChatFormat | None = None
+        self._formats: dict[PromptStyle, ChatFormat] = {}
         self._generator: Generator | None = None
         self._embedder: Embedder | None = None
         self._model = model
@@ -233,16 +185,46 @@ class GGUFBackend:
         with self._at_work():
             if self._engine.is_embedding_model:
                 return [self._unsupported("is an embedding model: it answers no prompts")] * len(requests)
-            chat = self._chat()
-            count = partial(self._needed, chat=chat)
-            requests = [shortened(request, self._engine.n_ctx, count) for request in requests]
             replies: list[Reply | None] = [None] * len(requests)
-            for kind, answer in ((_SINGLE, self._choose_one), (_MULTIPLE, self._choose_many), (_FREE, self._write)):
-                chosen = [i for i, request in enumerate(requests) if _kind(request) == kind]
-                if chosen:
-                    for i, reply in zip(chosen, answer([requests[i] for i in chosen], chat), strict=True):
-                        replies[i] = reply
+            for style in dict.fromkeys(request.style for request in requests):
+                rows = [i for i, request in enumerate(requests) if request.style == style]
+                for i, reply in zip(rows, self._complete([requests[i] for i in rows], style), strict=True):
+                    replies[i] = reply
             return replies  # type: ignore[return-value]
+
+    def _complete(self, requests: Sequence[ChatRequest], style: PromptStyle) -> list[Reply]:
+        """Return the replies to requests whose prompts are written in one style."""
+        chat = self._chat(style)
+        for notice in chat.notices:
+            warn(notice)
+        prompts = Prompts(chat)
+        replies: list[Reply | None] = [None] * len(requests)
+        asked: dict[int, ChatRequest] = {}
+        count = partial(self._needed_with_thought, prompts=prompts)
+        for i, request in enumerate(requests):
+            try:
+                asked[i] = shortened(request, self._engine.n_ctx, count)
+                prompts.render(asked[i].messages)
+            except TemplateError as error:
+                del asked[i]
+                why = f"The chat template of {self._model} does not take this row: {error}."
+                replies[i] = Reply(error=RowError("bad_request", why), model=self._model)
+        thoughts = self._think(asked, prompts, chat)
+        for kind, answer in ((_SINGLE, self._choose_one), (_MULTIPLE, self._choose_many), (_FREE, self._write)):
+            chosen = [i for i, request in asked.items() if _kind(request) == kind]
+            if chosen:
+                for i, reply in zip(chosen, answer([asked[i] for i in chosen], prompts), strict=True):
+                    replies[i] = _with_thought(reply, thoughts.get(i, 0))
+        return replies  # type: ignore[return-value]
+
+    def _think(self, asked: Mapping[int, ChatRequest], prompts: Prompts, chat: ChatFormat) -> dict[int, int]:
+        """Let the model think about each request; return how many tokens it wrote for each."""
+        if chat.thought is None:
+            return {}
+        needed = partial(self._needed, chat=prompts)
+        with self._lock:
+            written = think(self._engine, self._writer(), chat, prompts, list(asked.values()), needed)
+        return dict(zip(asked, written, strict=True))
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Return one vector of unit length per text, pooled as the model says, else the mean over the text."""
@@ -273,15 +255,22 @@ class GGUFBackend:
                 self._n_calls -= 1
                 self._idle.notify_all()
 
-    def _chat(self) -> ChatFormat:
+    def _chat(self, style: PromptStyle) -> ChatFormat:
         with self._idle:
-            if self._format is None:
-                self._format = ChatFormat(self._engine)
-            return self._format
+            if style not in self._formats:
+                if len(self._formats) >= _KEPT_FORMATS:
+                    self._formats.clear()
+                self._formats[style] = ChatFormat(self._engine, style)
+            return self._formats[style]
+
+    def _writer(self) -> Generator:
+        if self._generator is None:
+            self._generator = Generator(self._engine)
+        return self._generator
 
     # --- one label ------------------------------------------------------------------------------------------------
 
-    def _choose_one(self, requests: Sequence[ChatRequest], chat: ChatFormat) -> list[Reply]:
+    def _choose_one(self, requests: Sequence[ChatRequest], chat: Prompts) -> list[Reply]:
         scorer = open_scorer(self._engine, exact=any(_choices(request).exact for request in requests))
         at_once = _TOKENISED_AHEAD if self._engine.options.n_gpu_layers else len(requests)
         split = [self._split_one(request, chat) for request in requests[:at_once]]  # while another call still decodes
@@ -306,7 +295,7 @@ class GGUFBackend:
         many = split[1].n_nodes > _MANY_NODES or not self._engine.sequences.shares_tokens
         return _choices(request).best_only and many
 
-    def _split_one(self, request: ChatRequest, chat: ChatFormat) -> tuple[list[int], Trie]:
+    def _split_one(self, request: ChatRequest, chat: Prompts) -> tuple[list[int], Trie]:
         choices = _choices(request)
         return chat.split(
             chat.render(request.messages),
@@ -339,7 +328,7 @@ class GGUFBackend:
 
     # --- several labels -------------------------------------------------------------------------------------------
 
-    def _choose_many(self, requests: Sequence[ChatRequest], chat: ChatFormat) -> list[Reply]:
+    def _choose_many(self, requests: Sequence[ChatRequest], chat: Prompts) -> list[Reply]:
         """Let each answer grow label by label, the best continuation each time, until closing it is the best."""
         prompts = [chat.render(request.messages) for request in requests]
         chosen: list[list[str]] = [[] for _ in requests]
@@ -370,7 +359,7 @@ class GGUFBackend:
         return replies  # type: ignore[return-value]
 
     def _split_many(
-        self, prompt: str, request: ChatRequest, chosen: Sequence[str], left: Sequence[str], chat: ChatFormat
+        self, prompt: str, request: ChatRequest, chosen: Sequence[str], left: Sequence[str], chat: Prompts
     ) -> tuple[list[int], Trie]:
         choices = _choices(request)
         return chat.split(
@@ -381,32 +370,33 @@ class GGUFBackend:
 
     # --- free text ------------------------------------------------------------------------------------------------
 
-    def _write(self, requests: Sequence[ChatRequest], chat: ChatFormat) -> list[Reply]:
+    def _write(self, requests: Sequence[ChatRequest], chat: Prompts) -> list[Reply]:
         prompts = [chat.tokens(chat.render(request.messages)) for request in requests]
         with self._lock:
-            if self._generator is None:
-                self._generator = Generator(self._engine)
-            written = self._generator.generate(
+            written = self._writer().generate(
                 prompts,
                 [request.json_schema for request in requests],
                 [request.max_output_tokens for request in requests],
                 [request.stop for request in requests],
             )
         return [
-            self._too_long(found) if isinstance(found, ContextOverflowError) else self._reply(found, request)
+            self._too_long(found) if isinstance(found, ContextOverflowError) else self._reply(found, request, chat)
             for request, found in zip(requests, written, strict=True)
         ]
 
-    def _reply(self, found: Generated, request: ChatRequest) -> Reply:
+    def _reply(self, found: Generated, request: ChatRequest, chat: Prompts) -> Reply:
         usage = Usage(found.n_prompt, found.n_written)
-        ran_out = found.finish_reason == "length" and request.max_output_tokens is None  # the context is full
-        if ran_out and request.is_free_text:
+        if not request.is_free_text:
+            return Reply(found.text, usage=usage, model=self._model)
+        if found.finish_reason == "length" and request.max_output_tokens is None:  # the context is full
             return Reply(error=TRUNCATED, usage=usage, model=self._model)
-        return Reply(found.text, usage=usage, model=self._model)
+        thinks = request.style.think > 0
+        text, is_open = answer_text(self._engine, found, chat.forms, request.stop, thought=thinks)
+        return Reply(None if is_open else text, error=UNFINISHED if is_open else None, usage=usage, model=self._model)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _needed(self, request: ChatRequest, chat: ChatFormat) -> int:
+    def _needed(self, request: ChatRequest, chat: Prompts) -> int:
         """Return how many tokens of the context a request takes, its answer included."""
         choices = request.choices
         if choices is None:
@@ -423,6 +413,10 @@ class GGUFBackend:
             left = [label for label in choices.labels if label not in chosen]
             needed = max(needed, tokens_needed(*self._split_many(prompt, request, chosen, left, chat)))
         return needed
+
+    def _needed_with_thought(self, request: ChatRequest, prompts: Prompts) -> int:
+        """Return how many tokens a request takes where its text is cut so that there is room for a thought."""
+        return self._needed(request, prompts) + min(request.style.think, self._engine.n_ctx // 2)
 
     def _embedding(self, found: Vector) -> Embedding:
         if found is None:
@@ -441,6 +435,7 @@ class GGUFBackend:
 
 
 _SINGLE, _MULTIPLE, _FREE = "single", "multiple", "free"
+_KEPT_FORMATS = 8
 _WRITTEN_TOKENS = 256  # room for an answer that nobody bounded, where a text is cut
 _TOKENISED_AHEAD = 64  # rows: what a GPU decodes while the next ones are tokenised
 _MANY_NODES = 64  # of a trie, from which on a search for the best label alone is faster than scoring all
@@ -455,6 +450,18 @@ def _kind(request: ChatRequest) -> str:
 def _prompt_length(split: tuple[list[int], Trie]) -> int:
     head, trie = split
     return len(head) + len(trie.shared)
+
+
+def _with_thought(reply: Reply, n_thought: int) -> Reply:
+    """Count a thought as written, not as part of the prompt that the answer was asked with."""
+    if not n_thought or (reply.error is not None and not reply.usage.prompt_tokens):
+        return reply
+    usage = replace(
+        reply.usage,
+        prompt_tokens=max(0, reply.usage.prompt_tokens - n_thought),
+        completion_tokens=reply.usage.completion_tokens + n_thought,
+    )
+    return replace(reply, usage=usage)
 
 
 def _own_threads() -> int:

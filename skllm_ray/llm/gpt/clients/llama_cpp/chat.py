@@ -1,22 +1,26 @@
-"""From messages to tokens: chat templates, and texts that cannot pass for control tokens."""
+"""From messages to tokens: where an answer begins, and texts that cannot pass for control tokens."""
 
 from __future__ import annotations
 
+import json
 import re
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
-from skllm_ray.errors import ModelLoadError
+from skllm_ray.errors import ConfigurationError, ModelLoadError, SkllmRayError
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, common_length
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import Trie
-from skllm_ray.tasks.base import Message
+from skllm_ray.llm.gpt.clients.llama_cpp.templates import PLAIN, ChatTemplate, TemplateError
+from skllm_ray.llm.gpt.clients.llama_cpp.thoughts import FORMS, MARKUP, ThoughtForm, no_form
+from skllm_ray.tasks.base import Message, PromptStyle
 
 _KEPT_TRIES = 256
 _WORD_JOINER = "\u2060"
-_PROBE = "4f6b2c1d"
 _CUT = re.compile(r"(?<!\s) (?=[A-Za-z])")
 _WORTH_KEEPING = 200  # characters
+_BARS = re.compile(r"<\||\|>|<｜|｜>")
+_TAIL = 80  # characters that are shown of a prompt's end
 
 
 class ChatFormat:
@@ -25,41 +29,104 @@ class ChatFormat:
     Parameters
     ----------
     engine : Engine
-        The loaded model; its file's own chat template is used.
+        The loaded model; its file's own chat template is used, unless `style` has another.
+    style : PromptStyle, optional
+        What `request_options` says of the template, and whether the model thinks before it answers.
 
     Raises
     ------
     ModelLoadError
-        If the file has no chat template, or one that cannot be used.
+        If the file has a chat template that cannot be used.
+    ConfigurationError
+        If the options have one that cannot be used, or the model is to think and no form of a thought is known.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-        template = engine.metadata("tokenizer.chat_template")
-        if not template:
-            raise ModelLoadError(
-                f"{engine.options.path} has no chat template, so it cannot answer prompts.",
-                "Use an instruction-tuned model; this one may serve for embeddings.",
-            )
+    def __init__(self, engine: Engine, style: PromptStyle = PromptStyle()) -> None:  # noqa: B008 - it is frozen
         self._engine = engine
-        try:
-            self._formatter: Any = Jinja2ChatFormatter(template, engine.special_text("eos"), engine.special_text("bos"))
-        except Exception as error:  # noqa: BLE001 - jinja2 raises what the template makes it stumble over
-            raise _unusable(engine, f"{type(error).__name__}: {error}") from None
-        controls = engine.control_texts()
-        self._control = re.compile("|".join(map(re.escape, controls))) if controls else None
-        self._in_parts = self._takes_parts()
-        self._takes_system = self._shows("system")
+        self.notices: list[str] = []
+        """What the user should know of the prompts."""
+        self._template = self._compiled(style)
+        self._bos = engine.bos
+        self._bos_text = engine.special_text("bos")
+        controls, others = engine.special_texts()
+        self._control = _pattern([*controls, *(text for text in others if MARKUP.search(text))])
+        self._told = _pattern([*controls, *self._markup(others)])
+        if self._bos is None and self._bos_text and self._template.render([_PROBE]).startswith(self._bos_text):
+            self._bos = engine.bos_token
         self._separable: bool | None = None
         self._tries: dict[tuple[str, Hashable], Trie] = {}
         self._beginning = _SharedBeginning(engine)
         self._lock = threading.Lock()
 
+    @property
+    def thought(self) -> ThoughtForm | None:
+        """How the model's thought is written behind a prompt; None where it is not to think."""
+        return self._template.thought
+
+    @property
+    def forms(self) -> Sequence[ThoughtForm]:
+        """The forms of thoughts that the model may write."""
+        return self._template.forms
+
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the prompt up to where the answer begins."""
+        """Return the prompt up to where the answer begins, or, if the model is to think, its thought.
+
+        Raises
+        ------
+        TemplateError
+            If the template refuses the messages, or takes too long for them.
+        """
         clean = [{"role": message["role"], "content": self._defuse(message["content"])} for message in messages]
-        return self._format(clean if self._takes_system else _fold_system(clean))
+        prompt = self._template.render(clean)
+        while self._bos_text and prompt.startswith(self._bos_text):  # exactly one, and the tokenizer's
+            prompt = prompt[len(self._bos_text) :]
+        return prompt + self._template.start.suffix
+
+    def _compiled(self, style: PromptStyle) -> ChatTemplate:
+        engine = self._engine
+        source = style.template or engine.metadata("tokenizer.chat_template")
+        if not source:
+            source = PLAIN
+            self.notices.append(
+                f"{engine.options.path} has no chat template, as base models have none. Prompts are written plainly: "
+                "the texts, then 'Answer: '. If the model was tuned on another form, give it that: "
+                "request_options={'chat_template': …}."
+            )
+        given = "the template of request_options" if style.template else f"the chat template in {engine.options.path}"
+        values, thinking = json.loads(style.values), style.think > 0
+        bos, eos = engine.special_text("bos"), engine.special_text("eos")
+        try:
+            template = ChatTemplate(source, bos, eos, values, thinking=thinking)
+        except TemplateError as error:
+            raise self._unusable(given, style, str(error)) from None
+        if thinking and template.thought is None:
+            raise no_form(engine.options.path)
+        if not template.start.understood:
+            self.notices.append(
+                f"{given[0].upper()}{given[1:]} ends its prompts in a form that is not understood: "
+                f"{template.start.tail[-_TAIL:]!r}. If a thought or a header is open there, answers are scored in the "
+                "wrong place. request_options takes 'chat_template_kwargs' to turn thinking off, and 'chat_template'."
+            )
+        return template
+
+    def _unusable(self, given: str, style: PromptStyle, why: str) -> SkllmRayError:
+        message = f"{given[0].upper()}{given[1:]} cannot be used: {why}."
+        if style.template or style.values != "{}":
+            hint = "Check 'chat_template' and 'chat_template_kwargs' of request_options."
+            return ConfigurationError(message, hint)
+        hint = "Another conversion may carry a working one, or give one: request_options={'chat_template': …}."
+        return ModelLoadError(message, hint)
+
+    def _markup(self, others: Iterable[str]) -> set[str]:
+        """Return what else a text must not be able to write: what structures prompts, whatever kind of token it is.
+
+        Of the tokens that a model's authors added, those with bars, those that its template writes, and those of
+        thoughts. Others stay as they are: Gemma has such tokens for white space and for HTML, which texts are full of.
+        """
+        marks = self._template.markup
+        thoughts = {mark for form in FORMS for mark in (form.opening, form.ending) if MARKUP.fullmatch(mark)}
+        structural = {text for text in others if _BARS.search(text) or text in marks or text in thoughts}
+        return structural | {mark for mark in marks if _BARS.search(mark) or mark.startswith("[")}
 
     def tokens(self, prompt: str) -> list[int]:
         """Return the tokens of a rendered prompt."""
@@ -101,40 +168,41 @@ class ChatFormat:
         return Trie([engine.tokenize(rest + text) for text in continuations], engine.n_outputs, engine.n_sequences - 1)
 
     def _with_bos(self, tokens: list[int]) -> list[int]:
-        bos = self._engine.bos
-        return tokens if bos is None or tokens[:1] == [bos] else [bos, *tokens]
+        return tokens if self._bos is None else [self._bos, *tokens]
 
     def _defuse(self, content: str) -> str:
         """Break what the tokenizer would read as a control token: a text must not be able to end its own message."""
-        if self._control is None:
+        if self._told is None:
             return content
-        return self._control.sub(lambda match: match.group()[0] + _WORD_JOINER + match.group()[1:], content)
+        return self._told.sub(lambda match: match.group()[0] + _WORD_JOINER + match.group()[1:], content)
 
-    def _format(self, messages: Sequence[dict[str, str]]) -> str:
-        shaped: Any = messages
-        if self._in_parts:
-            shaped = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
-        return str(self._formatter(messages=shaped).prompt)
 
-    def _takes_parts(self) -> bool:
-        """Return whether the template wants contents as lists of parts; raise if it shows a text in neither form."""
-        why = ""
-        for in_parts in (False, True):
-            self._in_parts = in_parts
-            try:
-                if _PROBE in self._format([{"role": "user", "content": _PROBE}]):
-                    return in_parts
-                why = why or "it leaves the user's text out"
-            except Exception as error:  # noqa: BLE001 - a template may raise whatever it likes
-                why = why or f"{type(error).__name__}: {error}"
-        raise _unusable(self._engine, why)
+class Prompts:
+    """The prompts of one call, each rendered once, with the thoughts that were added to them.
 
-    def _shows(self, role: str) -> bool:
-        """Return whether the template shows a message of `role` before the user's."""
-        try:
-            return _PROBE in self._format([{"role": role, "content": _PROBE}, {"role": "user", "content": "x"}])
-        except Exception:  # noqa: BLE001 - templates refuse a role by raising whatever they like
-            return False
+    Parameters
+    ----------
+    chat : ChatFormat
+        What renders them.
+    """
+
+    def __init__(self, chat: ChatFormat) -> None:
+        self._chat = chat
+        self._rendered: dict[int, tuple[Sequence[Message], str]] = {}
+        self.tokens = chat.tokens
+        self.split = chat.split
+        self.forms = chat.forms
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the prompt of `messages` up to where the answer begins."""
+        kept = self._rendered.get(id(messages))
+        if kept is None:
+            kept = self._rendered[id(messages)] = (messages, self._chat.render(messages))
+        return kept[1]
+
+    def put(self, messages: Sequence[Message], prompt: str) -> None:
+        """Let `prompt` be that of `messages` from here on."""
+        self._rendered[id(messages)] = (messages, prompt)
 
 
 class _SharedBeginning:
@@ -175,17 +243,24 @@ class _SharedBeginning:
                 self._text, self._tokens = text[: cuts[-1]], tokens
 
 
-def _unusable(engine: Engine, why: str) -> ModelLoadError:
-    return ModelLoadError(
-        f"The chat template in {engine.options.path} cannot be used: {why}.",
-        "Another conversion of the model may carry a working one.",
-    )
+def _pattern(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """Return a pattern that finds any of `texts`, the longest first; a tree, since there may be thousands."""
+    tree: dict[str, Any] = {}
+    for text in texts:
+        if len(text) > 1:
+            node = tree
+            for character in text:
+                node = node.setdefault(character, {})
+            node[""] = {}
+    return re.compile(_branches(tree)) if tree else None
 
 
-def _fold_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Put the system text at the head of the first user message, for models without a system role."""
-    system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
-    others = [dict(message) for message in messages if message["role"] != "system"]
-    if system and others:
-        others[0]["content"] = f"{system}\n\n{others[0]['content']}"
-    return others
+def _branches(node: dict[str, Any]) -> str:
+    ways = [re.escape(character) + _branches(rest) for character, rest in node.items() if character]
+    if not ways:
+        return ""
+    together = ways[0] if len(ways) == 1 and "" not in node else f"(?:{'|'.join(ways)})"
+    return f"{together}?" if "" in node else together
+
+
+_PROBE = {"role": "user", "content": "x"}

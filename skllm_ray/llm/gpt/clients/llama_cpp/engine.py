@@ -190,25 +190,38 @@ class Engine:
     @property
     def bos(self) -> int | None:
         """The token that begins every prompt, or None if the model has none."""
-        if not self.lib.llama_vocab_get_add_bos(self.vocab):
-            return None
-        token = int(self.lib.llama_vocab_bos(self.vocab))
-        return token if token >= 0 else None
+        return self.bos_token if self.lib.llama_vocab_get_add_bos(self.vocab) else None
 
     def special_text(self, name: str) -> str:
         """Return the text of the special token `name` (``bos`` or ``eos``), or an empty string."""
         token = int(getattr(self.lib, f"llama_vocab_{name}")(self.vocab))
         return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
-    def control_texts(self) -> list[str]:
-        """Return the texts that llama.cpp would read as control tokens, longest first."""
+    @property
+    def bos_token(self) -> int | None:
+        """The model's token of a beginning, whether or not its tokenizer puts it there by itself."""
+        token = int(self.lib.llama_vocab_bos(self.vocab))
+        return token if token >= 0 else None
+
+    def special_texts(self) -> tuple[list[str], list[str]]:
+        """Return the texts that llama.cpp reads as tokens of their own: control tokens, and user-defined ones."""
+        lib, vocab = self.lib, self.vocab
+        hidden = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        found: tuple[list[str], list[str]] = ([], [])
+        for token in range(self.n_vocab):
+            kind = int(lib.llama_vocab_get_attr(vocab, token))
+            if kind & (hidden | lib.LLAMA_TOKEN_ATTR_USER_DEFINED):
+                text = self.piece(token, special=True).decode("utf-8", "replace")
+                found[0 if kind & hidden else 1].append(text)
+        return found
+
+    @cached_property
+    def marked_pieces(self) -> dict[int, bytes]:
+        """The texts of the control tokens, which have none in `pieces`."""
         is_control = self.lib.llama_vocab_is_control
-        texts = {
-            self.piece(token, special=True).decode("utf-8", "replace")
-            for token in range(self.n_vocab)
-            if is_control(self.vocab, token)
+        return {
+            token: self.piece(token, special=True) for token in range(self.n_vocab) if is_control(self.vocab, token)
         }
-        return sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
 
     @cached_property
     def quoted_tokens(self) -> NDArray[np.int64]:

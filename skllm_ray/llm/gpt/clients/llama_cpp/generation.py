@@ -37,6 +37,8 @@ class Generated:
     n_written: int
     """Tokens written, the end token not counted."""
     finish_reason: Literal["stop", "length"]
+    tokens: Sequence[int] = ()
+    """The tokens written."""
 
 
 @dataclass(slots=True)
@@ -52,6 +54,8 @@ class _Slot:
     n_decoded: int = 0
     """How many of `tokens` stand in the context."""
     stops: tuple[bytes, ...] = ()
+    controls: Mapping[int, bytes] = field(default_factory=dict)
+    """The texts of control tokens, where they are to be written too."""
     written: bytearray = field(default_factory=bytearray)
 
     @property
@@ -84,6 +88,8 @@ class Generator:
         schemas: Sequence[Mapping[str, Any] | None],
         most_tokens: Sequence[int | None],
         stops: Sequence[Sequence[str]] | None = None,
+        *,
+        with_controls: bool = False,
     ) -> list[Generated | ContextOverflowError]:
         """Return the greedy continuation of every prompt.
 
@@ -97,6 +103,8 @@ class Generator:
             The largest number of tokens in an answer; None lets the context's end decide.
         stops : sequence of sequence of str, of length n_rows, optional
             The strings before which an answer ends.
+        with_controls : bool, default=False
+            Whether control tokens are written as the texts that they have in prompts, rather than left out.
 
         Returns
         -------
@@ -125,6 +133,7 @@ class Generator:
                     min(most_tokens[index] or engine.n_ctx, engine.n_ctx - len(prompts[index])),
                     self._grammar(schemas[index]),
                     stops=tuple(stop.encode("utf-8", "replace") for stop in stops[index]) if stops else (),
+                    controls=engine.marked_pieces if with_controls else {},
                 )
                 for index in (fitting[i] for i in run)
             ]
@@ -196,7 +205,9 @@ class Generator:
                 reason = self._step(slot, row)
                 if reason:
                     text = slot.written.decode("utf-8", "replace")
-                    results[slot.index] = Generated(text, slot.n_prompt, slot.n_written, reason)
+                    results[slot.index] = Generated(
+                        text, slot.n_prompt, slot.n_written, reason, slot.tokens[slot.n_prompt :]
+                    )
                     active.remove(slot)
                     engine.release(slot.sequence)
                     free.append(slot.sequence)
@@ -212,7 +223,7 @@ class Generator:
         if slot.grammar is not None:
             self._lib.llama_sampler_accept(slot.grammar, token)
         slot.tokens.append(token)
-        piece = self._engine.pieces[token]
+        piece = slot.controls.get(token) or self._engine.pieces[token]
         slot.written += piece
         if slot.stops and _ends_at_stop(slot.written, len(piece), slot.stops):
             return "stop"

@@ -19,7 +19,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions, common_length
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Trie, score
-from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, ZeroShotTask
+from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, PromptStyle, ZeroShotTask
 
 TOLERANCE = 1e-3
 """Of a probability, and of a log-probability above -7. Among other rows, a row's keys and values lie in other cells, so
@@ -313,7 +313,7 @@ def test_the_context_may_be_filled_to_the_last_token(change):
 
 def test_control_tokens_in_a_text_are_only_text(brute):
     chat = ChatFormat(brute)
-    controls = brute.control_texts()
+    controls = brute.special_texts()[0]
     assert controls
     ids = {token for text in controls for token in brute.tokenize(text)}
     assert len(ids) == len(controls)
@@ -328,7 +328,7 @@ def test_control_tokens_in_a_text_are_only_text(brute):
 
 def test_the_tokens_are_those_of_the_whole_string(brute):
     chat = ChatFormat(brute)
-    for text in [*TEXTS, "".join(brute.control_texts()), " \n trailing \n"]:
+    for text in [*TEXTS, "".join(brute.special_texts()[0]), " \n trailing \n"]:
         prompt = chat.render([{"role": "system", "content": "S"}, {"role": "user", "content": text}])
         ends = ['{"label": "a"', '{"label": "ab c"', "plain"]
         for _ in range(2):  # the second time from what was kept
@@ -348,7 +348,7 @@ def test_a_beginning_that_texts_share_is_tokenised_once_and_as_in_the_whole(tmp_
     try:
         chat = ChatFormat(engine)
         rng = np.random.default_rng(0)
-        pool = [*"aA1.,'` \n\té👩…中", "don't", " 1234567", "  ", "word ", " word", *engine.control_texts()[:2]]
+        pool = [*"aA1.,'` \n\té👩…中", "don't", " 1234567", "  ", "word ", " word", *engine.special_texts()[0][:2]]
         tokenized = []
         plain = engine.tokenize
         engine.tokenize = lambda text: tokenized.append(text) or plain(text)
@@ -510,8 +510,14 @@ def test_two_thousand_rows_choose_as_brute_force_does(brute, backend):
 # --- files of other makers -------------------------------------------------------------------------------------------
 
 
-def rewritten(path, template=None, name="test", controls=(), pre=None):
-    """Write the demo model with another chat template, name or pre-tokenizer, `controls` as its last tokens."""
+BOS_KEYS = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.add_bos_token")
+
+
+def rewritten(path, template=None, name="test", controls=(), pre=None, kind=gguf.TokenType.CONTROL, bos=None):
+    """Write the demo model with another chat template (none if empty), name or pre-tokenizer.
+
+    `controls` are its last tokens, of one `kind`; the last of them begins texts if `bos` is given, by itself if true.
+    """
     source, writer = gguf.GGUFReader(DEMO_FILE), gguf.GGUFWriter(str(path), "llama")
     n = len(controls)
     for key, field in source.fields.items():
@@ -519,19 +525,24 @@ def rewritten(path, template=None, name="test", controls=(), pre=None):
             continue
         value = field.contents()
         if key == "tokenizer.chat_template":
-            value = template or value
+            value = value if template is None else template
+            if not value:
+                continue
         elif key == "tokenizer.ggml.pre":
             value = pre or value
-        elif key == "general.name":
+        elif key in {"general.name", *(BOS_KEYS if bos is not None else ())}:
             continue
         elif n and key == "tokenizer.ggml.tokens":
             value = [*value[:-n], *controls]
         elif n and key == "tokenizer.ggml.token_type":
-            value = [*value[:-n], *[gguf.TokenType.CONTROL] * n]
+            value = [*value[:-n], *[kind] * n]
         elif n and key == "tokenizer.ggml.merges":
             value = value[:-n]
         writer.add_key_value(key, value, field.types[0], field.types[-1] if len(field.types) > 1 else None)
     writer.add_string("general.name", name)
+    if bos is not None:
+        writer.add_bos_token_id(len(source.fields["tokenizer.ggml.tokens"].data) - 1)
+        writer.add_add_bos_token(bos)
     for tensor in source.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
@@ -582,7 +593,7 @@ def test_templates_of_every_form_show_instructions_and_text(tmp_path, template):
         requests = ZeroShotTask(THREE).render(["I love it", "It is awful"])
         one, other = opened.complete(requests)
         assert one.error is None and one.log_probs != other.log_probs
-        prompt = opened._format.render(requests[0].messages)
+        prompt = opened._chat(PromptStyle()).render(requests[0].messages)
         assert "I love it" in prompt
         assert requests[0].messages[0]["content"][:20] in prompt
     finally:

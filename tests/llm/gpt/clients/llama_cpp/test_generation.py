@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from skllm_ray.errors import ConfigurationError, PartialResultError
-from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend, GGUFOptions, GGUFSpec
+from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend, GGUFSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
+from skllm_ray.llm.gpt.clients.llama_cpp.chat import Prompts
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generated, Generator
+from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError
 from skllm_ray.llm.gpt.clients.llama_cpp.truncation import shortened
-from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, ZeroShotTask
+from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, PromptStyle, ZeroShotTask
 
 TEXTS = [
     "I love it.",
@@ -179,7 +181,7 @@ def test_cutting_ends_however_long_the_instructions_are(backend, n_pads):
         ("positive", "negative"), "Judge by what the writer felt. " * n_pads + "\nLabels: {labels}\nText: {x}"
     ).render([text])
     (reply,) = backend.complete([replace(request, cut_text=text)])
-    bare = backend._needed(replace(request, messages=_without(request, text)), backend._format)
+    bare = backend._needed(replace(request, messages=_without(request, text)), Prompts(backend._chat(PromptStyle())))
     assert (reply.error is None) == (bare <= backend.n_ctx)
     if reply.error is None:
         assert reply.usage.prompt_tokens > 0.9 * (backend.n_ctx - 10)  # as much of the text as there is room for
