@@ -21,6 +21,9 @@ from skllm_ray.errors import ConfigurationError, MissingKeyError
 __all__ = ["GGUFResources", "Price", "RateLimit", "SKLLMConfig", "Secret", "SecretRef", "Timeouts"]
 
 
+_MARK = re.compile(r"\*\*\*[0-9a-f]{12}")
+
+
 class Secret(str):
     """A credential that shows itself to nobody but the SDK that needs it.
 
@@ -51,6 +54,8 @@ class Secret(str):
         """Wrap `value`; a `Secret` is returned as it is."""
         if isinstance(value, Secret):
             return value
+        if fingerprint is None and _MARK.fullmatch(value):  # what a format made of it that knows strings alone
+            return cls("", value.removeprefix("***"))
         mark = fingerprint or hashlib.sha256(value.encode()).hexdigest()[:12]
         secret = super().__new__(cls, f"***{mark}")
         secret._text = str(value)
@@ -199,7 +204,9 @@ class GGUFResources:
 
 @lasting
 @dataclass(frozen=True, slots=True)
-class _Settings:
+class Settings:
+    """What was set in a process. It travels with estimators, without any credential."""
+
     openai_key: Secret | None = None
     openai_org: str | None = None
     azure_api_base: str | None = None
@@ -222,6 +229,7 @@ class _Settings:
     gguf_resources: tuple[tuple[str | None, GGUFResources], ...] = ()
 
 
+_Settings = Settings  # its name in the first release's pickles
 _ENV = {
     "openai_key": "SKLLM_CONFIG_OPENAI_KEY",
     "openai_org": "SKLLM_CONFIG_OPENAI_ORG",
@@ -254,19 +262,19 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 OPENAI_KEY_ENV = (_ENV["openai_key"], "OPENAI_API_KEY")
 
 
-_own = _Settings()
+_own = Settings()
 _setting = threading.Lock()
-_brought: ContextVar[_Settings | None] = ContextVar("skllm_ray_brought_settings", default=None)
+_brought: ContextVar[Settings | None] = ContextVar("skllm_ray_brought_settings", default=None)
 """The settings that an estimator brought with it from another process, while this thread works for that estimator."""
 _logger = logging.getLogger(__name__)
 
 
-def _joined(own: _Settings, brought: _Settings | None) -> _Settings:
+def _joined(own: Settings, brought: Settings | None) -> Settings:
     """Return `own` and, for what is not set there, `brought`: setting by setting, and model by model."""
     if brought is None or own is brought:
         return own
     pairs = {name: (getattr(own, name), getattr(brought, name)) for name in (one.name for one in fields(own))}
-    return _Settings(**{name: _first(mine, theirs) for name, (mine, theirs) in pairs.items()})
+    return Settings(**{name: _first(mine, theirs) for name, (mine, theirs) in pairs.items()})
 
 
 def _first(mine: Any, theirs: Any) -> Any:
@@ -279,7 +287,7 @@ class _ReadableSettings(type):
     """Gives the class itself a table as its repr."""
 
     @property
-    def _settings(cls) -> _Settings:
+    def _settings(cls) -> Settings:
         """What was set in this process and, while a thread works for an estimator from another one, what it brought."""
         return _joined(_own, _brought.get())
 
@@ -309,7 +317,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
 
     @staticmethod
     @contextmanager
-    def _borrowed(settings: _Settings | None) -> Iterator[None]:
+    def _borrowed(settings: Settings | None) -> Iterator[None]:
         """Use the settings of another process, in this thread, for whatever this process has not set itself."""
         token = _brought.set(settings)
         try:
@@ -318,7 +326,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
             _brought.reset(token)
 
     @staticmethod
-    def _adopt(settings: _Settings | None) -> None:
+    def _adopt(settings: Settings | None) -> None:
         """Take over the settings of another process, for whatever this process has not set itself."""
         global _own
         with _setting:
@@ -328,7 +336,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
     def reset() -> None:
         """Forget everything that was set."""
         global _own
-        _own = _Settings()
+        _own = Settings()
 
     # --- credentials and endpoints -------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import skllm_ray
 ROOT = Path(skllm_ray.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = {
-    "": {"execution.session"},
+    "": {"execution.session", "trusted"},
     "config": {"errors"},
     "errors": {"plain_text"},
     "plain_text": set(),
@@ -34,6 +34,7 @@ LAYERS = {
     "classification": {"models"},
     "text2text": {"models"},
     "vectorization": {"models"},
+    "trusted": {"classification", "text2text", "vectorization", "models", "memory", "tasks", "llm.base", "config"},
     "tuning": {"execution.tuning_jobs", "llm.tuning", "errors"},
     "batch": {
         "", "batch", "tasks", "llm.registry", "llm.base", "llm.calls", "execution", "config", "errors", "plain_text",

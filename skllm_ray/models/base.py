@@ -280,15 +280,19 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             raise JobFailedError(message, failed.hint)
         return np.stack([row.value for row in rows if row.value is not None])
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__({name: hidden(name, value) for name, value in state.items()})
-
     def __getstate__(self) -> dict[str, Any]:
         """Return what travels: with the settings of this process, without any credential."""
         from skllm_ray.execution.children import share
 
         share(self._secrets())
         return {**super().__getstate__(), "_settings": self._settings_to_carry()}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take what travelled; formats that know strings alone, such as skops', have made strings of the secrets."""
+        super().__setstate__({name: hidden(name, value) for name, value in state.items()})
+        settings = vars(self).get("_settings")
+        if settings is not None and settings.openai_key is not None:
+            self.__dict__["_settings"] = replace(settings, openai_key=Secret(settings.openai_key))
 
     def __sklearn_clone__(self) -> Self:
         """Return an unfitted copy, which knows the same settings of another process."""
@@ -372,12 +376,3 @@ def at_least_one(name: str, value: object) -> None:
     """Raise ``ConfigurationError`` unless the argument `name` is a positive int."""
     if not Whole(1).is_satisfied_by(value):
         raise ConfigurationError(f"{name} must be {Whole(1)}; got {value!r}.")
-
-
-def refuse_sample_weight(sample_weight: object) -> None:
-    """Raise ``InputError`` if weights were given: a prompt cannot weigh its examples."""
-    if sample_weight is not None:
-        raise InputError(
-            "fit takes no sample_weight: a prompt cannot weigh its examples.",
-            "Leave it out; score(X, y, sample_weight=…) takes weights.",
-        )

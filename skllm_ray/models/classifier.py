@@ -14,9 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.errors import InputError, NotSupportedError
 from skllm_ray.models import results
-from skllm_ray.models.base import LLMEstimator, OnError, refuse_sample_weight, wrap_secret
+from skllm_ray.models.base import LLMEstimator, OnError, wrap_secret
+from skllm_ray.models.columns import column
 from skllm_ray.models.constraints import TEXTS, Constraints, Text, Whole
-from skllm_ray.models.texts import as_labels, as_texts
+from skllm_ray.models.label_names import LabelNames, check_label_names, names_of
+from skllm_ray.models.texts import as_labels, as_texts, check_length
 from skllm_ray.tasks.base import Row, Task
 
 __all__ = ["LLMClassifier", "OnError", "wrap_secret"]
@@ -37,6 +39,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
     prompt_template: str | None
     label_descriptions: Mapping[Any, str] | None
     random_state: int | None
+    label_names: LabelNames = None
     classes_: NDArray[Any]
     class_probabilities_: NDArray[np.float64]
 
@@ -44,7 +47,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
     def _task(self) -> Task[Any]:
         """Return the task of the fitted estimator."""
 
-    def fit(self, X: Any, y: Any, sample_weight: None = None) -> Self:
+    def fit(self, X: Any, y: Any) -> Self:
         """Learn the candidate labels. Nothing is sent and nothing is started.
 
         Parameters
@@ -53,8 +56,6 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
             Ignored but for its length; None if `y` lists the candidate labels.
         y : array-like of shape (n_samples,) or (n_classes,)
             One label per text, or each candidate label once.
-        sample_weight : None
-            Refused: a prompt cannot weigh its examples.
 
         Returns
         -------
@@ -63,15 +64,16 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         Raises
         ------
         InputError
-            If `y` has no labels, blank or repeated ones, fewer than two, or numbers without ``label_descriptions``.
+            If `y` has no labels, blank or repeated ones, fewer than two, or numbers without ``label_names`` and
+            ``label_descriptions``.
         ConfigurationError
             If a constructor parameter cannot work.
         """
-        refuse_sample_weight(sample_weight)
         self._check_parameters()
-        described = self.label_descriptions is not None
+        described = self.label_descriptions is not None or self.label_names is not None
         labels = as_labels(y, None if X is None else len(as_texts(X).values), described)
         classes, counts = np.unique(labels, return_counts=True)
+        names_of(classes.tolist(), self.label_names)
         self.classes_ = classes
         self.class_probabilities_ = counts / counts.sum()
         self._check_descriptions()
@@ -83,7 +85,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array-like of str of shape (n_samples,)
-            The texts: a list, numpy array, pandas Series, one-column DataFrame, pyarrow or polars column.
+            The texts: a list, numpy array, pandas Series, one-column DataFrame, or another library's column.
         num_workers : int or None, default=None
             The most requests that this call may have in flight, for API backends; None leaves it to the limits.
         on_error : {"raise", "default", "coerce"} or None, default=None
@@ -181,7 +183,32 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         """
         return self._map_dataset(ds, text_column, output_prefix, details, on_error)
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy of the labels.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,)
+            The texts.
+        y : array-like of shape (n_samples,)
+            The true labels.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            How much each row counts.
+
+        Returns
+        -------
+        float
+            Between 0 and 1; a row that failed, and is None with "coerce", counts as wrong.
+        """
+        truth = column(y, "y")[0]
+        check_length(X, truth)
+        return results.accuracy(self._labels_in(self.predict(X)), truth, sample_weight)
+
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _labels_in(self, predictions: NDArray[Any]) -> Sequence[Any]:
+        """Return the labels in what `predict` returned."""
+        return list(predictions.tolist())
 
     _can_score: ClassVar[bool] = True
     """Whether the task asks for a label alone, so that its probability can be told."""
@@ -199,6 +226,8 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
     def _default(self, text: str | None) -> Any:
         if self.default_label == "Random":
             return results.draw(text or "", self.classes_, self.class_probabilities_, self.random_state)
+        if self.label_names is not None and self.default_label in self._names():
+            return self._reader()(self.default_label)
         return self.default_label
 
     def _array(self, values: Sequence[Any]) -> NDArray[Any]:
@@ -207,7 +236,8 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         return np.asarray(values, dtype=object)
 
     def _column_types(self) -> dict[str, pa.DataType | None]:
-        of_text = self.classes_.dtype.kind in "UO" or self.default_label != "Random"
+        foreign = self.default_label != "Random" and isinstance(self._default(""), str)
+        of_text = self.classes_.dtype.kind in "UO" or foreign
         return {"prediction": pa.string() if of_text else pa.from_numpy_dtype(self.classes_.dtype)}
 
     def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
@@ -221,11 +251,21 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
 
     def _names(self) -> tuple[str, ...]:
         """Return the labels as the prompt names them."""
-        return tuple(str(label) for label in self.classes_)
+        return names_of(self.classes_.tolist(), self.label_names)
+
+    def _names_for(self, y: Any) -> list[str]:
+        """Return the names of some of the classes."""
+        by_label = {str(label): name for label, name in zip(self.classes_, self._names(), strict=True)}
+        return [by_label[str(label)] for label in column(y, "y")[0]]
 
     def _descriptions(self) -> dict[str, str]:
-        given = self.label_descriptions or {}
-        return {str(label): text for label, text in given.items()}
+        by_label = {str(label): name for label, name in zip(self.classes_, self._names(), strict=True)}
+        given = {str(label): text for label, text in (self.label_descriptions or {}).items()}
+        return {by_label.get(label, label): text for label, text in given.items()}
+
+    def _validate_params(self) -> None:
+        super()._validate_params()
+        check_label_names(self.label_names)
 
     def _check_descriptions(self) -> None:
         unknown = sorted(set(self._descriptions()) - set(self._names()))

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score
 
 from skllm_ray.models.base import OnError
 from skllm_ray.models.classifier import LLMClassifier
@@ -42,20 +41,8 @@ class CoTClassifier(LLMClassifier):
         """
         return super().predict(X, num_workers, on_error=on_error)
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the accuracy of the labels.
-
-        Parameters
-        ----------
-        X : array-like of str of shape (n_samples,)
-            The texts.
-        y : array-like of shape (n_samples,)
-            The true labels.
-        sample_weight : array-like of shape (n_samples,) or None, default=None
-            How much each row counts.
-        """
-        labels = np.asarray(self.predict(X)[:, 0].tolist(), dtype=self.classes_.dtype)
-        return float(accuracy_score(y, labels, sample_weight=sample_weight))
+    def _labels_in(self, predictions: NDArray[Any]) -> Sequence[Any]:
+        return list(predictions[:, 0].tolist())
 
     def _task(self) -> CoTTask:
         return CoTTask(self._names(), self.prompt_template or COT_CLF_PROMPT_TEMPLATE, self._descriptions())
@@ -100,6 +87,9 @@ class MultiLabelCoTClassifier(MultiLabelClassifier):
         """
         found: NDArray[Any] = self._results(X, on_error, num_workers)
         return found
+
+    def _label_sets(self, found: NDArray[Any]) -> list[set[str] | None]:
+        return super()._label_sets(found[:, :-1])
 
     def _task(self) -> MultiLabelCoTTask:
         template = self.prompt_template or COT_MLCLF_PROMPT_TEMPLATE

@@ -41,7 +41,7 @@ class FewShotClassifier(LLMClassifier):
 
     examples_: str
 
-    def fit(self, X: Any, y: Any, sample_weight: None = None) -> Self:
+    def fit(self, X: Any, y: Any) -> Self:
         """Learn the labels and the examples. Nothing is sent and nothing is started.
 
         Parameters
@@ -50,8 +50,6 @@ class FewShotClassifier(LLMClassifier):
             The examples' texts. All of them go into every prompt.
         y : array-like of shape (n_samples,)
             Their labels.
-        sample_weight : None
-            Refused: a prompt cannot weigh its examples.
 
         Returns
         -------
@@ -63,8 +61,8 @@ class FewShotClassifier(LLMClassifier):
             If `X` is None or has missing texts, or `y` does not fit it.
         """
         texts = _examples(self, X)
-        super().fit(X, y, sample_weight)
-        self.examples_ = "\n\n".join(format_examples(texts, _as_names(y), Choices(self._names())))
+        super().fit(X, y)
+        self.examples_ = "\n\n".join(format_examples(texts, self._names_for(y), Choices(self._names())))
         return self
 
     def _task(self) -> FewShotTask:
@@ -79,7 +77,7 @@ class MultiLabelFewShotClassifier(MultiLabelClassifier):
 
     examples_: str
 
-    def fit(self, X: Any, y: Any, sample_weight: None = None) -> Self:
+    def fit(self, X: Any, y: Any) -> Self:
         """Learn the labels and the examples. Nothing is sent and nothing is started.
 
         Parameters
@@ -88,8 +86,6 @@ class MultiLabelFewShotClassifier(MultiLabelClassifier):
             The examples' texts. All of them go into every prompt.
         y : list of lists of str
             Their labels.
-        sample_weight : None
-            Refused: a prompt cannot weigh its examples.
 
         Returns
         -------
@@ -101,9 +97,11 @@ class MultiLabelFewShotClassifier(MultiLabelClassifier):
             If `X` is None or has missing texts, or `y` does not fit it.
         """
         texts = _examples(self, X)
-        super().fit(X, y, sample_weight)
+        super().fit(X, y)
         choices = Choices(self._names(), multiple=True)
-        self.examples_ = "\n\n".join(format_examples(texts, as_label_lists(y, len(texts)), choices))
+        self.examples_ = "\n\n".join(
+            format_examples(texts, as_label_lists(y, len(texts), self._column_names()), choices)
+        )
         return self
 
     def _task(self) -> MultiLabelFewShotTask:
@@ -128,7 +126,7 @@ class DynamicFewShotClassifier(FewShotClassifier):
     memory_: ExampleMemory
     vectorizer_: Any
 
-    def fit(self, X: Any, y: Any, sample_weight: None = None) -> Self:
+    def fit(self, X: Any, y: Any) -> Self:
         """Learn the labels, and embed the examples: once, in batches.
 
         Parameters
@@ -137,8 +135,6 @@ class DynamicFewShotClassifier(FewShotClassifier):
             The examples' texts.
         y : array-like of shape (n_samples,)
             Their labels. A class may have fewer than ``n_examples``.
-        sample_weight : None
-            Refused: a prompt cannot weigh its examples.
 
         Returns
         -------
@@ -153,9 +149,9 @@ class DynamicFewShotClassifier(FewShotClassifier):
         JobFailedError
             If not every example could be embedded.
         """
-        super().fit(X, y, sample_weight)
+        super().fit(X, y)
         del self.examples_  # each row gets its own
-        texts, labels = _examples(self, X), np.asarray(_as_names(y))
+        texts, labels = _examples(self, X), np.asarray(self._names_for(y))
         self.vectorizer_ = self._new_vectorizer(texts)
         vectors = self._vectors(texts, self._embedding())
         members = [np.flatnonzero(labels == name) for name in self._names()]
@@ -306,7 +302,3 @@ def _examples(estimator: LLMClassifier, X: Any) -> list[str]:
     texts = as_texts(X)
     refuse_missing(texts)
     return [str(text) for text in texts.values]
-
-
-def _as_names(y: Any) -> list[str]:
-    return [str(label) for label in (y.tolist() if hasattr(y, "tolist") else list(y))]

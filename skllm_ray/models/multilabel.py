@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.errors import NotSupportedError
-from skllm_ray.models.base import OnError, refuse_sample_weight
+from skllm_ray.models import results
+from skllm_ray.models.base import OnError
 from skllm_ray.models.classifier import LLMClassifier
 from skllm_ray.models.constraints import Constraints, Whole
-from skllm_ray.models.texts import as_label_lists, as_texts
+from skllm_ray.models.label_names import names_of
+from skllm_ray.models.texts import as_indicators, as_label_lists, as_texts, check_length, label_lists
 from skllm_ray.tasks.base import Row
 
 _MOST_LABELS: Final = 1000
@@ -32,20 +34,21 @@ class MultiLabelClassifier(LLMClassifier):
 
     max_labels: int
     indicators_: list[str] | None
-    """The columns of `y`, where it was a DataFrame."""
+    """The columns of `y`, where it was a matrix of 0 and 1."""
+    indicators_are_array_: bool = False
+    """Whether that was an array, and `predict` returns one."""
 
-    def fit(self, X: Any, y: Any, sample_weight: None = None) -> Self:
+    def fit(self, X: Any, y: Any) -> Self:
         """Learn the candidate labels. Nothing is sent and nothing is started.
 
         Parameters
         ----------
         X : array-like of str of shape (n_samples,) or None
             Ignored but for its length.
-        y : list of lists of str, or DataFrame of shape (n_samples, n_classes)
-            The labels of each text, or, with ``X=None``, ``[candidate_labels]``. A DataFrame has a column for each
-            label and holds 0 and 1; it is the form that scikit-learn's tools take, and `predict` then returns it too.
-        sample_weight : None
-            Refused.
+        y : list of lists of str, DataFrame or array of shape (n_samples, n_classes), or list of str
+            The labels of each text, or, with ``X=None``, the candidate labels. A DataFrame has a column for each label
+            and holds 0 and 1; it is a form that scikit-learn's tools take, and `predict` then returns it too. So does
+            an array, such as ``MultiLabelBinarizer`` makes; ``label_names`` names its columns.
 
         Returns
         -------
@@ -54,19 +57,22 @@ class MultiLabelClassifier(LLMClassifier):
         Raises
         ------
         InputError
-            If `y` is not a list of lists, or holds no labels or blank ones.
+            If `y` is of no such form, or holds no labels or blank ones.
         ConfigurationError
             If a constructor parameter cannot work.
         """
-        refuse_sample_weight(sample_weight)
         self._check_parameters()
-        lists = as_label_lists(y, None if X is None else len(as_texts(X).values))
+        lists = as_label_lists(y, None if X is None else len(as_texts(X).values), self._column_names())
         counts = Counter(label for labels in lists for label in labels)
-        counts.update(dict.fromkeys(map(str, y.columns), 0) if isinstance(y, pd.DataFrame) else {})
+        if as_indicators(y) is not None:
+            self.indicators_ = list(map(str, y.columns)) if isinstance(y, pd.DataFrame) else self._column_names()
+            counts.update(dict.fromkeys(self.indicators_ or (), 0))
+        else:
+            self.indicators_ = None
+        self.indicators_are_array_ = self.indicators_ is not None and not isinstance(y, pd.DataFrame)
         self.classes_ = np.asarray(sorted(counts))
         frequencies = np.asarray([counts[label] for label in self.classes_], np.float64)
         self.class_probabilities_ = frequencies / frequencies.sum()
-        self.indicators_ = list(map(str, y.columns)) if isinstance(y, pd.DataFrame) else None
         self._check_descriptions()
         return self
 
@@ -86,19 +92,57 @@ class MultiLabelClassifier(LLMClassifier):
         -------
         ndarray of str of shape (n_samples, max_labels)
             Each row's labels, padded with ``""``; or, after a `fit` with a DataFrame, a DataFrame of 0 and 1 with the
-            same columns and the index of `X`, where a failed row is all NaN with "coerce".
+            same columns and the index of `X`, where a failed row is all NaN with "coerce"; after one with an array, an
+            array of them.
         """
         found = self._results(X, on_error, num_workers)
         if self.indicators_ is None:
             return found
         rows = [[np.nan if row[0] is None else int(label in row) for label in self.indicators_] for row in found]
+        if self.indicators_are_array_:
+            return np.asarray(rows)
         return pd.DataFrame(rows, index=as_texts(X).index, columns=self.indicators_)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the share of the texts whose labels are exactly the true ones, in any order.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,)
+            The texts.
+        y : list of lists of str, or DataFrame or array of shape (n_samples, n_classes)
+            The true labels.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            How much each row counts.
+
+        Returns
+        -------
+        float
+            Between 0 and 1; a row that failed, and is None with "coerce", counts as wrong.
+        """
+        truth = label_lists(y, self._column_names() or self.indicators_)
+        check_length(X, truth)
+        found = self._label_sets(self._results(X, None))
+        right = [None if one is None else one == set(true) for one, true in zip(found, truth, strict=True)]
+        return results.accuracy(right, [True] * len(truth), sample_weight)
 
     def predict_proba(self, X: Any, *, on_error: OnError | None = None) -> NDArray[np.float64]:
         """Not offered in this release: an answer with several labels has no probability per label."""
         del X, on_error
         check_is_fitted(self)
         raise NotSupportedError(f"{type(self).__name__} gives no probabilities in this release.", "Use predict.")
+
+    def _label_sets(self, found: NDArray[Any]) -> list[set[str] | None]:
+        """Return the labels of each row of what :meth:`_array` made; None for rows that failed."""
+        return [None if row[0] is None else set(row) - {""} for row in found]
+
+    def _column_names(self) -> list[str] | None:
+        """Return the names of an indicator array's columns."""
+        names = self.label_names
+        return None if names is None else list(names_of(range(len(names)), names))
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(str(label) for label in self.classes_)
 
     def _reader(self) -> Callable[[Any], Any]:
         return list

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from skllm_ray.errors import ConfigurationError, InputError
 from skllm_ray.models import results
 from skllm_ray.models.base import OnError
+from skllm_ray.models.columns import as_wide_as
 from skllm_ray.models.constraints import A_FLAG, Constraints, Whole
 from skllm_ray.models.display import EntityPage, show
 from skllm_ray.models.texts import Texts
@@ -55,7 +56,7 @@ class ExplainableNER(TextTransformer):
 
         Returns
         -------
-        ndarray of object of shape (n_samples,)
+        ndarray of object of shape (n_samples,), or (n_samples, 1) where `X` has two dimensions
             Of str; None for rows that failed, with "coerce", and where the answer was of no use.
 
         Raises
@@ -68,7 +69,7 @@ class ExplainableNER(TextTransformer):
         texts, spans = self._spans(X, on_error)
         if self.display_predictions:
             show(EntityPage(texts.values, spans, list(self.entities)))
-        return results.as_objects(_tagged(texts, spans))
+        return as_wide_as(X, results.as_objects(_tagged(texts, spans)))
 
     def predict_spans(self, X: Any, *, on_error: OnError | None = None) -> list[list[Span] | None]:
         """Return the entities of every text and where they stand: ``text[span.start:span.end]`` is ``span.value``.

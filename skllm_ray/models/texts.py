@@ -8,10 +8,14 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 from skllm_ray.errors import InputError
+from skllm_ray.models.columns import column
 
 _SHOWN: Final = 5
+_SUCH_AS: Final = "Such as [['price', 'quality'], ['delivery']]."
 _PLAIN: Final = frozenset({str, type(None)})
 
 
@@ -40,8 +44,9 @@ def as_texts(X: Any, name: str = "X") -> Texts:
 
     Parameters
     ----------
-    X : list, tuple, numpy array, pandas Series, one-column DataFrame, pyarrow or polars column
-        Of str; None, NaN and blank texts count as missing.
+    X : list, tuple, numpy array, pandas Series, one-column DataFrame, or another library's column
+        Of str; None, NaN and blank texts count as missing. Libraries: pyarrow, polars, narwhals, dask, Hugging Face
+        datasets, and whatever numpy makes an array of.
     name : str, default="X"
         What `X` is called in messages.
 
@@ -52,7 +57,7 @@ def as_texts(X: Any, name: str = "X") -> Texts:
     InputError
         If it is empty, has several columns, or holds something other than texts.
     """
-    values, index = _column(X, name)
+    values, index = column(X, name)
     if not len(values):
         raise InputError(f"{name} holds no texts.", f"Pass at least one, such as {name}=['some text'].")
     if {type(value) for value in values} <= _PLAIN:
@@ -80,6 +85,13 @@ def refuse_missing(texts: Texts, name: str = "X") -> None:
         )
 
 
+def check_length(X: Any, y: Sequence[Any]) -> None:
+    """Raise ``InputError`` unless there is one label, or list of labels, for each text."""
+    n_texts = len(column(X, "X")[0])
+    if n_texts != len(y):
+        raise InputError(f"X has {n_texts} texts but y has {len(y)} labels.", "Pass one label per text.")
+
+
 def as_labels(y: Any, n_texts: int | None, described: bool) -> np.ndarray[Any, Any]:
     """Return `y` as a one-dimensional array of labels.
 
@@ -90,7 +102,7 @@ def as_labels(y: Any, n_texts: int | None, described: bool) -> np.ndarray[Any, A
     n_texts : int or None
         The number of texts; None if there are none.
     described : bool
-        Whether the labels have descriptions, so that integers carry a meaning.
+        Whether the labels have names or descriptions, so that integers carry a meaning.
 
     Raises
     ------
@@ -102,7 +114,7 @@ def as_labels(y: Any, n_texts: int | None, described: bool) -> np.ndarray[Any, A
             "fit requires y to be passed, but the target y is None.",
             "Pass the candidate labels: fit(None, ['positive', 'negative']).",
         )
-    values, _ = _column(y, "y")
+    values, _ = column(y, "y")
     _check_labels(list(values), described)
     array = np.asarray(y if isinstance(y, np.ndarray) else list(values))
     if n_texts is not None and len(array) != n_texts:
@@ -119,33 +131,78 @@ def as_labels(y: Any, n_texts: int | None, described: bool) -> np.ndarray[Any, A
     return array
 
 
-def as_label_lists(y: Any, n_texts: int | None) -> list[list[str]]:
-    """Return `y` as a list of label lists, for multi-label tasks; raises ``InputError`` as :func:`as_labels` does."""
-    if isinstance(y, pd.DataFrame):
-        y = _from_indicators(y)
-    if y is None or isinstance(y, (str, bytes)) or not isinstance(y, Iterable):
-        raise InputError(f"y must be a list of label lists; got {type(y).__name__}.", "Such as [['price', 'quality']].")
-    lists = list(y)
-    wrong = [i for i, labels in enumerate(lists) if not isinstance(labels, (list, tuple, set, np.ndarray))]
-    if wrong or not lists:
-        what = f"y[{wrong[0]}] is of type {type(lists[wrong[0]]).__name__}" if wrong else "it is empty"
-        raise InputError(f"y must be a list of label lists; {what}.", "Such as [['price', 'quality'], ['delivery']].")
+def as_label_lists(y: Any, n_texts: int | None, names: Sequence[str] | None = None) -> list[list[str]]:
+    """Return `y` as a list of label lists, for multi-label tasks.
+
+    Parameters
+    ----------
+    y : list of label lists, indicator DataFrame, indicator array, or list of labels
+        One list, or one row of 0 and 1, per text; or, without texts, the candidate labels, in a list of their own or
+        not.
+    n_texts : int or None
+        The number of texts; None if there are none.
+    names : sequence of str or None, default=None
+        The names of an indicator array's columns.
+
+    Raises
+    ------
+    InputError
+        As :func:`as_labels` does; also where an indicator array's columns have no names.
+    """
+    if n_texts is None and isinstance(y, (list, tuple, np.ndarray)) and len(y) and all(isinstance(v, str) for v in y):
+        y = [list(y)]
+    lists = label_lists(y, names)
+    if not lists:
+        raise InputError("y must be a list of label lists; it is empty.", _SUCH_AS)
     if n_texts is not None and len(lists) != n_texts:
         raise InputError(f"X has {n_texts} texts but y has {len(lists)} label lists.", "Pass one list per text.")
     _check_labels([label for labels in lists for label in labels], described=False)
     if n_texts is None and len(lists) == 1:
-        repeated = sorted({label for label in lists[0] if list(lists[0]).count(label) > 1})
+        repeated = sorted({label for label in lists[0] if lists[0].count(label) > 1})
         if repeated:
             raise InputError(f"y repeats {_quoted(repeated)}.", "List each candidate label once.")
+    return lists
+
+
+def label_lists(y: Any, names: Sequence[str] | None = None) -> list[list[str]]:
+    """Return `y` as a list of lists, whatever its form and whatever labels they hold."""
+    indicators = as_indicators(y)
+    if indicators is not None:
+        columns = list(map(str, y.columns)) if isinstance(y, pd.DataFrame) else names
+        return _from_indicators(indicators, columns)
+    if y is None or isinstance(y, (str, bytes)) or not isinstance(y, Iterable):
+        raise InputError(f"y must be a list of label lists; got {type(y).__name__}.", _SUCH_AS)
+    lists = list(y)
+    wrong = next((i for i, labels in enumerate(lists) if not isinstance(labels, (list, tuple, set, np.ndarray))), None)
+    if wrong is not None:
+        raise InputError(
+            f"y must be a list of label lists; y[{wrong}] is of type {type(lists[wrong]).__name__}.",
+            f"{_SUCH_AS} Candidate labels alone go without texts: fit(None, ['price', 'quality']).",
+        )
     return [list(labels) for labels in lists]
 
 
-def _from_indicators(y: pd.DataFrame) -> list[list[str]]:
-    """Return the label lists of a binary indicator frame."""
-    values = y.to_numpy()
-    if not y.columns.is_unique or not np.isin(values, (0, 1)).all():
-        raise InputError("y is a DataFrame, but not of a unique column for each label that holds 0 and 1 alone.")
-    names = [str(name) for name in y.columns]
+def as_indicators(y: Any) -> NDArray[Any] | None:
+    """Return the matrix of 0 and 1 in a DataFrame, a numpy array or a scipy sparse matrix; None of anything else."""
+    if isinstance(y, pd.DataFrame):
+        return np.asarray(y.to_numpy())
+    if issparse(y):
+        return np.asarray(y.toarray())
+    return y if isinstance(y, np.ndarray) and y.ndim == 2 and y.dtype.kind in "iufb" else None
+
+
+def _from_indicators(values: NDArray[Any], names: Sequence[str] | None) -> list[list[str]]:
+    """Return the label lists of an indicator matrix."""
+    if names is None:
+        raise InputError(
+            f"y is an array of 0 and 1 with {values.shape[1]} columns, and nothing says which label each stands for.",
+            "Pass label_names=binarizer.classes_.tolist() to the estimator, or y as a DataFrame with named columns.",
+        )
+    if len(names) != values.shape[1] or len(set(names)) < len(names) or not np.isin(values, (0, 1)).all():
+        raise InputError(
+            f"y has {values.shape[1]} columns for the labels {_quoted(list(names))}, but not of a unique column for "
+            "each label that holds 0 and 1 alone."
+        )
     return [[name for name, value in zip(names, row, strict=True) if value] for row in values]
 
 
@@ -164,58 +221,10 @@ def _check_labels(labels: Sequence[Any], described: bool) -> None:
             raise InputError(
                 f"y[{position}] is {label!r}, of type {type(label).__name__}: a language model chooses by a label's "
                 "name, and a number has none.",
-                "Use names, or pass label_descriptions={0: 'what 0 means', …}. Meta-estimators encode labels: wrap a "
-                "fitted classifier in sklearn.frozen.FrozenEstimator and use their prefit form.",
+                "Use names, or pass label_names=['what 0 means', 'what 1 means', …]: meta-estimators, and "
+                "cross_val_predict with method='predict_proba', number the sorted labels so. "
+                "label_descriptions={0: '…'} tells what a number means where the prompt shall show the number.",
             )
-
-
-def _column(X: Any, name: str) -> tuple[Sequence[Any], pd.Index[Any] | None]:
-    """Return the values of a one-dimensional collection and its index, if it has one."""
-    if isinstance(X, (str, bytes)):
-        raise TypeError(f"{name} must be a collection of texts; got a single {type(X).__name__}. Write [{name}].")
-    if isinstance(X, pd.Series):
-        return X.tolist(), X.index
-    if isinstance(X, pd.DataFrame):
-        _one_column(X.shape[1], name)
-        return X.iloc[:, 0].tolist(), X.index
-    if isinstance(X, np.ndarray):
-        if X.ndim == 2:
-            _one_column(X.shape[1], name)
-            X = X[:, 0]
-        if X.ndim != 1:
-            raise InputError(f"{name} must have one dimension; it has {X.ndim}.")
-        return X.tolist(), None
-    if isinstance(X, (list, tuple)):
-        return X, None
-    return _foreign_column(X, name), None
-
-
-def _foreign_column(X: Any, name: str) -> Sequence[Any]:
-    """Return the values of a pyarrow or polars object, told by its methods, so that neither need be imported."""
-    module = type(X).__module__.partition(".")[0]
-    if module == "ray":
-        raise TypeError(
-            f"{name} is a Ray Dataset, which predict does not take because its result would be held in this process. "
-            "Use predict_dataset (transform_dataset on transformers): clf.predict_dataset(ds, text_column='text')."
-        )
-    if module in {"pyarrow", "polars"}:
-        if hasattr(X, "columns"):  # a table
-            _one_column(len(X.columns), name)
-            X = X.column(0) if module == "pyarrow" else X.to_series(0)
-        if hasattr(X, "to_pylist"):
-            return list(X.to_pylist())
-        if hasattr(X, "to_list"):
-            return list(X.to_list())
-    hint = f" Write list({name})." if isinstance(X, Iterable) and not isinstance(X, dict) else ""
-    raise TypeError(
-        f"{name} must be a list, a numpy array, a pandas Series, a one-column DataFrame, or a pyarrow or polars "
-        f"column of texts; got {type(X).__name__}.{hint}"
-    )
-
-
-def _one_column(n_columns: int, name: str) -> None:
-    if n_columns != 1:
-        raise InputError(f"{name} has {n_columns} columns.", f"Pick the one with the texts: {name}['text'].")
 
 
 def _is_na(value: object) -> bool:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
 
 from skllm_ray.models.base import LLMEstimator, OnError
+from skllm_ray.models.columns import as_wide_as
 
 
 class TextTransformer(TransformerMixin, LLMEstimator):  # type: ignore[misc]
@@ -42,13 +43,13 @@ class TextTransformer(TransformerMixin, LLMEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array-like of str of shape (n_samples,)
-            The texts: a list, numpy array, pandas Series, one-column DataFrame, pyarrow or polars column.
+            The texts: a list, numpy array, pandas Series, one-column DataFrame, or another library's column.
         on_error : {"raise", "coerce"} or None, default=None
             Overrides the constructor's.
 
         Returns
         -------
-        ndarray of object of shape (n_samples,)
+        ndarray of object of shape (n_samples,), or (n_samples, 1) where `X` has two dimensions
             In the order of `X`; None for rows that failed, with "coerce", and where the answer was of no use.
 
         Raises
@@ -59,7 +60,23 @@ class TextTransformer(TransformerMixin, LLMEstimator):  # type: ignore[misc]
             If rows failed and ``on_error="raise"``; its ``details`` hold all rows.
         """
         found: NDArray[Any] = self._results(X, on_error, self._n_workers)
-        return found
+        return as_wide_as(X, found)
+
+    def fit_transform(self, X: Any, y: Any = None) -> NDArray[Any]:
+        """Do what `fit` and then `transform` do.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,)
+            The texts.
+        y : ignored
+
+        Returns
+        -------
+        ndarray
+            What `transform` returns.
+        """
+        return self.fit(X, y).transform(X)
 
     def predict(self, X: Any, *, on_error: OnError | None = None) -> Any:
         """Return what ``transform`` returns."""

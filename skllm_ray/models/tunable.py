@@ -17,7 +17,7 @@ from skllm_ray.llm.tuning import TuningJob, TuningSpec
 from skllm_ray.llm.tuning.examples import example_line
 from skllm_ray.llm.tuning.services import resolve_tuning, with_data
 from skllm_ray.llm.tuning.submit import Patience
-from skllm_ray.models.base import LLMEstimator, refuse_sample_weight
+from skllm_ray.models.base import LLMEstimator
 from skllm_ray.models.constraints import A_FLAG, Constraints, Number, OneOf, Text, Whole
 from skllm_ray.models.texts import Texts, as_texts
 
@@ -60,7 +60,7 @@ class Tunable(LLMEstimator):
         """The tuned model, or the base model before there is one."""
         return getattr(self, "tuned_model_", self.base_model)
 
-    def fit(self, X: Any, y: Any, sample_weight: None = None, *, new: bool = False) -> Self:
+    def fit(self, X: Any, y: Any, *, new: bool = False) -> Self:
         """Tune the base model on `X` and `y`, and wait for it. The same content is never paid for twice.
 
         Everything is checked before anything is sent. Interrupting the wait leaves the job running: a second call with
@@ -72,8 +72,6 @@ class Tunable(LLMEstimator):
             The texts.
         y : array-like of shape (n_samples,)
             The right answer to each.
-        sample_weight : None
-            Refused: the services' tuning weighs no examples.
         new : bool, default=False
             Whether to buy a further job although one of the same content exists.
 
@@ -96,7 +94,6 @@ class Tunable(LLMEstimator):
         """
         from skllm_ray.execution.tuning_jobs import Polling, wait_with_progress
 
-        refuse_sample_weight(sample_weight)
         job = self.submit_tuning(X, y, new=new)
         job = wait_with_progress(
             job.key, key=recalled(self.key), polling=Polling(self.poll_s, longest_s=max(300.0, self.poll_s))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import UserList
+
+import narwhals as nw
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -33,6 +36,15 @@ THREE = ["one", "two ", "třetí 😀"]
         pl.Series(THREE),
         pl.DataFrame({"text": THREE}),
         [np.str_(text) for text in THREE],
+        pd.Categorical(THREE),
+        pd.Index(THREE),
+        pd.array(THREE, dtype="string"),
+        pa.array(THREE).dictionary_encode(),
+        pa.record_batch({"text": THREE}),
+        nw.from_native(pl.Series(THREE), series_only=True),
+        nw.from_native(pd.DataFrame({"text": THREE})),
+        nw.from_native(pl.DataFrame({"text": THREE})),
+        UserList(THREE),
     ],
     ids=lambda X: f"{type(X).__module__.partition('.')[0]}-{type(X).__name__}",
 )
@@ -51,6 +63,21 @@ def test_an_index_is_kept(X):
     pd.testing.assert_index_equal(as_texts(X).index, X.index)
 
 
+def test_columns_of_libraries_that_may_be_missing_are_taken():
+    frame = pd.DataFrame({"text": THREE}, index=["c", "a", "b"])
+    datasets, dask = pytest.importorskip("datasets"), pytest.importorskip("dask.dataframe")
+    ours = datasets.Dataset.from_dict({"text": THREE})
+    for X in (ours, ours["text"], ours.with_format("arrow")["text"][:]):
+        assert as_texts(X).values == THREE
+    for X in (dask.from_pandas(frame, sort=False), dask.from_pandas(frame, sort=False)["text"]):
+        assert as_texts(X).values == THREE
+        assert list(as_texts(X).index) == ["c", "a", "b"]
+    with pytest.raises(InputError, match="X has 2 columns"):
+        as_texts(ours.add_column("other", THREE))
+    with pytest.raises(TypeError, match=r"DatasetDict of Hugging Face datasets.*ds\['text'\]"):
+        as_texts(datasets.DatasetDict({"train": ours}))
+
+
 FakeRayDataset = type("Dataset", (), {"__module__": "ray.data.dataset"})
 
 
@@ -65,6 +92,10 @@ FakeRayDataset = type("Dataset", (), {"__module__": "ray.data.dataset"})
         (None, TypeError, r"got NoneType\.$"),
         (7, TypeError, r"got int\.$"),
         (FakeRayDataset(), TypeError, "Ray Dataset"),
+        (pl.LazyFrame({"text": THREE}), TypeError, r"polars LazyFrame.*\.collect\(\)"),
+        (nw.from_native(pl.LazyFrame({"text": THREE})), TypeError, r"narwhals LazyFrame.*\.collect\(\)"),
+        (nw.from_native(pl.DataFrame({"a": THREE, "b": THREE})), InputError, "X has 2 columns"),
+        (pd.Categorical([1, 2]), InputError, "of type int"),
         (pd.DataFrame({"a": THREE, "b": THREE}), InputError, r"X has 2 columns.*X\['text'\]"),
         (pd.DataFrame(index=[1, 2]), InputError, "X has 0 columns"),
         (np.array([THREE, THREE]), InputError, "X has 3 columns"),
@@ -143,7 +174,7 @@ def test_labels_keep_their_kind_and_order(y, n_texts, described, kind):
         (["a", "b", "a"], None, False, "y repeats 'a': without X"),
         (["only"], None, False, "single label 'only'"),
         (["only", "only"], 2, False, "single label 'only'"),
-        ([0, 1], None, False, r"y\[0\] is 0, of type int.*label_descriptions.*FrozenEstimator"),
+        ([0, 1], None, False, r"y\[0\] is 0, of type int.*label_names=.*predict_proba"),
         (np.array([0, 1]), None, False, r"y\[0\] is 0"),
         ([0.5, 1.5], None, True, "of type float"),
         ([True, False], None, False, r"y\[0\] is True, of type bool"),
@@ -185,7 +216,7 @@ def test_lists_of_labels(y, n_texts, lists):
     [
         (None, None, "y must be a list of label lists; got NoneType"),
         ("ab", None, "got str"),
-        (["a", "b"], None, r"y\[0\] is of type str"),
+        (["a", "b"], 2, r"y\[0\] is of type str"),
         ([["a"], "b"], None, r"y\[1\] is of type str"),
         ([], None, "it is empty"),
         ([[], []], None, "y holds no labels"),

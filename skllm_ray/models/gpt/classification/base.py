@@ -8,6 +8,7 @@ from typing import Any
 from skllm_ray.llm.models import DEFAULTS
 from skllm_ray.models.base import OnError, wrap_secret
 from skllm_ray.models.classifier import LLMClassifier
+from skllm_ray.models.label_names import LabelNames
 from skllm_ray.models.multilabel import MultiLabelClassifier
 
 
@@ -26,6 +27,7 @@ class SingleLabelGPT(LLMClassifier):
         label_descriptions: Mapping[Any, str] | None = None,
         random_state: int | None = None,
         request_options: Mapping[str, Any] | None = None,
+        label_names: LabelNames = None,
     ) -> None:
         self.model = model
         self.default_label = default_label
@@ -36,6 +38,7 @@ class SingleLabelGPT(LLMClassifier):
         self.label_descriptions = label_descriptions
         self.random_state = random_state
         self.request_options = request_options
+        self.label_names = label_names
 
 
 class MultiLabelGPT(MultiLabelClassifier):
@@ -54,6 +57,7 @@ class MultiLabelGPT(MultiLabelClassifier):
         label_descriptions: Mapping[Any, str] | None = None,
         random_state: int | None = None,
         request_options: Mapping[str, Any] | None = None,
+        label_names: LabelNames = None,
     ) -> None:
         self.model = model
         self.default_label = default_label
@@ -65,3 +69,4 @@ class MultiLabelGPT(MultiLabelClassifier):
         self.label_descriptions = label_descriptions
         self.random_state = random_state
         self.request_options = request_options
+        self.label_names = label_names

@@ -11,6 +11,7 @@ from skllm_ray.models.base import OnError
 from skllm_ray.models.few_shot import DynamicFewShotClassifier, FewShotClassifier, MultiLabelFewShotClassifier
 from skllm_ray.models.gpt.classification.base import MultiLabelGPT, SingleLabelGPT
 from skllm_ray.models.gpt.vectorization import GPTVectorizer
+from skllm_ray.models.label_names import LabelNames
 from skllm_ray.models.vectorizer import LLMVectorizer
 
 __all__ = ["DynamicFewShotGPTClassifier", "FewShotGPTClassifier", "MultiLabelFewShotGPTClassifier"]
@@ -23,6 +24,8 @@ class FewShotGPTClassifier(FewShotClassifier, SingleLabelGPT):
     ----------
     model, default_label, prompt_template, key, org, on_error, label_descriptions, random_state, request_options
         As in ``ZeroShotGPTClassifier``; the template holds ``{x}``, ``{labels}`` and ``{training_data}``.
+    label_names
+        As in ``ZeroShotGPTClassifier``.
 
     Examples
     --------
@@ -58,6 +61,8 @@ class MultiLabelFewShotGPTClassifier(MultiLabelFewShotClassifier, MultiLabelGPT)
         As in ``MultiLabelZeroShotGPTClassifier``; the template also holds ``{training_data}``.
     label_descriptions, random_state, request_options
         As in ``ZeroShotGPTClassifier``.
+    label_names
+        As in ``ZeroShotGPTClassifier``.
 
     Examples
     --------
@@ -78,6 +83,8 @@ class DynamicFewShotGPTClassifier(DynamicFewShotClassifier, SingleLabelGPT):
     ----------
     model, default_label, prompt_template, key, org, on_error, label_descriptions, random_state, request_options
         As in ``FewShotGPTClassifier``.
+    label_names
+        As in ``ZeroShotGPTClassifier``.
     n_examples : int, default=3
         How many examples of each class a prompt holds; of a class with fewer, all.
     memory_index : IndexConstructor or None, default=None
@@ -119,6 +126,7 @@ class DynamicFewShotGPTClassifier(DynamicFewShotClassifier, SingleLabelGPT):
         label_descriptions: Mapping[Any, str] | None = None,
         random_state: int | None = None,
         request_options: Mapping[str, Any] | None = None,
+        label_names: LabelNames = None,
     ) -> None:
         super().__init__(
             model,
@@ -130,6 +138,7 @@ class DynamicFewShotGPTClassifier(DynamicFewShotClassifier, SingleLabelGPT):
             label_descriptions=label_descriptions,
             random_state=random_state,
             request_options=request_options,
+            label_names=label_names,
         )
         self.n_examples = n_examples
         self.memory_index = memory_index

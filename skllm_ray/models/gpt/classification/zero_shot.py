@@ -33,11 +33,15 @@ class ZeroShotGPTClassifier(SingleLabelGPT):
     on_error : {"raise", "default", "coerce"}, default="raise"
         What becomes of rows that fail, after all rows were tried: ``PartialResultError``, `default_label`, or None.
     label_descriptions : mapping of label to str or None, default=None
-        What the labels mean; put into the prompt. Needed where labels are integers.
+        What the labels mean; put into the prompt.
     random_state : int or None, default=None
         Seeds the draws of ``default_label="Random"``.
     request_options : mapping of str to object or None, default=None
         Extra request parameters for API backends, such as ``{"reasoning_effort": "low"}``.
+    label_names : list of str, mapping of label to str, or None, default=None
+        The names of labels that are integers, in their order or by label: `y` and the predictions hold the integers,
+        the prompt the names. With the sorted labels, scikit-learn's meta-estimators can encode `y`. A `y` of the names
+        themselves is taken, too.
 
     Attributes
     ----------
@@ -67,6 +71,8 @@ class MultiLabelZeroShotGPTClassifier(MultiLabelGPT):
     ----------
     model, default_label, prompt_template, key, org, on_error, label_descriptions, random_state, request_options
         As in :class:`ZeroShotGPTClassifier`; the template holds ``{x}``, ``{labels}`` and ``{max_cats}``.
+    label_names : list of str or None, default=None
+        The names of the columns of an indicator array `y`, such as ``MultiLabelBinarizer`` makes.
     max_labels : int, default=5
         The largest number of labels for one text.
 
@@ -99,6 +105,8 @@ class CoTGPTClassifier(CoTClassifier, SingleLabelGPT):
     ----------
     model, default_label, prompt_template, key, org, on_error, label_descriptions, random_state, request_options
         As in :class:`ZeroShotGPTClassifier`.
+    label_names
+        As in :class:`ZeroShotGPTClassifier`.
 
     Examples
     --------
@@ -116,6 +124,8 @@ class MultiLabelCoTGPTClassifier(MultiLabelCoTClassifier, MultiLabelGPT):
     model, default_label, max_labels, prompt_template, key, org
         As in :class:`MultiLabelZeroShotGPTClassifier`.
     on_error, label_descriptions, random_state, request_options
+        As in :class:`ZeroShotGPTClassifier`.
+    label_names
         As in :class:`ZeroShotGPTClassifier`.
 
     Examples

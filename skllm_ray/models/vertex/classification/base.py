@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from skllm_ray.llm.models import DEFAULTS
 from skllm_ray.models.base import OnError
 from skllm_ray.models.classifier import LLMClassifier
+from skllm_ray.models.label_names import LabelNames
 from skllm_ray.models.multilabel import MultiLabelClassifier
 
 
@@ -26,6 +27,7 @@ class SingleLabelVertex(LLMClassifier):
         label_descriptions: Mapping[Any, str] | None = None,
         random_state: int | None = None,
         request_options: Mapping[str, Any] | None = None,
+        label_names: LabelNames = None,
     ) -> None:
         self.model = model
         self.default_label = default_label
@@ -34,6 +36,7 @@ class SingleLabelVertex(LLMClassifier):
         self.label_descriptions = label_descriptions
         self.random_state = random_state
         self.request_options = request_options
+        self.label_names = label_names
 
 
 class MultiLabelVertex(MultiLabelClassifier):
@@ -52,6 +55,7 @@ class MultiLabelVertex(MultiLabelClassifier):
         label_descriptions: Mapping[Any, str] | None = None,
         random_state: int | None = None,
         request_options: Mapping[str, Any] | None = None,
+        label_names: LabelNames = None,
     ) -> None:
         self.model = model
         self.default_label = default_label
@@ -61,3 +65,4 @@ class MultiLabelVertex(MultiLabelClassifier):
         self.label_descriptions = label_descriptions
         self.random_state = random_state
         self.request_options = request_options
+        self.label_names = label_names

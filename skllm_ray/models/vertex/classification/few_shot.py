@@ -9,6 +9,7 @@ from skllm_ray.llm.models import DEFAULTS
 from skllm_ray.memory import IndexConstructor
 from skllm_ray.models.base import OnError
 from skllm_ray.models.few_shot import DynamicFewShotClassifier, FewShotClassifier, MultiLabelFewShotClassifier
+from skllm_ray.models.label_names import LabelNames
 from skllm_ray.models.vectorizer import LLMVectorizer
 from skllm_ray.models.vertex.classification.base import MultiLabelVertex, SingleLabelVertex
 from skllm_ray.models.vertex.vectorization import VertexVectorizer
@@ -23,6 +24,8 @@ class FewShotVertexClassifier(FewShotClassifier, SingleLabelVertex):
     ----------
     model, default_label, prompt_template, on_error, label_descriptions, random_state, request_options
         As in ``ZeroShotVertexClassifier``; the template holds ``{x}``, ``{labels}`` and ``{training_data}``.
+    label_names
+        As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
 
     Examples
     --------
@@ -58,6 +61,8 @@ class MultiLabelFewShotVertexClassifier(MultiLabelFewShotClassifier, MultiLabelV
         As in ``MultiLabelZeroShotVertexClassifier``; the template also holds ``{training_data}``.
     label_descriptions, random_state, request_options
         As in ``ZeroShotVertexClassifier``.
+    label_names
+        As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
 
     Examples
     --------
@@ -78,6 +83,8 @@ class DynamicFewShotVertexClassifier(DynamicFewShotClassifier, SingleLabelVertex
     ----------
     model, default_label, prompt_template, on_error, label_descriptions, random_state, request_options
         As in ``FewShotVertexClassifier``.
+    label_names
+        As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
     n_examples : int, default=3
         How many examples of each class a prompt holds; of a class with fewer, all.
     memory_index : IndexConstructor or None, default=None
@@ -111,6 +118,7 @@ class DynamicFewShotVertexClassifier(DynamicFewShotClassifier, SingleLabelVertex
         label_descriptions: Mapping[Any, str] | None = None,
         random_state: int | None = None,
         request_options: Mapping[str, Any] | None = None,
+        label_names: LabelNames = None,
     ) -> None:
         super().__init__(
             model,
@@ -120,6 +128,7 @@ class DynamicFewShotVertexClassifier(DynamicFewShotClassifier, SingleLabelVertex
             label_descriptions=label_descriptions,
             random_state=random_state,
             request_options=request_options,
+            label_names=label_names,
         )
         self.n_examples = n_examples
         self.memory_index = memory_index

@@ -26,6 +26,8 @@ class ZeroShotVertexClassifier(SingleLabelVertex):
         The Gemini model.
     default_label, prompt_template, on_error, label_descriptions, random_state, request_options
         As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
+    label_names
+        As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
 
     Examples
     --------
@@ -45,6 +47,8 @@ class MultiLabelZeroShotVertexClassifier(MultiLabelVertex):
     model : str, default="gemini-3.5-flash-lite"
         The Gemini model.
     default_label, prompt_template, on_error, label_descriptions, random_state, request_options
+        As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
+    label_names
         As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
     max_labels : int, default=5
         The largest number of labels for one text.
@@ -67,6 +71,8 @@ class CoTVertexClassifier(CoTClassifier, SingleLabelVertex):
     ----------
     model, default_label, prompt_template, on_error, label_descriptions, random_state, request_options
         As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
+    label_names
+        As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
 
     Examples
     --------
@@ -83,6 +89,8 @@ class MultiLabelCoTVertexClassifier(MultiLabelCoTClassifier, MultiLabelVertex):
     ----------
     model, default_label, max_labels, prompt_template, on_error, label_descriptions, random_state, request_options
         As in :class:`MultiLabelZeroShotVertexClassifier`.
+    label_names
+        As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
 
     Examples
     --------
