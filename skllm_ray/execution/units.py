@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import time
 import traceback
 from collections import Counter, deque
@@ -274,6 +275,7 @@ class _There:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
         self._told: dict[Any, tuple[Any, ...]] = {}
+        self._telling = threading.Lock()  # a unit's guard asks from a thread of its own
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_There, (self._actor,))
@@ -299,20 +301,26 @@ class _There:
 
     def tell(self, method: str, *args: Any, **kwargs: Any) -> None:
         self._repeat_lost()
-        self._told[self._actor.call.remote(method, args, kwargs)] = method, args, kwargs
+        self._remember((method, args, kwargs))
 
     def _repeat_lost(self) -> None:
         """Tell again what was told to a process that died."""
         import ray
         from ray.exceptions import RayActorError
 
-        ended, _ = ray.wait(list(self._told), num_returns=len(self._told), timeout=0) if self._told else ([], [])
-        for reference in ended:
-            told = self._told.pop(reference)
+        with self._telling:
+            ended, _ = ray.wait(list(self._told), num_returns=len(self._told), timeout=0) if self._told else ([], [])
+            lost = [(reference, self._told.pop(reference)) for reference in ended]
+        for reference, told in lost:
             try:
                 ray.get(reference)
             except RayActorError:
-                self._told[self._actor.call.remote(*told)] = told
+                self._remember(told)
+
+    def _remember(self, told: tuple[Any, ...]) -> None:
+        reference = self._actor.call.remote(*told)
+        with self._telling:
+            self._told[reference] = told
 
 
 class _Holder:

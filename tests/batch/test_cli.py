@@ -21,7 +21,7 @@ from skllm_ray.batch.estimate import estimate_job
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.cli import main
 from skllm_ray.config import SKLLMConfig
-from skllm_ray.jobs import JobFile, job_schema, prepare, read_job
+from skllm_ray.jobs import JobFile, job_schema, prepare, read_columns, read_job
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 from skllm_ray.testing import ChatServer, StatusFault, prompt_of
 from tests.batch.worlds import LABELS, api_classifier, read, texts, write
@@ -464,3 +464,15 @@ def test_a_message_with_control_characters_reaches_no_terminal(tmp_path):
     assert done.exit_code == 1
     assert "\\x1b[35m\\x07" in done.output
     assert not set("\x1b\x07") & set(done.output)
+
+
+def test_a_csv_file_is_read_by_tune_as_by_run(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text('text,label\nNA,null\n1.0,007\n"nan, true",1\n', "utf-8-sig")
+    texts, labels = read_columns(str(path), {"text_column": "text", "answer_column": "label"}, "data")
+    assert (texts, labels) == (["NA", "1.0", "nan, true"], ["null", "007", "1"])
+    (tmp_path / "data.jsonl").write_text('{"text": "2020-01-01", "label": "a"}\n')
+    assert read_columns(str(tmp_path / "data.jsonl"), {"t": "text"}, "data") == [["2020-01-01"]]
+    refused = call("tune", "submit", "GPTClassifier", "--data", path, "--answer-column", "nope")
+    assert refused.exit_code == 1
+    assert "no column 'nope' (answer_column). Columns: text, label." in refused.output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import threading
 import time
 from pathlib import Path
@@ -623,3 +624,25 @@ def test_labels_of_a_multi_label_job_and_of_other_tasks(tmp_path):
         assert read(tmp_path / "sum").iloc[:, 2].tolist() == ["short"] * 20
         batch.run(GPTVectorizer(**model).fit(), source, str(tmp_path / "vec"))
         assert len(read(tmp_path / "vec")["embedding"].iloc[0]) > 1
+
+
+@pytest.mark.parametrize(("how", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_keeps_what_is_in_flight(tmp_path, how, error):
+    source = write(tmp_path / "in.parquet", texts(400))
+
+    def answer(body: dict[str, Any]) -> str:
+        if server.n_requests == 100:
+            os.kill(os.getpid(), how)
+        return '{"label": "good"}'
+
+    SKLLMConfig.set_rate_limit("custom_url::m", max_concurrency=8)
+    with ChatServer(answer, latency_s=0.1) as server:
+        with pytest.raises(error) as raised:
+            batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=400)
+        if how == signal.SIGTERM:
+            assert raised.value.code == 143
+        n = server.n_requests
+        assert 100 <= n < 200
+        result = batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=400)
+        assert (result.complete, result.this_run.reused, server.n_requests) == (True, n, 400)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from skllm_ray import batch
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.execution.metrics import METRICS
-from skllm_ray.testing import ChatServer
+from skllm_ray.execution.units import Died, UnitRunner
+from skllm_ray.tasks.classification import ZeroShotTask
+from skllm_ray.testing import ChatServer, FakeSpec
 from tests.batch.worlds import LABELS, api_classifier, read, texts, write
 from tests.cluster.scripts import environment
 
@@ -66,6 +68,52 @@ def test_a_worker_that_is_killed_loses_nothing_and_pays_for_little(ray_here, tmp
         assert result.complete
         assert read(tmp_path / "out")["id"].tolist() == list(range(600))
         assert server.n_requests <= 600 + 8 + 64
+
+
+def test_a_unit_that_kills_its_worker_costs_its_neighbours_nothing(ray_here):
+    runner = UnitRunner(_poisoned, ZeroShotTask(("a", "b")), FakeSpec(str), {}, 2)
+    shared = runner.share(_nothing)
+    results = dict(one for one in runner.run(deque(range(60)), shared, lambda unit: unit) if one is not None)
+    assert [unit for unit, result in results.items() if result != unit] == [POISON]
+    assert isinstance(results[POISON], Died)
+
+
+POISON = 45
+
+
+def _poisoned(unit: int, *given: object) -> int:
+    """End the process at one unit; the others take no time, so that many of them share a task."""
+    if unit == POISON:
+        os._exit(1)
+    return unit
+
+
+def _nothing(secrets: object) -> Counter[str]:
+    return Counter()
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_in_order_and_what_was_in_flight_is_kept(ray_here, tmp_path, how, code):
+    source = write(tmp_path / "in.parquet", texts(3000))
+    with ChatServer(latency_s=0.2) as server:
+        where = ["--input", source, "--output", str(tmp_path / "out"), "--labels", "good,bad", "--unit-rows", "300"]
+        flags = [*where, "--model", "custom_url::m", "--gpt-url", server.url, "--max-concurrency", "8"]
+        command = [sys.executable, "-m", "skllm_ray.cli", "run", "classify", *flags]
+        driver = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while server.n_requests < 60 and driver.poll() is None:
+            time.sleep(0.05)
+        driver.send_signal(how)
+        out, err = driver.communicate(timeout=60)
+        assert driver.returncode == code, err
+        assert f"interrupted by {how.name}" in re.sub(r"\s+", " ", out)
+        assert "the same command goes on" in err
+        assert "Traceback" not in err
+        before = server.n_requests
+        assert before < 600
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert server.n_requests == 3000  # none was lost, none paid twice
+    assert read(tmp_path / "out")["id"].tolist() == list(range(3000))
 
 
 def kill_one(title: str) -> list[int]:

@@ -231,7 +231,7 @@ def test_the_command_line(server, tmp_path):
     assert "is ftjob-1 already" in run("adopt", "ftjob-1", "ftjob-9", code=1)
     assert "forgotten" in run("forget", "ftjob-1", "--yes")
     assert "label" in run(
-        "submit", "GPTClassifier", "--data", str(tmp_path / "data.csv"), "--answer-column", "x", code=2
+        "submit", "GPTClassifier", "--data", str(tmp_path / "data.csv"), "--answer-column", "x", code=1
     )
     assert server.n_jobs == 1
 
