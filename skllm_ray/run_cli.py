@@ -109,8 +109,10 @@ def estimate(config: str | None, sample: int | None, as_json: bool, **given: Any
             found = estimate_job(made, sample)
     if as_json:
         click.echo(json.dumps(asdict(found)))
-        return
-    _table("Estimate", found.facts())
+    else:
+        _table("Estimate", found.facts())
+    if found.sample_mostly_failed:
+        sys.exit(_MOSTLY_FAILED)
 
 
 @click.command(cls=_LazyOptions)
@@ -137,11 +139,13 @@ def evaluate(config: str | None, models: str | None, sample: int, seed: int, as_
             found = evaluate_models(jobs, job.label_column, sample, seed)
     if as_json:
         click.echo(json.dumps([asdict(one) for one in found]))
-        return
-    from rich.console import Console
+    else:
+        from rich.console import Console
 
-    for shown in _comparison(found):
-        Console().print(shown)
+        for shown in _comparison(found):
+            Console().print(shown)
+    if any(one.mostly_failed for one in found):
+        sys.exit(_MOSTLY_FAILED)
 
 
 @click.command()
@@ -322,8 +326,16 @@ def _comparison(found: Any) -> Iterator[Any]:
     for one in found:
         cost = "not known" if one.usd_per_1000 is None else f"{one.usd_per_1000:,.4f}"
         shares = [f"{one.accuracy:.1%}", f"{one.low:.1%} to {one.high:.1%}", *([f"{one.f1:.1%}"] if several else [])]
-        table.add_row(cell(one.model), str(one.rows), *shares, str(one.failed), cost, f"{one.rows_per_s:,.1f}")
+        if one.errors == one.rows:
+            shares = ["not known"] * len(shares)
+        rate = "not known" if one.rows_per_s is None else f"{one.rows_per_s:,.1f}"
+        table.add_row(cell(one.model), str(one.rows), *shares, str(one.failed), cost, rate)
     yield table
+    if found[0].stopped:
+        yield cell(f"Fewer rows were asked: {found[0].stopped}.")
+    for one in found:
+        if one.errors:
+            yield cell(f"{one.model}: {one.errors:,} rows have no answer; the first reason: {one.reason}")
     if found[0].foreign:
         yield f"{found[0].foreign:,} rows have a true label that is no candidate: no answer can be right there."
     for one in found if not several else ():

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from skllm_ray.batch.asker import Asked, ask_rows
 from skllm_ray.batch.job import Job
 from skllm_ray.batch.manifest import Manifest
-from skllm_ray.batch.sampling import Sample, ask_timed, draw
+from skllm_ray.batch.sampling import Sample, draw
 from skllm_ray.config import Price, RateLimit
 from skllm_ray.llm.registry import count_prompt_tokens, price_of_spec
 from skllm_ray.tasks.base import ChatRequest
@@ -44,6 +45,17 @@ class Estimate:
     sample_rows: int = 0
     sample_cost_usd: float | None = None
     """What the sample that was asked did cost."""
+    sample_failed: int = 0
+    """How many rows of the sample have no answer."""
+    sample_reason: str = ""
+    """Why the first of them has none."""
+    sample_stopped: str = ""
+    """Why the sample is smaller than it was to be."""
+
+    @property
+    def sample_mostly_failed(self) -> bool:
+        """Whether more than half of the sample has no answer, so that it says little."""
+        return 2 * self.sample_failed > self.sample_rows
 
     def facts(self) -> dict[str, str]:
         """Return it in words."""
@@ -61,7 +73,10 @@ class Estimate:
         }
         if self.sample_rows:
             cost = "price not known" if self.sample_cost_usd is None else f"{self.sample_cost_usd:,.4f} USD"
-            found["sample"] = f"{self.sample_rows:,} rows asked; it cost {cost}"
+            failed = f", {self.sample_failed:,} of them failed" if self.sample_failed else ""
+            found["sample"] = f"{self.sample_rows:,} rows asked{failed}; it cost {cost}"
+            found["sample ended"] = self.sample_stopped
+            found["first reason"] = self.sample_reason
         return {name: value for name, value in found.items() if value}
 
 
@@ -69,13 +84,11 @@ class Estimate:
 class _Measured:
     """What a sample of rows took."""
 
-    rows: int
     prompt_ratio: float
     """Prompt tokens as the model counted them, to those that were reckoned."""
     completion: tuple[float, float]
     """Completion tokens of a row: its mean, and the error of that."""
-    rows_per_s: float
-    cost_usd: float | None
+    rows_per_s: float | None
 
 
 def estimate_job(job: Job, sample: int | None = None) -> Estimate:
@@ -97,7 +110,8 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
         return _nothing(manifest, rows_left, drawn)
     requests = job.requests_for(texts[:_COUNTED])
     counted, own = count_prompt_tokens(job.spec, requests)
-    measured = _ask(job, texts, sample) if sample else None
+    asked = ask_rows({"": job}, texts[:sample], job.budget_usd)[""] if sample else Asked()
+    measured = _measured(job, texts, asked)
     n_requests = round(rows_left * (1 - drawn.missing) * drawn.unique)
     per_row = statistics.fmean(counted)
     spread = 2 * statistics.pstdev(counted) / math.sqrt(len(counted))
@@ -120,8 +134,11 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
         missing=drawn.missing,
         how=how,
         limited_by=limited_by,
-        sample_rows=measured.rows if measured else 0,
-        sample_cost_usd=measured.cost_usd if measured else None,
+        sample_rows=len(asked.rows),
+        sample_cost_usd=_sample_cost(job, asked),
+        sample_failed=asked.failures.total(),
+        sample_reason=asked.reason,
+        sample_stopped=asked.stopped,
     )
 
 
@@ -130,20 +147,21 @@ def _nothing(manifest: Manifest, rows_left: int, drawn: Sample) -> Estimate:
     return Estimate(manifest.rows_total, rows_left, 0, none, none, (0.0, 0.0), (0.0, 0.0), 0.0, drawn.missing, "", "")
 
 
-def _ask(job: Job, texts: Sequence[str], n_rows: int) -> _Measured:
-    asked = list(texts[:n_rows])
-    reckoned, _ = count_prompt_tokens(job.spec, job.requests_for(asked))
-    found, rows_per_s = ask_timed(job, asked)
-    good = [row for row in found if row.error is None]
-    prompt = [row.reply.usage.prompt_tokens for row in good] or [0]
-    completion = [float(row.reply.usage.completion_tokens) for row in good] or [0.0]
-    costs = [row.reply.usage.cost_usd for row in found]
-    share = sum(prompt) / max(1, sum(n for n, row in zip(reckoned, found, strict=True) if row.error is None))
+def _sample_cost(job: Job, asked: Asked) -> float | None:
+    price = price_of_spec(job.spec)
+    return 0.0 if price == Price(0.0) else None if price is None else asked.cost_usd
+
+
+def _measured(job: Job, texts: Sequence[str], asked: Asked) -> _Measured | None:
+    """Return what the rows that have an answer tell; None where none has."""
+    good = [(text, row) for text, row in zip(texts, asked.rows, strict=False) if row.error is None]
+    if not good:
+        return None
+    reckoned, _ = count_prompt_tokens(job.spec, job.requests_for([text for text, _ in good]))
+    share = sum(row.reply.usage.prompt_tokens for _, row in good) / max(1, sum(reckoned))
+    completion = [float(row.reply.usage.completion_tokens) for _, row in good]
     error = 2 * statistics.pstdev(completion) / math.sqrt(len(completion))
-    cost = None if any(one is None for one in costs) else sum(one or 0.0 for one in costs)
-    if cost is None and price_of_spec(job.spec) == Price(0.0):
-        cost = 0.0
-    return _Measured(len(asked), share, (statistics.fmean(completion), error), rows_per_s, cost)
+    return _Measured(share or 1.0, (statistics.fmean(completion), error), asked.rows_per_s)
 
 
 def _answers(
@@ -183,7 +201,7 @@ def _duration(
         by_tokens = [n / limit.tokens_per_minute * _SECONDS_A_MINUTE for n in tokens]
         if by_tokens[1] > high:
             low, high, why = by_tokens[0], by_tokens[1], f"{limit.tokens_per_minute:,} tokens/min"
-    if measured is not None:
+    if measured is not None and measured.rows_per_s:
         at_rate = n_requests / max(1e-9, measured.rows_per_s)
         if at_rate > high:
             low, high, why = 0.7 * at_rate, 1.2 * at_rate, f"{measured.rows_per_s:,.1f} rows/s, as the sample"

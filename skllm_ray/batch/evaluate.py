@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from skllm_ray.batch.asker import Asked, ask_rows
 from skllm_ray.batch.job import Job
-from skllm_ray.batch.sampling import ask_timed, draw
+from skllm_ray.batch.sampling import draw
 from skllm_ray.errors import InputError
 from skllm_ray.llm.registry import price_of_spec
 from skllm_ray.tasks.base import Choices, Row
@@ -42,7 +43,19 @@ class Evaluation:
     f1: float | None
     """With several labels: the F1 score of all labels of all rows together."""
     usd_per_1000: float | None
-    rows_per_s: float
+    rows_per_s: float | None
+    """None where most rows failed."""
+    errors: int = 0
+    """Rows without any answer; they are among those that failed."""
+    reason: str = ""
+    """Why the first of them has none."""
+    stopped: str = ""
+    """Why fewer rows were asked than were to be."""
+
+    @property
+    def mostly_failed(self) -> bool:
+        """Whether more than half of the rows have no answer, so that the figures say little of the model."""
+        return 2 * self.errors > self.rows
 
 
 def evaluate_models(jobs: Mapping[str, Job], label_column: str, sample: int = 200, seed: int = 0) -> list[Evaluation]:
@@ -76,15 +89,18 @@ def evaluate_models(jobs: Mapping[str, Job], label_column: str, sample: int = 20
             f"label_column={label_column!r} holds none of the candidate labels, but such as {min(found)[:80]!r}.",
             f"Candidates: {', '.join(choices.labels)}.",
         )
-    return [_evaluate(name, job, labelled, choices) for name, job in jobs.items()]
+    asked = ask_rows(jobs, [text for text, _ in labelled], first.budget_usd)
+    n_rows = min(len(one.rows) for one in asked.values())
+    if not n_rows:
+        raise InputError(f"No row was asked: {next(one.stopped for one in asked.values() if one.stopped)}.")
+    truth = [labels for _, labels in labelled[:n_rows]]
+    return [_evaluate(name, job, truth, asked[name], choices) for name, job in jobs.items()]
 
 
-def _evaluate(model: str, job: Job, labelled: list[tuple[str, Labels]], choices: Choices) -> Evaluation:
+def _evaluate(model: str, job: Job, truth: list[Labels], asked: Asked, choices: Choices) -> Evaluation:
     from scipy.stats import binomtest
 
-    rows, rows_per_s = ask_timed(job, [text for text, _ in labelled])
-    answers = [_labels_of(job, row) for row in rows]
-    truth = [labels for _, labels in labelled]
+    answers = [_labels_of(job, row) for row in asked.rows[: len(truth)]]
     right = sum(answer == labels for answer, labels in zip(answers, truth, strict=True))
     interval = binomtest(right, len(truth)).proportion_ci(_LEVEL, "wilson")
     names = sorted({label for labels in (*truth, *answers) for label in labels or ()})
@@ -99,8 +115,11 @@ def _evaluate(model: str, job: Job, labelled: list[tuple[str, Labels]], choices:
         labels=names,
         confusion=[] if choices.multiple else _confusion(truth, answers, names),
         f1=_f1(truth, answers) if choices.multiple else None,
-        usd_per_1000=_cost(job, rows),
-        rows_per_s=rows_per_s,
+        usd_per_1000=_cost(job, asked),
+        rows_per_s=asked.rows_per_s,
+        errors=asked.failures.total(),
+        reason=asked.reason,
+        stopped=asked.stopped,
     )
 
 
@@ -139,9 +158,9 @@ def _confusion(truth: Sequence[Labels], answers: Sequence[Labels | None], labels
     return counts
 
 
-def _cost(job: Job, rows: list[Any]) -> float | None:
+def _cost(job: Job, asked: Asked) -> float | None:
     price = price_of_spec(job.spec)
     if price is not None and not price.input and not price.output:
         return 0.0
-    costs = [row.reply.usage.cost_usd for row in rows]
-    return None if any(cost is None for cost in costs) else 1000 * sum(costs) / len(costs)
+    cost, good = asked.cost_usd, len(asked.rows) - asked.failures.total()
+    return None if cost is None or not good else 1000 * cost / good

@@ -26,6 +26,7 @@ from skllm_ray.batch.manifest import (
     question_hash,
     read_schema,
     schema_text,
+    veiled_identity,
     with_template,
 )
 from skllm_ray.batch.parts import SYSTEM, add_up, table_bytes
@@ -275,6 +276,26 @@ class Job:
             found.append((call.unit, sum(failed.values()) if call.retries else rows[call.key]))
         return found
 
+    @property
+    def secrets(self) -> dict[str, Secret]:
+        """The credentials that workers need, by fingerprint."""
+        return {**self._estimator._secrets(), **self._storage.secrets()}
+
+    @property
+    def budget_usd(self) -> float | None:
+        """The most that may be spent; None for no limit."""
+        return self._options.budget_usd
+
+    @property
+    def embeds(self) -> bool:
+        """Whether texts become vectors, and nothing is written about them."""
+        return isinstance(self.task, EmbeddingTask)
+
+    def terms(self, outage_s: float | None = None) -> tuple[Terms, Terms]:
+        """Return the rules for the model that answers, and for the one whose vectors the task renders with."""
+        both = self._terms(self.spec, self._price), self._terms(self._embedder or self.spec, self._embedder_price)
+        return both if outage_s is None else (replace(both[0], outage_s=outage_s), replace(both[1], outage_s=outage_s))
+
     def ask(self, texts: Sequence[str]) -> list[Row[Any]]:
         """Ask about some texts, outside of any output."""
         return run_rows(texts, self.task, self.spec, self._estimator._secrets(), show_progress=False)
@@ -347,7 +368,7 @@ class Job:
             keep_replies=given.keep_replies,
             task=kind,
             model=self.spec.model,
-            identity=json.dumps(getattr(self.spec, "identity", self.spec.key)),
+            identity=veiled_identity(json.dumps(getattr(self.spec, "identity", self.spec.key))),
             params=params_text(estimator),
             question=question_hash(task),
             prompt=probe_prompt(task),
@@ -535,7 +556,7 @@ class Job:
     def _run(
         self, manifest: Manifest, state: OutputState, calls: deque[Call], screen: Screen, lock: OutputLock
     ) -> Outcome:
-        secrets = {**self._estimator._secrets(), **self._storage.secrets()}
+        terms, embedder_terms = self.terms()
         task: Any = with_template(self.task, manifest.template)
         if self._embedder is not None:
             task = replace(task, embedding=self._cautious(self._embedder))
@@ -548,8 +569,8 @@ class Job:
             output_uri=self._output_uri,
             options=self._storage,
             mode="default" if self._estimator.on_error == "default" else "coerce",
-            terms=self._terms(self.spec, self._price),
-            embedder_terms=self._terms(self._embedder or self.spec, self._embedder_price),
+            terms=terms,
+            embedder_terms=embedder_terms,
             types=self._types,
             token=lock.token,
         )
@@ -574,7 +595,7 @@ class Job:
             return [Call(one, call.resumes) for one in found]
 
         watch = screen, view, lock.check
-        return work_off(calls, work, budget, secrets, self._options.workers, state, divide, watch)
+        return work_off(calls, work, budget, self.secrets, self._options.workers, state, divide, watch)
 
     def _terms(self, spec: BackendSpec, price: Price | None) -> Terms:
         bound = self._options.max_output_tokens

@@ -193,8 +193,9 @@ class Ledger:
             for worker in [worker for worker in self._waiting if worker.startswith(f"{unit} ")]:
                 del self._waiting[worker]
 
-    def report(self, progress: Progress, *, answered: bool, reason: str = "") -> None:
+    def report(self, progress: Progress, *, answered: bool, reason: str = "", last: bool = False) -> None:
         """Add what a worker did since its last report; `answered` where the server gave an answer."""
+        del last
         with self._lock:
             self._progress.add(progress)
             self._reason = self._reason or reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
@@ -24,6 +25,9 @@ _FORMAT: Final = 1
 _PRIVATE: Final = frozenset({"key", "org", "verbose"})
 _PROBE: Final = "⟦probe⟧"
 _SHOWN: Final = 120
+_PLAIN_WORD: Final = re.compile(r"[a-z]{0,12}(_[a-z]{1,12}){0,3}")
+_FINGERPRINT: Final = re.compile(r"sha256:[0-9a-f]{12}")
+_OPTION: Final = re.compile(r"([\w.-]+)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,11 @@ class Manifest:
     def save(self, folder: Folder) -> None:
         """Write it down."""
         told = {**asdict(self), "files": [file.dump() for file in self.files], "format": _FORMAT}
-        folder.write(_NAME, json.dumps(told, ensure_ascii=False, indent=1).encode())
+        try:
+            text = json.dumps(told, ensure_ascii=False, indent=1).encode()
+        except UnicodeEncodeError:  # half of a character, such as in a prompt of the user's
+            text = json.dumps(told, indent=1).encode()
+        folder.write(_NAME, text)
 
     def check_same(self, other: Manifest) -> None:
         """Raise unless `other` asks the same question of the same model and writes the same columns.
@@ -129,6 +137,8 @@ def load_manifest(folder: Folder) -> Manifest | None:
         for name in ("input", "keep_columns", "prediction_columns", "cuts", "labels"):
             told[name] = None if told[name] is None else tuple(told[name])
         told["cuts"] = tuple((number, row) for number, row in told["cuts"])
+        told["params"] = _veiled_params(told["params"])  # the first release wrote request options out
+        told["identity"] = veiled_identity(told["identity"])
         return Manifest(**told)
     except FileNotFoundError:
         return None
@@ -152,7 +162,51 @@ def read_schema(text: str) -> pa.Schema:
 def params_text(estimator: Any) -> str:
     """Return an estimator's parameters as JSON, credentials left out."""
     params = {name: value for name, value in estimator.get_params(deep=False).items() if name not in _PRIVATE}
-    return json.dumps(params, sort_keys=True, ensure_ascii=False, default=_plain)
+    return _veiled_params(json.dumps(params, sort_keys=True, ensure_ascii=False, default=_plain))
+
+
+def veiled_identity(text: str) -> str:
+    """Return a backend's identity, as JSON, with the values of request options as `veiled` shows them."""
+    told = json.loads(text)
+    return json.dumps([_veiled_option(one) for one in told] if isinstance(told, list) else told)
+
+
+def veiled(value: Any) -> Any:
+    """Return a request option's value with each text in it that is no plain word replaced by its fingerprint.
+
+    Some hold a credential under a name that nobody foresaw, and whoever may read the output reads the manifest.
+
+    Examples
+    --------
+    >>> veiled({"effort": "low", "top_p": 0.5, "user": "jane-0815"})
+    {'effort': 'low', 'top_p': 0.5, 'user': 'sha256:57dee7a71e08'}
+    """
+    if isinstance(value, Mapping):
+        return {name: veiled(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [veiled(inner) for inner in value]
+    if not isinstance(value, str) or _PLAIN_WORD.fullmatch(value) or _FINGERPRINT.fullmatch(value):
+        return value
+    return f"sha256:{hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+
+
+def _veiled_params(text: str) -> str:
+    params = json.loads(text)
+    if not params.get("request_options"):
+        return text
+    params["request_options"] = veiled(params["request_options"])
+    return json.dumps(params, sort_keys=True, ensure_ascii=False)
+
+
+def _veiled_option(told: Any) -> Any:
+    found = _OPTION.fullmatch(told) if isinstance(told, str) else None
+    if found is None:
+        return told
+    try:
+        value = json.loads(found[2])
+    except ValueError:
+        return told
+    return f"{found[1]}={json.dumps(veiled(value), sort_keys=True)}"
 
 
 def question_hash(task: Any) -> str:

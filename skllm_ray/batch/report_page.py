@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from skllm_ray.batch.template import template_fields, texts_of
 from skllm_ray.errors import MissingExtraError
+from skllm_ray.plain_text import printable
 
 _SHOWN: Final = 200
 _BARS: Final = 25
@@ -145,7 +146,7 @@ def render_page(
         import jinja2
     except ImportError:
         raise MissingExtraError.for_extra("jinja2", "report") from None
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     template = environment.from_string(resources.files(__package__).joinpath("report.html.j2").read_text("utf-8"))
     return template.render(
         manifest=manifest,
@@ -168,7 +169,7 @@ def _tiles(manifest: Mapping[str, Any], units: Sequence[Mapping[str, Any]], tall
     busy = _busy_s(units)
     saved = sum(unit["duplicates"] + unit["reused"] for unit in units)
     notes = [
-        f"{1000 * known / tally.rows:,.4f} per 1,000 rows" if known and tally.rows else "",
+        f"{1000 * known / (tally.rows - unpriced):,.4f} per 1,000 rows" if known and tally.rows > unpriced else "",
         f"up to {unknown:,.2f} more for lost requests" if unknown else "",
         f"{unpriced:,} replies of unknown price" if unpriced else "",
     ]
@@ -315,8 +316,13 @@ def _counts(column: Any) -> list[tuple[str, int]]:
     return [(str(one["values"]), int(one["counts"])) for one in found]
 
 
+def _shown(value: Any) -> Any:
+    """Return a value of the page; the plots are markup already."""
+    return printable(value) if type(value) is str else value
+
+
 def _short(text: object, most: int = _SHOWN) -> str:
-    found = " ".join(str("" if text is None else text)[: 4 * most].split())
+    found = " ".join(printable("" if text is None else text)[: 4 * most].split())
     return found if len(found) <= most else found[: most - 1] + "…"
 
 

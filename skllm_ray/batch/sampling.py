@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,7 +12,6 @@ from skllm_ray.batch.job import Job
 from skllm_ray.batch.manifest import Manifest, read_schema
 from skllm_ray.batch.template import template_fields, texts_of
 from skllm_ray.errors import InputError
-from skllm_ray.tasks.base import Row
 
 _UNITS: Final = 8
 _ROWS: Final = 20_000
@@ -64,16 +62,6 @@ def draw(
         n_missing / max(1, n_rows),
         n_unique / present_rows,
     )
-
-
-def ask_timed(job: Job, texts: Sequence[str]) -> tuple[list[Row[Any]], float]:
-    """Ask about some texts, each once; return the rows, and rows per second without the time that starting takes."""
-    began = time.perf_counter()
-    rows = job.ask(texts[:1])  # starts what has to be started
-    if len(texts) > 1:
-        began = time.perf_counter()
-        rows = [*rows, *job.ask(texts[1:])]
-    return rows, max(1, len(texts) - 1) / max(1e-9, time.perf_counter() - began)
 
 
 def _rows_of(job: Job, manifest: Manifest, unit: Unit, column: str | None) -> tuple[list[str | None], Sequence[Any]]:

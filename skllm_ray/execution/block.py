@@ -124,6 +124,14 @@ def process_here(
         yield range(start, start + len(part)), process_for(call, part, task, backend, spec, embedder)
 
 
+def open_pair_here(task: Task[Any], spec: BackendSpec, secrets: Mapping[str, Secret]) -> tuple[Backend, Backend | None]:
+    """Return the open backends of a call that runs in this process, which keeps the limit by itself."""
+    embedding = embedding_of(task)
+    found = open_here(spec, secrets), None if embedding is None else open_here(embedding, secrets)
+    install_limiter(None)
+    return found
+
+
 class OpenBackend:
     """A backend that is open in this process, kept in ``ModelCache`` for the next call."""
 

@@ -408,7 +408,7 @@ def test_the_help_tells_defaults_and_exit_codes():
     shown = re.sub(r"\s+", " ", call("run", "--help").output)
     assert "--input PATH" in shown
     assert "[default: 600.0]" in shown
-    assert "130: interrupted" in shown
+    assert "130 or 143: interrupted" in shown
 
 
 def test_every_flag_of_the_docs_is_there():
@@ -476,3 +476,60 @@ def test_a_csv_file_is_read_by_tune_as_by_run(tmp_path):
     refused = call("tune", "submit", "GPTClassifier", "--data", path, "--answer-column", "nope")
     assert refused.exit_code == 1
     assert "no column 'nope' (answer_column). Columns: text, label." in refused.output
+
+
+# --- samples, within a budget and with failures -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["estimate"], ["evaluate", "--label-column", "y"]])
+def test_a_sample_keeps_to_the_budget_and_says_so(tmp_path, command):
+    rows = texts(300)
+    source = write(tmp_path / "in.parquet", rows, y=["good" if "good" in text else "bad" for text in rows])
+    with ChatServer() as server:
+        flags = ["--model", "custom_url::m", "--gpt-url", server.url, "--labels", "good,bad", "--input", source]
+        prices = ["--input-price", 1000, "--output-price", 1000, "--max-output-tokens", 10]
+        refused = call(*command, "classify", *flags, *prices, "--sample", 200, "--budget-usd", 0.001)
+        assert refused.exit_code == 1
+        assert "does not cover one row" in refused.output
+        assert server.n_requests == 0
+        done = call(*command, "classify", *flags, *prices, "--sample", 200, "--budget-usd", 5)
+        assert done.exit_code == 0, done.output
+        n = server.n_requests
+        tokens = sum(len(prompt_of(one.body)) // 4 for one in server.received)
+        assert 5 < n < 200
+        assert tokens / 1000 <= 5
+        told = re.sub(r"[\s│]+", " ", done.output)
+        assert f"the budget of 5 USD covers {n} of 200 rows" in told
+        assert call(*command, "classify", *flags, "--sample", 200).exit_code == 0
+        assert server.n_requests == n + 200
+
+
+def test_models_that_share_a_budget_are_asked_the_same_rows(tmp_path):
+    rows = texts(300)
+    source = write(tmp_path / "in.parquet", rows, y=["good" if "good" in text else "bad" for text in rows])
+    with ChatServer() as server:
+        flags = ["--models", "custom_url::m,custom_url::n", "--gpt-url", server.url, "--labels", "good,bad"]
+        prices = ["--input-price", 1000, "--output-price", 1000, "--max-output-tokens", 10, "--budget-usd", 9]
+        done = call("evaluate", "classify", *flags, *prices, "--input", source, "--label-column", "y", "--json")
+        found = json.loads(done.stdout.splitlines()[-1])
+    assert [one["rows"] for one in found] == [server.n_requests // 2] * 2
+    assert all("budget" in one["stopped"] for one in found)
+    assert all(one["usd_per_1000"] > 0 for one in found)
+
+
+@pytest.mark.parametrize("command", [["estimate"], ["evaluate", "--label-column", "y"]])
+def test_a_sample_in_which_all_rows_fail_shows_no_speed_and_tells_why(tmp_path, command):
+    source = write(tmp_path / "in.parquet", texts(30), y=["good"] * 30)
+    with ChatServer(lambda body: StatusFault(400, "nobody home")) as server:
+        flags = ["--model", "custom_url::m", "--gpt-url", server.url, "--labels", "good,bad", "--input", source]
+        done = call(*command, "classify", *flags, "--sample", 20)
+        told = re.sub(r"[\s│]+", " ", done.output)
+        assert done.exit_code == 4
+        assert "bad_request" in told
+        assert "nobody home" in told
+        assert "rows/s," not in told
+        assert "0.0% to" not in told
+        budget = ["--budget-usd", 100, "--input-price", 1, "--output-price", 1]
+        again = call(*command, "classify", *flags, "--sample", 20, *budget)
+        assert again.exit_code == 4
+        assert "nobody home" in re.sub(r"[\s│]+", " ", again.output)

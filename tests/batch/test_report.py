@@ -19,7 +19,9 @@ from skllm_ray.cli import main
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import InputError
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
-from tests.batch.worlds import classifier, read, texts, write
+from skllm_ray.tasks.base import RowError
+from skllm_ray.testing import ChatServer
+from tests.batch.worlds import Local, api_classifier, classifier, read, texts, write
 
 VOID = {"meta", "br", "input", "img", "hr", "link"}
 
@@ -136,3 +138,27 @@ def test_the_command_writes_the_page(tmp_path):
     done = CliRunner().invoke(main, ["report", str(tmp_path / "out"), "--to", str(tmp_path / "r.html")])
     assert (done.exit_code, done.output) == (0, f"wrote {tmp_path / 'r.html'}\n")
     assert pd.read_parquet(tmp_path / "out").shape[0] == 10
+
+
+def test_rows_without_a_price_are_not_in_the_price_of_a_thousand(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(100))
+    with ChatServer() as server:
+        clf = api_classifier(server)
+        batch.run(clf, source, str(tmp_path / "out"), limit=80)
+        prices = {"input_price": 1000.0, "output_price": 1000.0}
+        done = batch.run(clf, source, str(tmp_path / "out"), **prices)
+    each = 1000 * done.total.cost_usd / 20
+    assert f"{each:,.4f} per 1,000 rows" in page_of(tmp_path / "out", tmp_path / "r.html").text
+
+
+def test_control_characters_of_servers_are_written_out(tmp_path):
+    odd = "\x1b[31m \x00 \ud800 $x$ [/red]"
+
+    class Odd(Local):
+        script = staticmethod(lambda request: RowError("bad_request", odd))
+
+    clf = Odd(on_error="coerce").fit(None, ["good", "\x07bad"])
+    batch.run(clf, write(tmp_path / "in.parquet", texts(20)), str(tmp_path / "out"))
+    page = page_of(tmp_path / "out", tmp_path / "r.html")
+    assert "\\x1b[31m" in page.text
+    assert not set("\x1b\x00\x07") & set((tmp_path / "r.html").read_text("utf-8"))

@@ -646,3 +646,32 @@ def test_a_signal_keeps_what_is_in_flight(tmp_path, how, error):
         result = batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=400)
         assert (result.complete, result.this_run.reused, server.n_requests) == (True, n, 400)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_values_of_request_options_stand_in_no_file(tmp_path):
+    hidden = ["tok-7f3a9c1e55", "p4ssw0rd of mine"]
+    options = {"reasoning_effort": "low", "user": hidden[0], "metadata": {"deep": [hidden[1], 5]}}
+    source = write(tmp_path / "in.parquet", texts(5))
+    with ChatServer() as server:
+        clf = api_classifier(server, request_options=options)
+        assert batch.run(clf, source, str(tmp_path / "out"), limit=3).complete
+        assert server.received[-1].body["user"] == hidden[0]
+        path = tmp_path / "out" / work.SYSTEM / "manifest.json"
+        texts_written = [file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()]
+        assert not any(one.encode() in text for one in hidden for text in texts_written)
+        assert '\\"reasoning_effort\\": \\"low\\"' in path.read_text()
+        with pytest.raises(OutputMismatchError, match="another params, request_options") as raised:
+            batch.run(
+                api_classifier(server, request_options={**options, "user": "other-1"}), source, str(tmp_path / "out")
+            )
+        assert hidden[0] not in str(raised.value)
+        told = json.loads(path.read_text())  # as the first release wrote it
+        params = json.loads(told["params"])
+        told["params"] = json.dumps({**params, "request_options": options}, sort_keys=True)
+        identity = [one for one in json.loads(told["identity"]) if "=" not in one]
+        told["identity"] = json.dumps(
+            [*identity, *(f"{k}={json.dumps(options[k], sort_keys=True)}" for k in sorted(options))]
+        )
+        path.write_text(json.dumps(told))
+        assert batch.run(clf, source, str(tmp_path / "out")).complete
+        assert hidden[0] not in path.read_text()

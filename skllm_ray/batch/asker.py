@@ -1,0 +1,162 @@
+"""Some rows asked outside of any output, such as a sample: within a budget, where there is one."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from skllm_ray.batch.asking import JournalledBackend
+from skllm_ray.batch.fence import Fence
+from skllm_ray.batch.journal import Journal
+from skllm_ray.batch.ledger import Ledger
+from skllm_ray.batch.storage import StorageOptions, open_folder
+from skllm_ray.batch.unit_guard import UnitGuard, UnitStopped
+from skllm_ray.errors import ConfigurationError
+from skllm_ray.execution.block import open_pair_here, process
+from skllm_ray.tasks.base import Row
+
+if TYPE_CHECKING:
+    from skllm_ray.batch.job import Job
+
+_BLOCK: Final = 64
+_PROBE: Final = "affordable"
+
+
+@dataclass
+class Asked:
+    """What became of the rows that were asked."""
+
+    rows: list[Row[Any]] = field(default_factory=list)
+    """One for each text, from the first on: fewer than the texts where a budget did not cover all."""
+    seconds: float = 0.0
+    """How long they took, but for the first one, which starts what has to be started."""
+    stopped: str = ""
+    """Why not all were asked; empty where they were."""
+
+    @property
+    def failures(self) -> Counter[str]:
+        """The rows without an answer, by kind."""
+        return Counter(str(row.error.kind) for row in self.rows if row.error is not None)
+
+    @property
+    def reason(self) -> str:
+        """Why the first row without an answer has none; empty where all have one."""
+        return next((f"{row.error.kind}: {row.error.message}" for row in self.rows if row.error is not None), "")
+
+    @property
+    def rows_per_s(self) -> float | None:
+        """Rows per second; None where failures say nothing of it: where half of the rows, or more, failed."""
+        good = len(self.rows) - self.failures.total()
+        if not self.seconds or 2 * good <= len(self.rows):
+            return None
+        return max(1, good - 1) / self.seconds
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What the rows cost, as far as answers tell; None where they do not."""
+        costs = [row.reply.usage.cost_usd for row in self.rows if row.error is None or row.reply.usage.cost_usd]
+        return None if any(cost is None for cost in costs) else sum(cost or 0.0 for cost in costs)
+
+
+def ask_rows(jobs: Mapping[str, Job], texts: Sequence[str], budget_usd: float | None) -> dict[str, Asked]:
+    """Ask each job's model about the same texts.
+
+    With a budget they take turns, a few texts at a time, and end together before the money for the next ones is there.
+
+    Raises
+    ------
+    ConfigurationError
+        If the budget does not cover one text.
+    """
+    if budget_usd is None:
+        return {name: _ask_all(job, texts) for name, job in jobs.items()}
+    found = {name: Asked() for name in jobs}
+    ledger = Ledger(budget_usd, keep_going=True)
+    with ExitStack() as stack:
+        askers = {name: stack.enter_context(_Asker(job, ledger)) for name, job in jobs.items()}
+        at, size = 0, 1
+        while at < len(texts) and not any(one.stopped for one in found.values()):
+            some = list(texts[at : at + size])
+            while some and not _affordable(ledger, [most for one in askers.values() for most in one.most_usd(some)]):
+                some = some[: len(some) // 2]
+            if not some:
+                break
+            for name, asker in askers.items():
+                asker.ask(some, found[name], timed=at > 0)
+            at, size = at + len(some), _BLOCK
+    if at < len(texts):
+        told = f"the budget of {budget_usd:g} USD covers {at:,} of {len(texts):,} rows"
+        if not at:
+            raise ConfigurationError(
+                f"budget_usd={budget_usd:g} does not cover one row at the most that it may cost.",
+                "Raise it, or set a smaller bound on an answer (max_output_tokens).",
+            )
+        for one in found.values():
+            one.stopped = one.stopped or told
+    return found
+
+
+def _ask_all(job: Job, texts: Sequence[str]) -> Asked:
+    rows = job.ask(texts[:1])  # starts what has to be started
+    began = time.perf_counter()
+    if len(texts) > 1:
+        rows = [*rows, *job.ask(texts[1:])]
+    return Asked(rows, time.perf_counter() - began)
+
+
+def _affordable(ledger: Ledger, most: list[float]) -> bool:
+    granted = ledger.reserve(_PROBE, most)
+    ledger.settle(_PROBE, 0.0)
+    return granted.n == len(most)
+
+
+class _Asker:
+    """A job's model in this process, under the rules of a budget."""
+
+    def __init__(self, job: Job, ledger: Ledger) -> None:
+        self._job = job
+        self._ledger = ledger
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Asker:
+        job = self._job
+        folder = open_folder(self._stack.enter_context(tempfile.TemporaryDirectory()), StorageOptions(), {})
+        journal = Journal(folder, resumes=False)
+        self._stack.callback(journal.close, keep=False)
+        guard = self._stack.enter_context(UnitGuard(Fence(folder, ""), self._ledger.stopped))
+        backend, embedder = open_pair_here(job.task, job.spec, job.secrets)
+        self._terms, self._embedder_terms = job.terms(outage_s=0.0)
+        self._backend = JournalledBackend(backend, journal, self._ledger, job.spec.model, self._terms, guard)
+        self._embedder = None
+        if embedder is not None:
+            name = f"{job.spec.model} vectors"
+            terms = self._embedder_terms
+            self._embedder = JournalledBackend(embedder, journal, self._ledger, name, terms, guard, counts_rows=False)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def most_usd(self, texts: Sequence[str]) -> list[float]:
+        """Return the most that each text may cost."""
+        if self._job.embeds:
+            return [self._terms.most_usd_of_text(text) for text in texts]
+        most = [self._terms.most_usd(request) for request in self._job.requests_for(texts)]
+        if self._embedder is None:
+            return most
+        return [one + self._embedder_terms.most_usd_of_text(text) for one, text in zip(most, texts, strict=True)]
+
+    def ask(self, texts: Sequence[str], into: Asked, *, timed: bool) -> None:
+        """Ask about some texts that the budget covers."""
+        began = time.perf_counter()
+        try:
+            into.rows += process(texts, self._job.task, self._backend, self._job.spec, self._embedder)
+        except UnitStopped as stop:
+            into.stopped = stop.reason
+        if timed:
+            into.seconds += time.perf_counter() - began
