@@ -5,8 +5,11 @@
 Needs Linux, root and the ``ip`` command: every node is a real ``ray start`` in a network namespace with an address of
 its own. The job classifies rows by dynamic few-shot: a GGUF model in actors embeds them, and an API on a local server,
 which counts its requests, answers under a limit of requests per minute; every other job has a budget. ``kill -9``
-strikes the driver, a worker, a model actor, the rate limiter, the job's ledger or a whole node; the same command is run
-again until the job is complete, then the next job begins, until enough kills are done. The tally tells, for all jobs
+strikes the driver, a worker, a model actor, the rate limiter, the job's ledger or a whole node; SIGTERM ends the driver
+in order; and SIGSTOP, as a laptop's lid does, stops the driver with all its workers, the same command is run beside it,
+and SIGCONT wakes them. Half of the jobs take the disk for a shared filesystem without locks, where the second run takes
+over; on a local disk it is refused. The same command is run again until the job is complete, then the next job begins,
+until enough kills are done. The tally tells, for all jobs
 together: rows lost, rows twice in the output, requests that were paid for twice, and how many of those the promise
 allows at each kill: the requests that the killed workers had in flight, as the server saw them, and a journal segment
 for each of these workers. A worker is the one that is killed, those of a node that is lost, or all where the driver
@@ -37,7 +40,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from skllm_ray.batch.fence import LOCK_FILE
+from skllm_ray.batch.holder import Holder
 from skllm_ray.batch.journal import SEGMENT_REPLIES
+from skllm_ray.batch.parts import SYSTEM
 from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.testing import ChatServer
@@ -50,6 +56,7 @@ WORKERS = 4
 BUDGET_USD = 5.0
 LATE_S = 0.1
 ENDING_S = 2.0
+SIGNALS = ["driver", "terminated driver", "stopped driver"]
 TARGETS = {
     "worker": "ray::_run_units",
     "model actor": "ray::ModelActor",
@@ -71,7 +78,12 @@ from skllm_ray.classification import DynamicFewShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.vectorization import GPTVectorizer
 
-source, output, url, address, budget = sys.argv[1:]
+source, output, url, address, budget, shared = sys.argv[1:]
+if shared:
+    from skllm_ray.batch import fence, holder, lock
+    lock.is_on_local_disk = fence.is_on_local_disk = lambda path: False
+    lock.OutputLock._lock_here = lambda self: None
+    holder.Holder.is_of_this_machine = property(lambda self: False)
 SKLLMConfig.set_gpt_url(url)
 SKLLMConfig.set_rate_limit("custom_url::m", requests_per_minute=6000)
 SKLLMConfig.set_gguf_resources(num_cpus=1, max_replicas=2)
@@ -101,6 +113,11 @@ class Tally:
     runs: int = 0
     with_budget: int = 0
     counted_too_little: int = 0
+    over_budget: int = 0
+    refused_beside_a_stopped_run: int = 0
+    taken_over: int = 0
+    disorderly: int = 0
+    """Runs that were told to end and did not do so in order, or that woke up overtaken and went on."""
 
 
 def main() -> None:
@@ -123,7 +140,8 @@ def main() -> None:
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(found, indent=2) + "\n")
-    if tally.lost or tally.doubled or tally.counted_too_little or tally.paid_twice > tally.allowed:
+    broken = tally.lost or tally.doubled or tally.counted_too_little or tally.over_budget or tally.disorderly
+    if broken or tally.paid_twice > tally.allowed:
         sys.exit("The promise was broken.")
 
 
@@ -132,7 +150,8 @@ def strike(cluster: Cluster, folder: Path, n_kills: int, n_rows: int, chance: ra
     tally = Tally()
     while sum(tally.kills.values()) < n_kills:
         tally.jobs += 1
-        job = Job(folder / f"job{tally.jobs}", n_rows, budget_usd=BUDGET_USD if tally.jobs % 2 else None)
+        budget_usd = BUDGET_USD if tally.jobs % 2 else None
+        job = Job(folder / f"job{tally.jobs}", n_rows, budget_usd, shared=tally.jobs % 4 in {2, 3})
         with WatchedServer(job.answer) as server:
             while not job.complete:
                 tally.runs += 1
@@ -142,8 +161,11 @@ def strike(cluster: Cluster, folder: Path, n_kills: int, n_rows: int, chance: ra
                     time.sleep(chance.uniform(0, 4))
                     if driver.poll() is not None or sum(tally.kills.values()) >= n_kills:
                         break
-                    target = chance.choice(["driver", "node", *TARGETS])
-                    struck = cluster.kill(target, driver, chance, server)
+                    target = chance.choice([*SIGNALS, "node", *TARGETS])
+                    if target == "stopped driver":
+                        driver, struck = overtake(cluster, job, driver, server, tally)
+                    else:
+                        struck = cluster.kill(target, driver, chance, server)
                     if struck is not None:
                         workers, in_flight = struck
                         tally.kills[target] += 1
@@ -151,10 +173,57 @@ def strike(cluster: Cluster, folder: Path, n_kills: int, n_rows: int, chance: ra
                         n = sum(tally.kills.values())
                         log(f"kill {n}: {target}, {workers} workers with {in_flight} requests in flight")
                 job.complete = driver.wait() == 0
+                if driver.terminated and driver.returncode not in {0, 128 + signal.SIGTERM}:
+                    tally.disorderly += 1
                 log(f"job {tally.jobs}: the driver ended with {driver.returncode}")
                 cluster.mend()
         job.check(tally)
     return tally
+
+
+def overtake(
+    cluster: Cluster, job: Job, driver: Driver, server: WatchedServer, tally: Tally
+) -> tuple[Driver, tuple[int, int]]:
+    """Stop a run, run the same command beside it, wake the first; return the run that goes on, and what was struck."""
+    workers = cluster.pids(TARGETS["worker"])
+    pids = [driver.pid, *workers]
+    for pid in pids:
+        _send(pid, signal.SIGSTOP)
+    in_flight = len(server.in_flight())
+    second = job.start(cluster, server.url)
+    tally.runs += 1
+    deadline = time.monotonic() + 120
+    before = job.token
+    while time.monotonic() < deadline and second.poll() is None and job.token == before:
+        time.sleep(0.2)
+    taken = second.poll() is None and job.token != before
+    if taken:
+        job.wait_until_flowing(second)
+    for pid in pids:
+        _send(pid, signal.SIGCONT)
+    if not taken:
+        tally.refused_beside_a_stopped_run += 1
+        tally.disorderly += job.shared  # there, it should have been taken over
+        return driver, (0, 0)
+    tally.taken_over += 1
+    with suppress(subprocess.TimeoutExpired):
+        driver.wait(60)
+    if driver.poll() is None or driver.returncode == 0:
+        tally.disorderly += 1
+        log(f"the overtaken run went on, or ended with {driver.returncode}")
+        _send(driver.pid, signal.SIGKILL)
+    return second, (len(workers), in_flight)
+
+
+def _send(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+class Driver(subprocess.Popen[bytes]):
+    """A run, and whether it was told to end."""
+
+    terminated = False
 
 
 class WatchedServer(ChatServer):
@@ -194,11 +263,12 @@ class WatchedServer(ChatServer):
 class Job:
     """One input, one output, and what the server saw of it."""
 
-    def __init__(self, folder: Path, n_rows: int, budget_usd: float | None) -> None:
+    def __init__(self, folder: Path, n_rows: int, budget_usd: float | None, *, shared: bool) -> None:
         folder.mkdir()
         self.folder = folder
         self.complete = False
         self.budget_usd = budget_usd
+        self.shared = shared
         self._lock = threading.Lock()
         self._paid: Counter[str] = Counter()
         texts = [f"a thing of number <{i}> that is {'fine' if i % 2 else 'awful'}" for i in range(n_rows)]
@@ -220,13 +290,20 @@ class Job:
                 return
             time.sleep(0.1)
 
-    def start(self, cluster: Cluster, url: str) -> subprocess.Popen[bytes]:
+    @property
+    def token(self) -> str:
+        """The run's that holds the output."""
+        with suppress(OSError):
+            return Holder.parse((self.folder / "out" / SYSTEM / LOCK_FILE).read_bytes()).token
+        return ""
+
+    def start(self, cluster: Cluster, url: str) -> Driver:
         """Run the same command, as ever."""
         script = self.folder / "driver.py"
         script.write_text(DRIVER)
         command = [sys.executable, str(script), str(self.folder / "in.parquet"), str(self.folder / "out"), url]
         output = (self.folder / "driver.log").open("ab")
-        command += [f"{HEAD}:6379", str(self.budget_usd or "")]
+        command += [f"{HEAD}:6379", str(self.budget_usd or ""), "shared" * self.shared]
         return cluster.execute(NODES[0], command, stdout=output, stderr=output)
 
     def check(self, tally: Tally) -> None:
@@ -245,7 +322,9 @@ class Job:
             tally.with_budget += 1
             output = open_folder(str(self.folder / "out"), StorageOptions(), {})
             least = min(cost for cost in table.column("cost_usd").to_pylist() if cost)
-            tally.counted_too_little += OutputState(output, ()).spent_usd(None) < least * sum(self._paid.values())
+            paid = least * sum(self._paid.values())
+            tally.counted_too_little += OutputState(output, ()).spent_usd(None) < paid
+            tally.over_budget += paid > self.budget_usd
 
 
 class Cluster:
@@ -268,20 +347,22 @@ class Cluster:
         for name in NODES:
             self._start(name)
 
-    def execute(self, node: str, command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    def execute(self, node: str, command: list[str], **options: Any) -> Driver:
         """Start a command on a node, in a process group of its own."""
         environment = {**os.environ, **RAY, "PYTHONPATH": str(Path.cwd()), "RAY_TMPDIR": str(self._folder / node)}
-        return subprocess.Popen(
-            ["ip", "netns", "exec", node, *command], env=environment, start_new_session=True, **options
-        )
+        return Driver(["ip", "netns", "exec", node, *command], env=environment, start_new_session=True, **options)
 
-    def kill(
-        self, target: str, driver: subprocess.Popen[bytes], chance: random.Random, server: WatchedServer
-    ) -> tuple[int, int] | None:
+    def kill(self, target: str, driver: Driver, chance: random.Random, server: WatchedServer) -> tuple[int, int] | None:
         """Kill at random; return how many workers that struck, and the requests they had in flight.
 
         None where there was nothing to kill.
         """
+        if target == "terminated driver":
+            driver.terminated = True
+            driver.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                driver.wait(30)  # Kubernetes' grace
+            return (0, 0) if driver.poll() is not None else (WORKERS, server.most_in_flight_for(ENDING_S))
         if target == "driver":
             os.killpg(driver.pid, signal.SIGKILL)
             return WORKERS, server.most_in_flight_for(ENDING_S)  # its workers end with it, but not at once
@@ -306,6 +387,10 @@ class Cluster:
         struck = 1, sum(host == _address(name) and port in own for host, port in server.in_flight())
         os.kill(pid, signal.SIGKILL)
         return struck
+
+    def pids(self, title: str) -> list[int]:
+        """Return the processes of all nodes whose titles begin so."""
+        return [pid for name in NODES for pid in self._pids(title, name)]
 
     def mend(self) -> None:
         """Have all nodes up."""
