@@ -35,6 +35,10 @@ test: setup ## Run the tests
 conformance: setup ## Test against servers that others wrote: aimock (npm) and llama-cpp-python's own
 	-npm install --silent --no-fund --no-audit --prefix .conformance @copilotkit/aimock@1.43.0
 	-$(BIN)/pip install --quiet gcp-storage-emulator
+	-$(BIN)/pip download --quiet --no-deps --no-binary :all: -d .conformance \
+		llama-cpp-python==$$($(BIN)/python -c 'import llama_cpp; print(llama_cpp.__version__)')
+	-mkdir -p .conformance/llama.cpp && tar -xzf .conformance/llama_cpp_python-*.tar.gz -C .conformance/llama.cpp \
+		--strip-components=3 --wildcards '*/vendor/llama.cpp/models/templates/*.jinja'
 	$(BIN)/pytest -q -rs tests/conformance
 
 test-slow: setup ## Run the tests that take minutes, too

@@ -32,6 +32,7 @@ MAX_SECONDS = 2.0
 """CPU time that one prompt may take."""
 MAX_SIZE = 1_000_000
 """Characters and values that one prompt may make, besides 50 times what it was given."""
+_STEPS = 32  # between two looks at the clock
 _BITS = 1024  # of an integer
 _LARGE = 16  # an argument from which on it may be a width
 _WIDE = re.compile(r"%[^%a-zA-Z]*(?:\*|\d{4})")
@@ -85,11 +86,13 @@ class Meter:
 
     def __init__(self, given: int) -> None:
         self._until = time.thread_time() + MAX_SECONDS
+        self._steps = 0
         self._all = self._left = MAX_SIZE + 50 * given
 
     def step(self) -> None:
-        """Look at the clock."""
-        if time.thread_time() > self._until:
+        """Look at the clock now and then."""
+        self._steps += 1
+        if self._steps % _STEPS == 0 and time.thread_time() > self._until:
             raise TemplateLimitError(f"it takes more than {MAX_SECONDS:g} seconds to render")
 
     def charge(self, size: int) -> None:
@@ -107,16 +110,17 @@ class Meter:
         """Return how many characters and values `value` holds, as often as it holds them."""
         if isinstance(value, str):
             return len(value)
-        if not isinstance(value, list | tuple | Mapping | Namespace):
+        if not isinstance(value, list | tuple | dict | Namespace):
             return 1
-        total, waiting = 0, [value]
+        waiting: list[Any] = [value]
+        total = 0
         while waiting:
             one = waiting.pop()
             if isinstance(one, str):
                 total += len(one)
             elif isinstance(one, Namespace):
                 waiting += one._Namespace__attrs.values()  # it answers for nothing else
-            elif isinstance(one, Mapping):
+            elif isinstance(one, dict):
                 waiting += [*one.keys(), *one.values()]
             elif isinstance(one, list | tuple):
                 waiting += one

@@ -38,7 +38,7 @@ _LEAST = ("none", "no_think", "minimal", "low")
 _SOME = ("medium", "high", "low")
 _GIVEN_BY_US = ("messages", "add_generation_prompt", "bos_token", "eos_token")
 _IS_DATA = re.compile(r"""['"](?:type|blocks)['"]""")  # a list of parts, written out as it stands
-_MAX_TEMPLATE = 1_000_000  # characters
+_MAX_TEMPLATE = 200_000  # characters: real ones have 17,000 at most
 
 
 class TemplateError(Exception):
@@ -306,13 +306,15 @@ class ChatTemplate:
 
 def _form_of(before: str, closing: str, answered: str) -> ThoughtForm:
     """Return the form of a thought that stands between `before` and `closing`, where no thought is `answered`."""
+    for form in FORMS:
+        if closing.lstrip().startswith(form.ending) and before.rstrip().endswith(form.opening.strip()):
+            return replace(form, closing=closing)
     marks = list(MARKUP.finditer(before))
     at = _shared(before, answered)
     at = min([at, *(mark.start() for mark in marks if mark.start() < at < mark.end())])
     opening = before[at:].strip() or (marks[-1].group() if marks else before)
-    known = next((form.ending for form in FORMS if closing.lstrip().startswith(form.ending)), None)
     first = MARKUP.search(closing)
-    return ThoughtForm(opening, known or (first.group() if first else closing.strip()), closing)
+    return ThoughtForm(opening, first.group() if first else closing.strip(), closing)
 
 
 def _shared(one: str, other: str) -> int:
