@@ -194,5 +194,5 @@ def _fitted(column: pa.ChunkedArray, here: pa.Field, wanted: pa.Field) -> pa.Chu
 def _check_unchanged(folder: Folder, unit: Unit) -> None:
     now = folder.filesystem.get_file_info(unit.path)
     size, mtime_ns = unit.file
-    if mtime_ns and (now.size, now.mtime_ns or 0) != (size, mtime_ns):
+    if now.size != size or (mtime_ns and now.mtime_ns != mtime_ns):  # not every filesystem tells when
         raise OSError("the file was changed since the job was planned")

@@ -33,7 +33,7 @@ from skllm_ray.batch.parts import SYSTEM, add_up, table_bytes
 from skllm_ray.batch.running import Budget, Outcome, work_off
 from skllm_ray.batch.screen import Screen, State, open_screen
 from skllm_ray.batch.state import OutputState
-from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, list_inputs, open_folder
+from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, distinct, list_inputs, open_folder
 from skllm_ray.batch.template import check_formats, template_fields
 from skllm_ray.batch.terms import Terms
 from skllm_ray.batch.work import Call, UnitWork
@@ -306,10 +306,9 @@ class Job:
         return open_folder(self._source_uri, self._storage, self._storage.secrets())
 
     def _list(self) -> list[FileInfo]:
-        found = {
-            file.path: file for uri in self._inputs for file in list_inputs(uri, self._storage, self._storage.secrets())
-        }
-        return [found[path] for path in sorted(found)]
+        secrets = self._storage.secrets()
+        found = [file for uri in self._inputs for file in list_inputs(uri, self._storage, secrets)]
+        return distinct(found, self.source)
 
     def _scan(self, files: Sequence[FileInfo]) -> Scanned:
         scheme, mark, _ = self._source_uri.partition("://")

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +21,8 @@ from skllm_ray.errors import ConfigurationError, InputError
 
 _SCHEME: Final = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _WILD: Final = re.compile(r"[*?\[]")
+_QUERY: Final = re.compile(r"\?(region|scheme|endpoint_override|access_key|secret_key|retry_limit_seconds)=[^/]*$")
+_PACKED: Final = re.compile(r"(\.(csv|jsonl|ndjson|parquet|pq))\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip)$", re.IGNORECASE)
 _NATIVE: Final = {"s3": "S3FileSystem", "gs": "GcsFileSystem", "gcs": "GcsFileSystem"}
 
 
@@ -201,23 +203,60 @@ def list_inputs(uri: str, options: StorageOptions, secrets: Mapping[str, Secret]
     """
     base, pattern = _split(uri)
     folder = open_folder(base, options, secrets)
-    info = folder.filesystem.get_file_info(folder.path)
+    info = _info(folder, uri)
+    if pattern and _SCHEME.match(uri):  # a key may hold what is a wildcard elsewhere
+        named = _info(open_folder(uri, options, secrets), uri)
+        info, pattern = (named, "") if named.type == pafs.FileType.File else (info, pattern)
     if info.type == pafs.FileType.File:
+        _refuse_packed([info.path], uri)
         return [_file(info)]
     if info.type == pafs.FileType.NotFound and not pattern:
         raise InputError(
             f"input={uri!r} does not exist.", "Give a file, a folder, or a pattern such as 'in/*.parquet'."
         )
     selector = pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
-    found = [one for one in folder.filesystem.get_file_info(selector) if one.type == pafs.FileType.File]
+    try:
+        every = folder.filesystem.get_file_info(selector)
+        found = [_file(one) for one in every if one.type == pafs.FileType.File]
+    except UnicodeDecodeError:
+        raise InputError(f"input={uri!r} holds a file whose name is no UTF-8.", "Rename it.") from None
     wanted = _matcher(folder.path, pattern)
-    files = [_file(one) for one in found if wanted(one.path)]
+    _refuse_packed([one.path for one in found if wanted(_PACKED.sub(r"\1", one.path))], uri)
+    files = [one for one in found if wanted(one.path)]
     if not files:
         raise InputError(
             f"input={uri!r} holds no file of a known kind.",
             f"Known: {', '.join(sorted(FORMATS))}. Names that begin with '.' or '_' are passed over.",
         )
     return sorted(files, key=lambda file: file.path)
+
+
+def _info(folder: Folder, uri: str) -> pafs.FileInfo:
+    try:
+        return folder.filesystem.get_file_info(folder.path)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"input={uri!r} cannot be looked up: {error}.") from None
+
+
+def _refuse_packed(paths: Iterable[str], uri: str) -> None:
+    """Refuse compressed files rather than pass them over: their rows cannot be reached from any place but the first."""
+    packed = sorted(path for path in paths if _PACKED.search(path))
+    if packed:
+        others = f" and {len(packed) - 1:,} more" if len(packed) > 1 else ""
+        raise InputError(
+            f"input={uri!r} holds {packed[0]}{others}, which is compressed.",
+            "Unpack it first, or name the other files alone, such as by a pattern that ends in '*.csv'.",
+        )
+
+
+def distinct(files: Iterable[FileInfo], folder: Folder) -> list[FileInfo]:
+    """Return each file once, by path: links, and links in circles, would have its rows asked, and paid, again."""
+    found: dict[str, FileInfo] = {}
+    for file in sorted(files, key=lambda file: file.path):
+        real = os.path.realpath(file.path) if folder.is_local else file.path
+        if real not in found or file.path == real:
+            found[real] = file
+    return sorted(found.values(), key=lambda file: file.path)
 
 
 def is_in_input(output: Folder, uri: str, options: StorageOptions, secrets: Mapping[str, Secret]) -> bool:
@@ -287,7 +326,7 @@ def _sync(folder: Path) -> None:
 
 
 def _hidden(path: str) -> bool:
-    return any(part.startswith((".", "_")) for part in path.split("/") if part)
+    return any(part[0] == "." or (part[0] == "_" and "=" not in part) for part in path.split("/") if part)
 
 
 @lru_cache(maxsize=16)
@@ -315,8 +354,14 @@ def _remote(uri: str, scheme: str, options: dict[str, Any]) -> tuple[pafs.FileSy
     if scheme in _NATIVE and options:
         return getattr(pafs, _NATIVE[scheme])(**options), path
     if scheme in _NATIVE:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-        return filesystem, str(path)
+        if _QUERY.search(path):
+            filesystem, path = pafs.FileSystem.from_uri(uri)
+            return filesystem, str(path)
+        bucket, slash, key = path.partition(
+            "/"
+        )  # a key may hold what means something else in a URI: '#', '?', '%', ' '
+        filesystem, bucket = pafs.FileSystem.from_uri(f"{scheme}://{bucket}")
+        return filesystem, f"{bucket}{slash}{key}"
     import fsspec
 
     opened = fsspec.filesystem(scheme, **options)

@@ -353,12 +353,12 @@ for name in ("pandas.period", "pandas.interval"):
     except KeyError:
         pass
 folder = Folder(pafs.LocalFileSystem(), sys.argv[1])
-files = scan(folder, [FileInfo(sys.argv[1] + "/a.parquet", 0, 0)]).files
+files = scan(folder, [FileInfo(sys.argv[1] + "/a.parquet", int(sys.argv[3]), 0)]).files
 table = read(folder, next(cut(files, 9)), ["p"], read_schema(sys.argv[2]))
 print(table.schema.field(0).type, table.column(0).to_pylist())
 """
     told = subprocess.run(
-        [sys.executable, "-c", text, str(tmp_path), schema_text(scanned.schema)],
+        [sys.executable, "-c", text, str(tmp_path), schema_text(scanned.schema), str(scanned.files[0].size)],
         capture_output=True,
         text=True,
         check=True,
