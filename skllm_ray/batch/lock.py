@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
@@ -20,6 +21,8 @@ from skllm_ray.errors import OutputInUseError
 _DEAD_AFTER: Final = 4  # heartbeats without a change
 _SETTLE: Final = 0.6  # of a heartbeat: longer than a look at the lock may be old, see `fence`
 _OS_LOCK: Final = "run.lock"
+_GOODBYES: Final = 3
+_held_here: set[str] = set()
 
 
 class OutputLock:
@@ -61,16 +64,20 @@ class OutputLock:
         except BaseException:
             self._unlock_here()
             raise
+        _held_here.add(self.token)
         self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
         self._thread.join()
-        with suppress(OSError):
-            held = self._read()
-            if held is not None and held.token == self.token:
-                self._folder.delete(LOCK_FILE)
+        _held_here.discard(self.token)
+        for _ in range(_GOODBYES):  # a store may be out of order; what stays is that of a dead run
+            with suppress(OSError):
+                held = self._read()
+                if held is not None and held.token == self.token:
+                    self._folder.delete(LOCK_FILE)
+                break
         self._unlock_here()
 
     def check(self) -> None:
@@ -133,9 +140,14 @@ class OutputLock:
 
     def _is_dead(self, held: Holder) -> bool:
         """Return whether a run surely lives no more; raise where it surely does."""
-        if held.is_alive_here:
+        left_here = held.pid == os.getpid() and held.token not in _held_here  # a run of this process that could not end
+        if held.is_alive_here and not left_here:
             raise _in_use(held)
-        return held.is_dead_here or (held.locked and self._exclusive and self._os_lock is not None)
+        return (
+            held.is_dead_here
+            or (held.is_alive_here and left_here)
+            or (held.locked and self._exclusive and self._os_lock is not None)
+        )
 
     def _watch(self, held: Holder) -> Holder | None:
         """Return the lock of a run that shows no sign of life, or None where it has ended."""

@@ -245,3 +245,19 @@ def test_two_namespaces_of_one_machine_do_not_take_each_other_for_dead(monkeypat
     assert not elsewhere.is_alive_here
     gone = Holder.parse(json.dumps({**json.loads(mine.dump()), "began": "1"}).encode())
     assert gone.is_dead_here
+
+
+def test_a_lock_that_could_not_be_deleted_stops_no_later_run_of_its_process(tmp_path, monkeypatch):
+    folder = as_object_store(tmp_path)
+    monkeypatch.setattr(fence, "HEARTBEAT_S", 0.1)
+    with monkeypatch.context() as patch:
+
+        def fail(self: Folder, name: str) -> None:
+            raise OSError(5, "slow down")
+
+        patch.setattr(Folder, "delete", fail)
+        with OutputLock(folder):
+            pass
+    assert Holder.parse(folder.read(LOCK_FILE)).is_alive_here
+    with OutputLock(folder) as held, pytest.raises(OutputInUseError), OutputLock(folder):
+        held.check()
