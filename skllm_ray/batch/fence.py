@@ -27,6 +27,11 @@ _UNREADABLE: Final = 3  # heartbeats without a readable lock, before others may 
 _CLOCK: Final[int] = vars(time).get("CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
+def heartbeat_s() -> float:
+    """Return how often a run shows that it lives, in seconds."""
+    return HEARTBEAT_S
+
+
 def clock() -> float:
     """Return seconds that go on while a machine sleeps, and that nobody can set."""
     return time.clock_gettime(_CLOCK)

@@ -6,17 +6,16 @@ import json
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from skllm_ray.batch.inputs import Scanned, Unit, cut, rows_per_unit, scan
-from skllm_ray.batch.ledger import Progress
 from skllm_ray.batch.lock import OutputLock
 from skllm_ray.batch.manifest import (
     Manifest,
@@ -29,7 +28,9 @@ from skllm_ray.batch.manifest import (
     veiled_identity,
     with_template,
 )
+from skllm_ray.batch.options import BatchEstimator, JobOptions
 from skllm_ray.batch.parts import SYSTEM, add_up, table_bytes
+from skllm_ray.batch.result import JobResult
 from skllm_ray.batch.running import Budget, Outcome, work_off
 from skllm_ray.batch.screen import Screen, State, open_screen
 from skllm_ray.batch.state import OutputState
@@ -43,150 +44,11 @@ from skllm_ray.execution.block import embedding_of
 from skllm_ray.execution.runner import run as run_rows
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import price_of_spec
-from skllm_ray.tasks.base import ChatRequest, Row, Task
+from skllm_ray.tasks.base import ChatRequest, Row
 from skllm_ray.tasks.embedding import EmbeddingTask
 
-KeepReplies = Literal["none", "errors", "all"]
 _MOST_OUTPUT_TOKENS: Final = 1024
 _EMPTY: Final = "part-00000-0000000000-0000000.parquet"
-
-
-class BatchEstimator(Protocol):
-    """What a batch job needs of an estimator; all of this library have it."""
-
-    model: str
-    on_error: str
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters."""
-        ...
-
-    def _task(self) -> Task[Any]: ...
-
-    def _checked_spec(self) -> Any: ...
-
-    def _secrets(self) -> dict[str, Secret]: ...
-
-    def _output_types(self) -> dict[str, pa.DataType | None]: ...
-
-    def _column_types(self) -> dict[str, pa.DataType | None]: ...
-
-    def _columns_of(
-        self, values: list[Any], process: Any, mode: Any, *, details: bool = True
-    ) -> tuple[list[Sequence[Any]], list[Row[Any]]]: ...
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """How a job reads, writes and spends. `skllm_ray.batch.run` documents each."""
-
-    text_column: str | None = "text"
-    text_template: str | None = None
-    keep_columns: tuple[str, ...] | None = None
-    output_prefix: str = ""
-    keep_replies: KeepReplies = "none"
-    limit: int | None = None
-    retry_errors: bool = False
-    filename_column: str | None = None
-    unit_rows: int | None = None
-    workers: int | None = None
-    budget_usd: float | None = None
-    input_price: float | None = None
-    output_price: float | None = None
-    max_output_tokens: int | None = None
-    outage_s: float = 600.0
-    keep_going: bool = False
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """How a job stands after a run.
-
-    Attributes
-    ----------
-    output : str
-        Where the parts are.
-    rows_total : int
-        Rows in the input, as far as its files can be read.
-    rows_done : int
-        Rows in the parts, those of earlier runs among them.
-    errors : dict of str to int
-        Failed rows in the parts, by kind.
-    unreadable : dict of str to str
-        Files or units that could not be read or done, with the reason.
-    stopped : str
-        Why the run ended before all was done; empty if it did not.
-    total : Progress
-        Counts of the whole job, earlier runs included.
-    this_run : Progress
-        Counts of this run alone.
-    unknown_usd : float
-        What was perhaps paid for requests whose answers never arrived; counted against a budget.
-    seconds : float
-        How long this run took.
-    wanted : int
-        Rows that this run was to bring to an end: all, or the limit.
-    pending : Progress
-        What was paid for rows that are in no part yet. It is a part of `total`, and is not paid for again.
-    out_of_budget : bool
-        Whether the run ended because the budget does not cover what remains.
-    reasons : dict of str to str
-        Why the first failed row of each kind failed, in the parts.
-    in_vain : bool
-        Whether the run ended because nearly all rows failed.
-    signal : int
-        The signal that interrupted the run, such as 15 (SIGTERM); 0 where none did.
-    """
-
-    output: str
-    rows_total: int
-    rows_done: int
-    errors: dict[str, int]
-    unreadable: dict[str, str]
-    stopped: str
-    total: Progress
-    this_run: Progress
-    unknown_usd: float
-    seconds: float
-    wanted: int
-    pending: Progress = field(default_factory=Progress)
-    out_of_budget: bool = False
-    reasons: dict[str, str] = field(default_factory=dict)
-    in_vain: bool = False
-    signal: int = 0
-
-    @property
-    def complete(self) -> bool:
-        """Whether every row that was wanted is in a part, be it with a result or with an error."""
-        return not self.unreadable and self.rows_done >= self.wanted
-
-    @property
-    def rows_failed(self) -> int:
-        """Rows whose part has an error; missing texts among them."""
-        return sum(self.errors.values())
-
-    @property
-    def mostly_failed(self) -> bool:
-        """Whether more than half of the rows with a text failed, or the run ended because nearly all did."""
-        missing = self.errors.get("missing_text", 0)
-        return self.in_vain or 2 * (self.rows_failed - missing) > self.rows_done - missing
-
-    @property
-    def next_step(self) -> str:
-        """What to do next; empty where all is done."""
-        if self.out_of_budget:
-            left = self.wanted - self.rows_done
-            each = self.total.cost_usd / max(1, self.total.asked)
-            about = max(0, left - self.pending.asked) * each
-            told = f", for about {about:,.4f} USD more at what the others cost" if about else ""
-            return f"raise --budget-usd: {left:,} rows remain{told}"
-        if self.in_vain:
-            return "mend the cause, then run the same command again (--keep-going asks all rows whatever comes of it)"
-        if not self.complete:
-            return "run the same command again"
-        if self.mostly_failed:
-            return "mend the cause, then run the same command with --retry-errors"
-        return "run it without --limit for the other rows" if self.rows_done < self.rows_total else ""
 
 
 class Job:

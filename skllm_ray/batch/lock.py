@@ -12,8 +12,7 @@ from typing import Final, Self
 
 import filelock
 
-from skllm_ray.batch import fence
-from skllm_ray.batch.fence import LOCK_FILE, Fence, clock
+from skllm_ray.batch.fence import LOCK_FILE, Fence, clock, heartbeat_s
 from skllm_ray.batch.holder import Holder, is_on_local_disk
 from skllm_ray.batch.storage import Folder
 from skllm_ray.errors import OutputInUseError
@@ -49,7 +48,7 @@ class OutputLock:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self.token = uuid.uuid4().hex
-        self._heartbeat_s = fence.HEARTBEAT_S
+        self._heartbeat_s = heartbeat_s()
         self._exclusive = folder.is_local and is_on_local_disk(folder.path)
         self._os_lock: filelock.BaseFileLock | None = None
         self._fence = Fence(folder, self.token, self._heartbeat_s)

@@ -123,23 +123,27 @@ def work_off(
             if snapshot is None:
                 outcome.stop("crashed", "the process that keeps the job's counts and budget died, and does not start")
                 break
-            if interruption.signal and outcome.stop("interrupted", interruption.reason):
-                outcome.signal = interruption.signal
-            if snapshot.in_vain:
-                outcome.stop("in vain", snapshot.stopped)
-            if outcome.kind:
+            if _is_to_stop(outcome, snapshot, interruption):
                 calls.clear()
                 if not snapshot.stopped:
                     shared.tell("stop", outcome.stopped)
             view.see(snapshot)
             view.standing = runner.lookout.look() if runner.lookout else view.standing
             screen.show(view)
-    if outcome.signal or interruption.signal:  # it may have come with the last unit
-        outcome.signal = interruption.signal
+    outcome.signal = interruption.signal  # it may have come with the last unit
     view.see(_snapshot(shared))
     screen.show(view)
     outcome.progress = view.progress
     return outcome
+
+
+def _is_to_stop(outcome: Outcome, snapshot: Snapshot, interruption: Interruption) -> bool:
+    """Return whether the run ends, for what became of its units or for a reason of its own, which is noted."""
+    if interruption.signal:
+        outcome.stop("interrupted", interruption.reason)
+    if snapshot.in_vain:
+        outcome.stop("in vain", snapshot.stopped)
+    return bool(outcome.kind)
 
 
 def _is_unreadable(result: Any) -> bool:
