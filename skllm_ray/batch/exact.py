@@ -7,8 +7,8 @@ zero), and know no way from many nested types to others. Whatever cannot be brou
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -167,9 +167,25 @@ def _scalars(array: pa.Array, kind: pa.DataType) -> pa.Array:
         array = array.cast(pa.decimal128(20, 0))
     if is_bytes(here) and pa.types.is_fixed_size_binary(here):
         array = array.cast(pa.binary())
-    if pa.types.is_temporal(here) and not pa.types.is_temporal(kind):
-        raise ValueError(f"{here} has no equal in {kind}")
+    zones = {pa.types.is_timestamp(one) and bool(one.tz) for one in (here, kind)}
+    if len(zones) > 1 or not any(_any(here, sources) and _any(kind, targets) for sources, targets in _WAYS):
+        raise ValueError(f"{here} has no equal in {kind}")  # Arrow would parse texts, and take numbers for times
     return array.cast(kind)
+
+
+def _any(kind: pa.DataType, checks: Sequence[Callable[[pa.DataType], bool]]) -> bool:
+    return any(check(kind) for check in checks)
+
+
+_WAYS: Final = (
+    ((pa.types.is_integer,), (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)),
+    ((pa.types.is_decimal,), (pa.types.is_decimal,)),
+    ((pa.types.is_floating,), (pa.types.is_floating, pa.types.is_integer)),
+    ((is_bytes, is_text), (is_bytes,)),
+    ((pa.types.is_date,), (pa.types.is_date, pa.types.is_timestamp)),
+    *(((check,), (check,)) for check in (pa.types.is_timestamp, pa.types.is_time, pa.types.is_duration)),
+)
+"""Which types have values with equals in which others."""
 
 
 def _far_texts(array: pa.Array) -> pa.Array:

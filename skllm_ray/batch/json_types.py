@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
 
 import pyarrow as pa
+
+from skllm_ray.batch.exact import converted, is_bytes, is_list, is_text
 
 MOST_LEVELS: Final = 20
 """How deep values may nest to have columns of nested types; deeper ones are kept as JSON texts."""
@@ -116,24 +120,47 @@ def json_array(values: Iterable[Any], kind: pa.DataType, exact: bool = True) -> 
     ValueError
         If one of them has no equal there.
     """
+    held = list(values)
+    kinds = set(map(type, held)) - {type(None)}
+    if pa.types.is_dictionary(kind):
+        return converted(json_array(held, kind.value_type, exact), kind)
+    if not kinds or kinds == {_PLAIN.get(str(kind))}:
+        return pa.array(held, kind)
+    if pa.types.is_nested(kind):
+        own = JsonType()
+        own.learn(held)
+        if own.arrow() == kind:
+            with suppress(pa.ArrowTypeError):  # values of several types, which are texts
+                return pa.array(held, kind)
     most = _DOUBLE_WHOLE if exact else float("inf")
-    return pa.array([_fitted(value, kind, most) for value in values], kind)
+    return pa.array([_fitted(value, kind, most) for value in held], kind)
+
+
+_PLAIN: Final = {"int64": int, "double": float, "bool": bool, "string": str, "large_string": str}
 
 
 def _fitted(value: Any, kind: pa.DataType, most: float) -> Any:
-    """Return a value in the form that a column of `kind` takes."""
+    """Return a value in the form that a column of `kind` takes: Arrow itself would cut 2.5 to 2 for one of integers."""
     if value is None:
         return None
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_text(kind):
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return value.encode() if isinstance(value, str) else value
-    if pa.types.is_floating(kind):
-        return float(value) if isinstance(value, int) and abs(value) <= most else value
-    if pa.types.is_integer(kind) and isinstance(value, float):
-        return int(value) if value.is_integer() else value
-    if isinstance(value, list) and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if isinstance(value, str) and is_bytes(kind):
+        return value.encode()
+    if isinstance(value, list) and is_list(kind):
         return [_fitted(one, kind.value_type, most) for one in value]
     if isinstance(value, dict) and pa.types.is_struct(kind):
         return {one.name: _fitted(value.get(one.name), one.type, most) for one in kind}
-    return value
+    found: bool | float | None = None
+    if isinstance(value, bool):
+        found = value if pa.types.is_boolean(kind) else None
+    elif isinstance(value, int):
+        whole = pa.types.is_integer(kind) or pa.types.is_decimal(kind)
+        found = value if whole else float(value) if pa.types.is_floating(kind) and abs(value) <= most else None
+    elif pa.types.is_integer(kind) and isinstance(value, float):
+        found = int(value) if value.is_integer() and (value or math.copysign(1, value) > 0) else None
+    else:
+        found = value if isinstance(value, float) and pa.types.is_floating(kind) else None
+    if found is None:
+        raise ValueError(f"a JSON {type(value).__name__} has no equal in {kind}")
+    return found

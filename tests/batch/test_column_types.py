@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from skllm_ray.batch import inputs
+from skllm_ray.batch.exact import converted
 from skllm_ray.batch.inputs import Scanned, cut, read, scan
+from skllm_ray.batch.json_types import json_array
 from skllm_ray.batch.manifest import read_schema, schema_text
 from skllm_ray.batch.storage import FileInfo, Folder
 
@@ -511,3 +513,78 @@ def test_columns_in_another_order_missing_and_oddly_named(tmp_path):
         {"": 1, "a.b": 1, "a": {"b": 1}, "Text": "x", "text": "y", "more": None},
         {"": None, "a.b": None, "a": {"b": 2}, "Text": None, "text": "z", "more": True},
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (pa.array(["7"]), pa.int64()),
+        (pa.array(["07"]), pa.date32()),
+        (pa.array([True]), pa.int64()),
+        (pa.array([1]), pa.bool_()),
+        (pa.array([1]), pa.timestamp("us")),
+        (pa.array([1], pa.timestamp("us")), pa.int64()),
+        (pa.array([datetime(2026, 1, 1, 5)]), pa.date32()),
+        (pa.array([1], pa.timestamp("us")), pa.timestamp("us", "UTC")),
+        (pa.array([date(2026, 1, 1)]), pa.timestamp("us", "UTC")),
+        (pa.array([2.5]), pa.int64()),
+        (pa.array([-0.0]), pa.int64()),
+        (pa.array([0.5]), pa.decimal128(20, 2)),
+        (pa.array([Decimal("0.1")]), pa.float64()),
+        (pa.array([Decimal("1.5")]), pa.int64()),
+        (pa.array([BIG]), pa.float64()),
+        (pa.array([{"a": 1, "b": 2}]), pa.struct([("a", pa.int64())])),
+        (pa.array([[1, 2, 3]]), pa.list_(pa.int64(), 2)),
+        (pa.array([b"\xff"]), pa.string()),
+        (pa.array([[b"\xff"]]), pa.string()),
+    ],
+    ids=str,
+)
+def test_what_has_no_equal_is_refused(given, kind):
+    """Arrow's own casts, and its way from Python's values, let most of these through."""
+    with pytest.raises(ValueError, match=r"."):
+        converted(given, kind)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (2.5, pa.int64()),
+        (-0.0, pa.int64()),
+        ([2.5], pa.list_(pa.int64())),
+        (True, pa.float64()),
+        (5, pa.timestamp("us")),
+        (5, pa.date32()),
+        ("x", pa.int64()),
+        ({"a": 1}, pa.list_(pa.int64())),
+        (BIG, pa.float64()),
+        (0.1, pa.decimal128(20, 2)),
+    ],
+    ids=str,
+)
+def test_json_values_that_have_no_equal_are_refused(value, kind):
+    with pytest.raises(ValueError, match=r"."):
+        json_array([None, value], kind)
+
+
+def test_a_file_that_is_mended_later_does_not_change_the_columns(tmp_path):
+    """Its values were not looked at when the types were decided."""
+    put(tmp_path, pa.array([1]))
+    folder, scanned = look([tmp_path / "0.parquet"])
+    for text in ('{"v": 2.5}', '{"v": "x"}', '{"v": true}'):
+        (tmp_path / "b.jsonl").write_text(text)
+        later = look([tmp_path / "b.jsonl"])[1].files
+        with pytest.raises(ValueError, match="int64"):
+            read(folder, next(cut(later, 9)), ["v"], scanned.schema)
+    (tmp_path / "b.csv").write_text("v\n07\n")
+    later = look([tmp_path / "b.csv"])[1].files
+    with pytest.raises(ValueError, match="column 'v' of type string holds a value that has no equal in int64"):
+        read(folder, next(cut(later, 9)), ["v"], scanned.schema)
+
+
+def test_files_of_spark_are_read_once(tmp_path):
+    table = pa.table({"v": pa.array(FAR, pa.timestamp("us"))}).replace_schema_metadata(
+        {"org.apache.spark.version": "3.5.0"}
+    )
+    folder, scanned = look(put(tmp_path, table, use_deprecated_int96_timestamps=True))
+    assert parts(folder, scanned)[0].column("v").to_pylist() == FAR
