@@ -30,6 +30,7 @@ class BruteForce:
     def __init__(self, path: Path) -> None:
         self._tokenizer = Engine(EngineOptions(str(path), vocab_only=True))
         self.chat = ChatFormat(self._tokenizer)
+        self.n_vocab = self._tokenizer.n_vocab
         self._lib = self._tokenizer.lib
         params = self._lib.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -87,7 +88,7 @@ class BruteForce:
                 if lib.llama_decode(context, batch.part(lib, 0, len(batch))) != 0:
                     raise RuntimeError(f"llama_decode failed: {take_errors()}")
                 if wanted.any():
-                    shape = int(wanted.sum()), self._tokenizer.n_vocab
+                    shape = int(wanted.sum()), self.n_vocab
                     found.append(np.ctypeslib.as_array(lib.llama_get_logits(context), shape).astype(np.float64))
         finally:
             lib.llama_free(context)

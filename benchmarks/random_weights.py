@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,13 @@ class GGUFInit(ctypes.Structure):
 
 
 def write_model(
-    path: Path, architecture: str, metadata: Mapping[str, Value], vocabulary: Path = DEMO_FILE, seed: int = 0
+    path: Path,
+    architecture: str,
+    metadata: Mapping[str, Value],
+    vocabulary: Path = DEMO_FILE,
+    *,
+    without: str = "",
+    seed: int = 0,
 ) -> Path:
     """Write a model of random 32-bit weights; return `path`.
 
@@ -53,6 +60,8 @@ def write_model(
         Keys without the architecture before them.
     vocabulary : Path, default=the demo model
         A GGUF file whose tokenizer is copied.
+    without : str, default=""
+        A regular expression of names of tensors that llama.cpp can do without, and that are left out.
     seed : int, default=0
         Of the weights.
 
@@ -62,9 +71,12 @@ def write_model(
         If llama.cpp does not build a model from the metadata.
     """
     header = path.with_suffix(".header")
-    _write(header, architecture, metadata, vocabulary, {})
-    tensors = tensors_of(header)
+    _write(header, architecture, metadata, DEMO_FILE, {})
+    sizes = {_n_tokens(DEMO_FILE): _n_tokens(vocabulary)}
+    tensors = {name: tuple(sizes.get(n, n) for n in shape) for name, shape in tensors_of(header).items()}
     header.unlink()
+    if without:
+        tensors = {name: shape for name, shape in tensors.items() if not re.search(without, name)}
     rng = np.random.default_rng(seed)
     _write(path, architecture, metadata, vocabulary, {name: _weights(rng, name, s) for name, s in tensors.items()})
     return path
@@ -106,6 +118,15 @@ def tensors_of(header: Path) -> Tensors:
     return found
 
 
+def _n_tokens(vocabulary: Path) -> int:
+    return len(_reader(vocabulary).fields["tokenizer.ggml.tokens"].data)
+
+
+@cache
+def _reader(file: Path) -> gguf.GGUFReader:
+    return gguf.GGUFReader(file)
+
+
 def _write(
     path: Path,
     architecture: str,
@@ -115,7 +136,7 @@ def _write(
 ) -> None:
     writer = gguf.GGUFWriter(str(path), architecture)
     for key, value in metadata.items():
-        _add(writer, f"{architecture}.{key}", value)
+        _add(writer, key if key.startswith("xielu.") else f"{architecture}.{key}", value)
     _copy_tokenizer(writer, vocabulary)
     for name, weights in tensors.items():
         writer.add_tensor(name, weights)
@@ -138,14 +159,14 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
 
 def _copy_tokenizer(writer: gguf.GGUFWriter, vocabulary: Path) -> None:
     """Copy a tokenizer; one without a chat template gets the demo model's."""
-    reader = gguf.GGUFReader(vocabulary)
+    reader = _reader(vocabulary)
     for key, field in reader.fields.items():
         if key.startswith("tokenizer."):
             writer.add_key_value(
                 key, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None
             )
     if "tokenizer.chat_template" not in reader.fields:
-        template = gguf.GGUFReader(DEMO_FILE).fields["tokenizer.chat_template"].contents()
+        template = _reader(DEMO_FILE).fields["tokenizer.chat_template"].contents()
         writer.add_chat_template(template)
 
 

@@ -84,6 +84,10 @@ class Batch:
         self.add(self.tokens[:1].repeat(n_tokens), position + self.n_filled, 0)
         self.n_filled += n_tokens
 
+    def ends(self) -> list[int]:
+        """Return where the tokens of each sequence end, where they follow upon one another."""
+        return [*(np.flatnonzero(np.diff(self.sequences[: len(self)])) + 1).tolist(), len(self)]
+
     def clear(self) -> None:
         """Forget all tokens."""
         self.n_tokens = self.n_filled = 0

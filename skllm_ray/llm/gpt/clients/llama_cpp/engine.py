@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from skllm_ray.errors import ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.batch import Batch
-from skllm_ray.llm.gpt.clients.llama_cpp.fitness import facts_of, refusal
 from skllm_ray.llm.gpt.clients.llama_cpp.library import (
     context_length,
     import_llama_cpp,
@@ -30,7 +29,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.library import (
     take_errors,
 )
 from skllm_ray.llm.gpt.clients.llama_cpp.memory import is_recurrent, memory_needed, recurrent_memory
-from skllm_ray.llm.gpt.clients.llama_cpp.sequences import N_MARKS, Sequences, SharedTokens, StateCopies
+from skllm_ray.llm.gpt.clients.llama_cpp.sequences import N_MARKS, TOGETHER, Sequences, SharedTokens, StateCopies
 
 _WORTH_A_RUN = 256  # tokens that a shorter prefix must cost before rows part into two runs
 _LONGEST = 1 << 31
@@ -83,14 +82,10 @@ class Engine:
         """Logits that one ``llama_decode`` keeps at most."""
         self.n_sequences = self.n_outputs
         """Sequences for the shared prefix and for rows. llama.cpp aborts where all are more than the outputs."""
-        self.is_embedding_model = self._is_embedding_model()
-        """Whether the model makes vectors and answers no prompts."""
+        self.is_embedding_model = self.metadata(f"{self.metadata('general.architecture')}.pooling_type") is not None
         self.n_batch = min(options.n_batch or (_CPU_BATCH if options.n_gpu_layers == 0 else _GPU_BATCH), self.n_ctx)
         tokenizes_only = options.vocab_only or self.is_embedding_model
         self._context = None if tokenizes_only else self._open_context()
-        if self._context and not self.lib.llama_get_memory(self._context):  # an encoder: it keeps nothing of a text
-            self.lib.llama_free(self._context)
-            self._context, self.is_embedding_model = None, True
         self.sequences = self._sequences()
         self._batch = Batch()
         self._prefix: list[int] = []
@@ -113,17 +108,7 @@ class Engine:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers
         params.vocab_only = options.vocab_only
-        model = load_model(lib, options.path, params)
-        reason = refusal(options.path, facts_of(lib, model))
-        if reason is not None:
-            lib.llama_model_free(model)
-            raise reason
-        return model
-
-    def _is_embedding_model(self) -> bool:
-        architecture = self.metadata("general.architecture")
-        is_causal = self.metadata(f"{architecture}.attention.causal") != "false"
-        return not is_causal or self.metadata(f"{architecture}.pooling_type") is not None
+        return load_model(lib, options.path, params)
 
     def _open_context(self) -> Any:
         lib, options = self.lib, self.options
@@ -157,8 +142,9 @@ class Engine:
 
     def _sequences(self) -> Sequences:
         memory = self.lib.llama_get_memory(self._context) if self._context else None
-        kind = StateCopies if is_recurrent(self.lib, self.model) else SharedTokens
-        return kind(self.lib, memory, self.n_sequences)
+        if not is_recurrent(self.lib, self.model):
+            return SharedTokens(self.lib, memory, self.n_sequences)
+        return StateCopies(self.lib, memory, self.n_sequences, self.metadata("general.architecture") in TOGETHER)
 
     def metadata(self, key: str) -> str | None:
         """Return a metadata value of the file, or None."""
@@ -387,12 +373,13 @@ class Engine:
         size = -(-len(batch) // max(1, -(-len(batch) // self.n_batch)))
         so_far = np.concatenate([[0], np.cumsum(batch.wanted[: len(batch)], dtype=np.int64)])
         start = 0
-        while start < len(batch):
-            # The logits of one decode have a buffer of limited size: a label may have more tokens than it holds.
-            room = int(np.searchsorted(so_far, so_far[start] + self.n_outputs, side="right")) - 1
-            stop = min(start + size, len(batch), room)
-            yield start, stop, int(so_far[stop] - so_far[start])
-            start = stop
+        for end in (len(batch),) if self.sequences.decode_together else batch.ends():
+            while start < end:
+                # The logits of one decode have a buffer of limited size: a label may have more tokens than it holds.
+                room = int(np.searchsorted(so_far, so_far[start] + self.n_outputs, side="right")) - 1
+                stop = min(start + size, end, room)
+                yield start, stop, int(so_far[stop] - so_far[start])
+                start = stop
 
 
 class Decoding:

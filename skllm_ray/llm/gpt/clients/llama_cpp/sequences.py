@@ -16,6 +16,36 @@ from typing import Any, Protocol
 N_MARKS = 2
 """Sequences that keep earlier states of the shared beginning."""
 _WORTH_A_MARK = 16  # tokens
+TOGETHER = frozenset(
+    {
+        "bailingmoe3",
+        "deepseek4",
+        "falcon-h1",
+        "glm5-next",
+        "granitehybrid",
+        "jamba",
+        "kimi-k3",
+        "kimi-linear",
+        "lfm2",
+        "lfm2moe",
+        "mamba",
+        "mamba2",
+        "minimax-01",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+        "qwen4exp",
+        "rwkv6",
+        "rwkv7",
+    }
+)
+"""Architectures with recurrent layers that were seen to give each of several sequences in one decode its own logits.
+
+llama.cpp mixes them up for some (``plamo2``, ``arwkv7`` and ``rwkv6qwen2``, in the version that was tried): those, and
+what was not tried, are decoded one sequence at a time. ``python -m benchmarks.architectures`` tries them all.
+"""
 
 
 class Sequences(Protocol):
@@ -23,6 +53,8 @@ class Sequences(Protocol):
 
     shares_tokens: bool
     """Whether one token may belong to several sequences, and the end of a sequence may be removed."""
+    decode_together: bool
+    """Whether one decode may hold several sequences."""
     n_holders: int
     """How many sequences, from 0 on, a token of the shared beginning is decoded for."""
 
@@ -73,6 +105,7 @@ class SharedTokens:
     """
 
     shares_tokens = True
+    decode_together = True
 
     def __init__(self, lib: ModuleType, memory: Any, n_sequences: int) -> None:
         self._lib, self._memory = lib, memory
@@ -119,13 +152,16 @@ class StateCopies:
         The context's memory.
     first_mark : int
         The first of the `N_MARKS` sequences that keep earlier states of the shared beginning; rows take those before.
+    decode_together : bool
+        Whether one decode may hold several sequences.
     """
 
     shares_tokens = False
     n_holders = 1
 
-    def __init__(self, lib: ModuleType, memory: Any, first_mark: int) -> None:
+    def __init__(self, lib: ModuleType, memory: Any, first_mark: int, decode_together: bool) -> None:
         self._lib, self._memory = lib, memory
+        self.decode_together = decode_together
         self._first_mark = first_mark
         self._marks: list[int] = []
         """The lengths of what the marks hold, ascending. They are beginnings of sequence 0, and take no more cells."""

@@ -37,7 +37,8 @@ def files(tmp_path_factory):
 
     def file(name):
         if name not in made:
-            made[name] = write_model(folder / f"{name}.gguf", name, RECURRENT[name])
+            given = RECURRENT[name]
+            made[name] = write_model(folder / f"{name}.gguf", name, given.metadata, without=given.without)
         return made[name]
 
     return file
@@ -82,7 +83,7 @@ def assert_close(found, expected):
         np.testing.assert_allclose(one, other, atol=TOLERANCE, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mamba", "falcon-h1", "lfm2", "nemotron_h", "qwen35"])
+@pytest.mark.parametrize("name", ["mamba", "falcon-h1", "lfm2", "nemotron_h", "qwen35", "plamo2"])
 def test_scores_and_the_best_label_are_brute_force_s(name, files, opened):
     backend = opened(name)
     requests = [question(text, labels) for labels in LABELS.values() for text in TEXTS[:2]]
@@ -190,7 +191,7 @@ def test_a_closed_model_opens_again(files, opened):
     assert_close(scores(opened("granitehybrid"), requests), expected)
 
 
-@pytest.mark.parametrize("name", ["mamba", "lfm2"])
+@pytest.mark.parametrize("name", ["mamba", "lfm2", "plamo2"])
 def test_free_texts_are_written_as_one_by_one(name, files, opened, few_sequences):
     backend = opened(name)
     requests = [ChatRequest(({"role": "user", "content": text},), max_output_tokens=6) for text in TEXTS]
