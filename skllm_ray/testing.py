@@ -28,7 +28,7 @@ from skllm_ray.config import RateLimit
 from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 
-__all__ = ["ChatServer", "FakeBackend", "FakeSpec", "Received", "StatusFault", "WireFault", "prompt_of"]
+__all__ = ["ChatServer", "FakeBackend", "FakeSpec", "RawAnswer", "Received", "StatusFault", "WireFault", "prompt_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,25 @@ class WireFault(Enum):
     SILENCE = "never answers"
 
 
-Answer: TypeAlias = Callable[[dict[str, Any]], "str | StatusFault | WireFault"]
+@dataclass(frozen=True, slots=True)
+class RawAnswer:
+    """An answer of any form, sent as it stands.
+
+    Examples
+    --------
+    >>> RawAnswer({"error": {"message": "No credit.", "code": 402}}).status
+    200
+    """
+
+    body: Any = b""
+    """Bytes; a str or what JSON can hold, which is written as such; or a function without parameters that returns an
+    iterator of bytes, which may be without end."""
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = (("content-type", "application/json"),)
+    """All headers, but for the length."""
+
+
+Answer: TypeAlias = Callable[[dict[str, Any]], "str | StatusFault | WireFault | RawAnswer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +106,11 @@ class ChatServer:
     Parameters
     ----------
     answer : callable, optional
-        Takes a request's JSON body; returns the answer's text, a `StatusFault` or a `WireFault`. By default a
-        classification gets the label that the prompt names most often, and any other request gets ``"ok"``. It is asked
-        about embeddings too, which get a fault if it returns one and vectors otherwise, also where it raises because
-        it is written for chats. Where it raises at a chat, the server answers with status 500 and the exception.
+        Takes a request's JSON body; returns the answer's text, a `StatusFault`, a `WireFault` or a `RawAnswer`. By
+        default a classification gets the label that the prompt names most often, and any other request gets ``"ok"``.
+        It is asked about embeddings too, which get a fault if it returns one and vectors otherwise, also where it
+        raises because it is written for chats. Where it raises at a chat, the server answers with status 500 and the
+        exception.
     latency_s : float, default=0
         How long every answer takes, in seconds.
     key : str or None, default=None
@@ -219,6 +238,8 @@ class ChatServer:
             return _error(StatusFault(400, "Unsupported parameter: 'logprobs'", "unsupported_parameter", "logprobs"))
         if isinstance(answer, StatusFault):
             return _error(answer)
+        if isinstance(answer, RawAnswer):
+            return _raw(answer)
         if answer is WireFault.SILENCE:
             self._ending.wait()
         form = _vertex_form if path.endswith(":generateContent") else _openai_form
@@ -230,7 +251,7 @@ class ChatServer:
         whole = form(body, answer, "stop") if vectors is None else vectors
         return _Response(200, json.dumps(whole).encode(), (_JSON, *headers))
 
-    def _fault_for(self, body: dict[str, Any]) -> str | StatusFault | WireFault:
+    def _fault_for(self, body: dict[str, Any]) -> str | StatusFault | WireFault | RawAnswer:
         """Return the fault that the script has for an embedding, if any."""
         try:
             answer = self.answer(body)
@@ -310,6 +331,8 @@ class _Response:
     headers: tuple[tuple[str, str], ...] = (_JSON,)
     sent: int | None = None
     """How many bytes of it to send before closing; None sends it all."""
+    more: Callable[[], Iterator[bytes]] | None = None
+    """What to send in place of a body, until the client goes away."""
 
 
 class _Listener(ThreadingHTTPServer):
@@ -362,12 +385,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the tests' output clean."""
 
     def _write(self, response: _Response) -> None:
-        head = [f"HTTP/1.1 {response.status} Scripted", f"content-length: {len(response.body)}"]
+        length = "connection: close" if response.more else f"content-length: {len(response.body)}"
+        head = [f"HTTP/1.1 {response.status} Scripted", length]
         head += [f"{name}: {value}" for name, value in response.headers]
         whole = "\r\n".join([*head, "", ""]).encode() + response.body
-        self.close_connection = self.close_connection or response.sent is not None
+        self.close_connection = self.close_connection or response.sent is not None or response.more is not None
         try:
             self.wfile.write(whole[: response.sent])
+            for chunk in response.more() if response.more else ():
+                self.wfile.write(chunk)
         except OSError:  # the client went away
             self.close_connection = True
 
@@ -375,6 +401,13 @@ class _Handler(BaseHTTPRequestHandler):
 def _error(fault: StatusFault) -> _Response:
     error = {"message": fault.message, "code": fault.code, "param": fault.param, "type": None, "status": fault.code}
     return _Response(fault.status, json.dumps({"error": error}).encode(), (_JSON, *fault.headers))
+
+
+def _raw(answer: RawAnswer) -> _Response:
+    if callable(answer.body):
+        return _Response(answer.status, b"", answer.headers, more=answer.body)
+    body = answer.body if isinstance(answer.body, (bytes, str)) else json.dumps(answer.body)
+    return _Response(answer.status, body.encode() if isinstance(body, str) else body, answer.headers)
 
 
 def _broken(fault: WireFault, filtered: dict[str, Any], empty: dict[str, Any]) -> _Response:

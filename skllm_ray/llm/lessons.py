@@ -8,23 +8,25 @@ answers without it: a row whose own text is at fault teaches nothing. No SDK her
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from functools import lru_cache
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from skllm_ray.errors import warn
 from skllm_ray.llm.gate import Permit
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job
 from skllm_ray.llm.gpt.clients.openai.logprobs import no_log_probs, read_log_probs
-from skllm_ray.llm.gpt.clients.openai.options import RequestOptions, thaw_options
+from skllm_ray.llm.gpt.clients.openai.options import RequestOptions, body_options, limits_in
 from skllm_ray.llm.models import AnswerForm, ModelFacts
 from skllm_ray.llm.tokens import TokenEstimate
-from skllm_ray.tasks.base import ChatRequest, Message, Reply, RowError
+from skllm_ray.tasks.base import ChatRequest, Choices, Message, Reply, RowError, Usage
 
 Lessons: TypeAlias = Mapping[str, frozenset[str]]
 """What is refused, by endpoint."""
@@ -32,9 +34,23 @@ Lessons: TypeAlias = Mapping[str, frozenset[str]]
 _FORMS: tuple[AnswerForm, ...] = ("json_schema", "json_object", "plain")
 _PLACE = "what servers refuse"
 _ENOUGH = 3
+_SLACK = 8  # tokens that servers count otherwise, such as those that end an answer
 _ROWS_FAULT = {"bad_request", "context_length", "content_filter"}
 _FREE: AbstractAsyncContextManager[None] = nullcontext()
 _lock = threading.Lock()
+
+_BOUND = "bound of labels"
+_IGNORED = "limits on tokens"
+_ROOM = 64  # tokens around a label: a fence, white space, a word before
+_THINKING = re.compile(r"reason|think|effort", re.IGNORECASE)
+
+CUT_THOUGHT: Final = RowError(
+    "truncated",
+    "The bound of a label's answer cut off what the model thought before it.",
+    retryable=True,
+    retry_after_s=0.0,
+)
+"""The error of a try whose row is asked again at once, without that bound."""
 
 REFUSAL = re.compile(
     r"unsupported|not[ _]support|unrecogni[sz]ed|unknown|unexpected|not (permitted|allowed|enabled)"
@@ -147,6 +163,19 @@ class Asked(Protocol):
         ...
 
 
+@lru_cache(maxsize=1024)
+def label_bound(choices: Choices) -> int:
+    """Return the most tokens that a label's answer may take: as many as its longest form has bytes, and some room.
+
+    Examples
+    --------
+    >>> label_bound(Choices(("positive", "negative")))
+    87
+    """
+    longest = max(len(json.dumps(label)) for label in choices.labels) + 2
+    return len(choices.opening) + longest * (choices.max_labels if choices.multiple else 1) + _ROOM
+
+
 class Learner:
     """Base of the dialects: what to leave out, and who goes first. All but the constructor runs on one event loop.
 
@@ -156,10 +185,14 @@ class Learner:
         Names the endpoint, the model and the user's own options.
     """
 
+    limit_names: ClassVar[frozenset[str]] = frozenset()
+    """What limits the length of an answer."""
+
     def __init__(self, spec: Asked) -> None:
         self._model = spec.model
         self._facts = spec.facts
-        self._own = thaw_options(spec.request_options)
+        self._own = body_options(spec.request_options)
+        self._bounds_labels = not (self._facts.thinks or limits_in(self._own) or any(map(_THINKING.search, self._own)))
         self._log_probs = spec.log_probs
         self._endpoint = _endpoint(spec.endpoint)
         self._first: Question[Any] | None = None
@@ -173,6 +206,44 @@ class Learner:
         has_system = any(message["role"] == "system" for message in request.messages)
         has_limit = request.max_output_tokens is not None
         return Question(request, (request.choices, fields, has_limit, has_system, self._log_probs, *self._own))
+
+    def token_limit(self, question: Question[ChatRequest]) -> int | None:
+        """Return the most tokens that the answer may have; None leaves it to the model.
+
+        A label's answer has a bound, so that no model writes white space until its context ends; one that thinks first
+        has none.
+        """
+        request = question.request
+        is_bounded = request.choices is not None and self._bounds_labels and not request.limit_is_hard
+        if request.choices is None or not is_bounded or _BOUND in self.left_out(question):
+            return request.max_output_tokens
+        bound = label_bound(request.choices)
+        return bound if request.max_output_tokens is None else min(bound, request.max_output_tokens)
+
+    def lifts_bound(self, question: Question[ChatRequest], usage: Usage) -> bool:
+        """Return whether to ask again without the bound of a label's answer, which cut off a thought."""
+        limit = self.token_limit(question)
+        if limit is None or limit == question.request.max_output_tokens:
+            return False
+        if 0 < usage.completion_tokens < limit - _SLACK:  # another limit, of the server's own
+            return False
+        question.without += (_BOUND,)
+        return True
+
+    def unbounded(self, question: Question[ChatRequest]) -> RowError | None:
+        """Return why a request must not be sent: it needs a limit, and the server takes or heeds none."""
+        if not question.request.limit_is_hard:
+            return None
+        left_out = self.left_out(question)
+        if _IGNORED not in left_out and not left_out.issuperset(self.limit_names):
+            return None
+        message = f"{self._model} takes no limit on the tokens of an answer, so that no budget can be kept."
+        return RowError("not_supported", message, fatal=True)
+
+    def overran(self, limit: object, usage: Usage) -> None:
+        """Learn from an answer that is longer than the `limit` it was asked under that the server heeds none."""
+        if isinstance(limit, int) and usage.completion_tokens > limit + _SLACK:
+            self._endpoint.refused.add(_IGNORED)
 
     def wants_log_probs(self, request: ChatRequest) -> bool:
         """Return whether the answer is to come with the probabilities of the labels."""
@@ -253,12 +324,12 @@ class Learner:
             if name not in one.refused and (question.shape not in one.answered or one.doubts[name] >= _ENOUGH):
                 one.refused.add(name)
                 notice = self._notice(name)
-                if notice:
+                if notice and not (name in self.limit_names and not _has_limit(question.request)):
                     self._notices.append(f"{self._model} {notice}")
         one.answered.add(question.shape)
 
     def _notice(self, name: str) -> str:
-        if name in {"logprobs", *_FORMS}:
+        if name in {"logprobs", _BOUND, *_FORMS}:
             return ""  # the row's own error says so; a form of the answer is sought, not asked for
         if name == "system":
             return "takes no system message: what it says goes at the head of the user's first message."
@@ -287,6 +358,10 @@ class Learner:
         if self._first is question:
             self._first = None
             self._first_done.set()
+
+
+def _has_limit(request: object) -> bool:
+    return isinstance(request, ChatRequest) and request.max_output_tokens is not None
 
 
 def form_of(best: AnswerForm, left_out: set[str]) -> AnswerForm:

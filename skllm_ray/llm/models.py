@@ -36,6 +36,8 @@ class ModelFacts:
     """The strictest form that it can be held to."""
     log_probs: bool = True
     """Whether it tells the log-probabilities of its tokens."""
+    thinks: bool = False
+    """Whether it thinks before it answers, in tokens that count as the answer's."""
 
 
 def _priced(name: str, price: Price, **facts: Any) -> ModelFacts:
@@ -45,7 +47,7 @@ def _priced(name: str, price: Price, **facts: Any) -> ModelFacts:
 _AS_OF: Final = "2026-06-01"
 _SMALL: Final = "gpt-5.4-mini"
 _LARGE: Final = "gpt-5.4"
-_REASONING: Final[dict[str, Any]] = {"sampling": False, "log_probs": False}
+_REASONING: Final[dict[str, Any]] = {"sampling": False, "log_probs": False, "thinks": True}
 _EARLY_REASONING: Final[dict[str, Any]] = {**_REASONING, "system_role": False, "answer_form": "plain"}
 _OLD: Final[dict[str, Any]] = {"ends": date(2026, 10, 23), "successor": _SMALL}
 _END_2026: Final[dict[str, Any]] = {"ends": date(2026, 12, 11)}
@@ -92,9 +94,11 @@ MODELS: Final[tuple[ModelFacts, ...]] = (
     ModelFacts(
         names=r"gpt-3\.5-turbo-(16k|0301|0613|16k-0613)", ends=date(2024, 9, 13), successor=_SMALL, answer_form="plain"
     ),
-    ModelFacts(names=r"gemini-3.*", sampling=False),  # Google's guide says to leave it out
-    ModelFacts(names=r"gemini-2\.5-flash-lite.*", ends=date(2026, 10, 31), successor="gemini-3.5-flash-lite"),
-    ModelFacts(names=r"gemini-2\.5-.*", ends=date(2026, 10, 31), successor="gemini-3.5-flash"),
+    ModelFacts(names=r"gemini-3.*", sampling=False, thinks=True),  # Google's guide says to leave it out
+    ModelFacts(
+        names=r"gemini-2\.5-flash-lite.*", ends=date(2026, 10, 31), successor="gemini-3.5-flash-lite", thinks=True
+    ),
+    ModelFacts(names=r"gemini-2\.5-.*", thinks=True, ends=date(2026, 10, 31), successor="gemini-3.5-flash"),
     ModelFacts(names=r"(text|chat)-bison.*", ends=date(2025, 4, 30), successor="gemini-3.5-flash-lite"),
 )  # fmt: skip
 """The first row whose names match is the one. Prices are OpenAI's, in US dollars per million tokens, of the date that

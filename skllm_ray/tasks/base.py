@@ -133,6 +133,8 @@ class ChatRequest:
     """The JSON schema of the answer, if it is another structured one."""
     max_output_tokens: int | None = None
     """The largest number of tokens in the answer; None leaves it to the model."""
+    limit_is_hard: bool = False
+    """Whether nothing may be sent without `max_output_tokens`, since a budget was reserved for it."""
     cut_text: str | None = None
     """The row's text as it stands in the last message, if a local model may cut its middle out where it is too long."""
     stop: tuple[str, ...] = ()
@@ -170,6 +172,8 @@ class RowError:
     """Whether every other row would fail for the same reason (a wrong key, no quota): the job should stop."""
     retry_after_s: float | None = None
     """How long the server asked to wait, in seconds."""
+    down: bool = False
+    """Whether the server was not there: nobody took the connection, or a gateway found nobody behind it."""
 
     @property
     def hint(self) -> str:

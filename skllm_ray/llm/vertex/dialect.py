@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from skllm_ray.llm.gpt.clients.openai.options import limits_in
 from skllm_ray.llm.lessons import REFUSAL, Learner, Question, folded, form_of, is_about_system
 from skllm_ray.tasks.base import ChatRequest, Message
 
@@ -18,6 +19,8 @@ _ABOUT_FORMAT = re.compile(
 class VertexDialect(Learner):
     """Writes the configurations of requests, and leaves out what the model refused before."""
 
+    limit_names = frozenset({"max_output_tokens"})
+
     def config(self, question: Question[ChatRequest]) -> dict[str, Any]:
         """Return the fields of the configuration that asks `question`; Google's guide leaves the temperature out."""
         request, left_out = question.request, self.left_out(question)
@@ -25,8 +28,9 @@ class VertexDialect(Learner):
         config: dict[str, Any] = {}
         if system and self._takes_system(left_out):
             config["system_instruction"] = system
-        if request.max_output_tokens is not None:
-            config["max_output_tokens"] = request.max_output_tokens
+        limit = self.token_limit(question)
+        if limit is not None and not limits_in(self._own):
+            config["max_output_tokens"] = limit
         schema = request.choices.json_schema() if request.choices else request.json_schema
         form = form_of(self._facts.answer_form, left_out)
         if schema and form != "plain":

@@ -6,7 +6,18 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from skllm_ray.llm.gpt.clients.openai.errors import Redact, kind_of, retry_after_s, row_error, unexpected
+from skllm_ray.llm.gpt.clients.openai.errors import (
+    AnswerError,
+    Redact,
+    failure,
+    is_timeout,
+    lost,
+    retry_after_s,
+    root,
+    row_error,
+    unexpected,
+)
+from skllm_ray.llm.gpt.clients.openai.told import Told, told_in
 from skllm_ray.tasks.base import ErrorKind, RowError
 
 if TYPE_CHECKING:
@@ -15,32 +26,32 @@ if TYPE_CHECKING:
 _RETRY_DELAY = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
-def classify(error: Exception, redact: Redact) -> RowError:
+def classify(error: Exception, redact: Redact, where: str = "Vertex AI") -> RowError:
     """Return what `error`, raised by google-genai, its transport or its authentication, means for its row."""
     from google.auth.exceptions import GoogleAuthError
-    from google.genai.errors import APIError, UnknownApiResponseError
+    from google.genai.errors import APIError
 
+    if isinstance(error, AnswerError):
+        return failure(200, error.told, error.headers, redact, where)
     if isinstance(error, APIError):
-        return _from_api_error(error, redact)
-    if isinstance(error, UnknownApiResponseError):
-        return row_error("malformed_response", "The server's answer is not JSON.")
+        found = failure(error.code, told_of(error), {}, redact, where)
+        return replace(found, retry_after_s=_retry_after_s(error))
     if isinstance(error, GoogleAuthError):
         kind: ErrorKind = "connection" if error.retryable else "authentication"
         return row_error(kind, f"Google credentials: {type(error).__name__}: {redact(str(error))}")
-    return _from_transport(error, redact)
+    return _from_transport(error, redact, where)
 
 
-def said(error: Exception) -> str:
-    """Return the service's own message, if `error` is one."""
-    return str(getattr(error, "message", None) or "")
+def told_of(error: Exception) -> Told:
+    """Return what the service said, if it is the reason of `error`."""
+    from google.genai.errors import APIError
 
-
-def _from_api_error(error: APIError, redact: Redact) -> RowError:
-    said = error.message if isinstance(error.details, dict) and "error" in error.details else None
-    kind = kind_of(error.code, (), said or "")
-    message = f"HTTP {error.code} {error.status or ''}: {redact(said or '') or 'no further message'}"
-    found = row_error(kind, message, retry_after_s=_retry_after_s(error))
-    return found if said is not None else replace(found, fatal=False)  # a gateway's page, which may mean one text alone
+    if isinstance(error, AnswerError):
+        return error.told
+    if not isinstance(error, APIError) or not isinstance(error.details, dict):
+        return Told()
+    # The SDK puts a page, or what else is no error of the API's form, into fields of the same names.
+    return (told_in(error.details) if "error" in error.details else None) or Told()
 
 
 def _retry_after_s(error: APIError) -> float | None:
@@ -61,11 +72,11 @@ def _details(body: dict[str, Any]) -> list[dict[str, Any]]:
     return [detail for detail in details if isinstance(detail, dict)] if isinstance(details, list) else []
 
 
-def _from_transport(error: Exception, redact: Redact) -> RowError:
+def _from_transport(error: Exception, redact: Redact, where: str) -> RowError:
     """Tell the transport's exceptions by name: which package they come from depends on what is installed."""
+    cause = root(error)
+    if is_timeout(error) and is_timeout(cause):
+        return row_error("timeout", f"No answer in time from {where}.")
     names = {base.__name__ for base in type(error).__mro__}
-    if names & {"TimeoutException", "TimeoutError"}:
-        return row_error("timeout", "The server did not answer in time.")
-    if names & {"TransportError", "ClientError", "ConnectionError"}:
-        return row_error("connection", f"The connection failed: {type(error).__name__} {redact(str(error))}".strip())
-    return unexpected(error, redact)
+    is_lost = names & {"TransportError", "ClientError", "ConnectionError", "TimeoutException"}
+    return lost(cause, redact, where) if is_lost else unexpected(cause, redact, where)

@@ -212,13 +212,17 @@ class CutOff(ChatServer):
 
 
 @pytest.mark.parametrize(
-    ("choices", "text", "kind"),
-    [(None, "half of a summ", "truncated"), (LABELS, '{"label": "negative"}', None), (LABELS, "", "truncated")],
+    ("choices", "text", "kind", "tries"),
+    [
+        (None, "half of a summ", "truncated", 1),
+        (LABELS, '{"label": "negative"}', None, 1),
+        (LABELS, "", "truncated", 2),  # the bound of a label's answer may have cut a thought off
+    ],
 )
-def test_a_free_text_that_was_cut_off_is_an_error(choices, text, kind):
+def test_a_free_text_that_was_cut_off_is_an_error(choices, text, kind, tries):
     with CutOff(lambda body: text) as server:
         (reply,) = complete(spec_for(server), [ask("x", choices)])
-    assert (reply.error and reply.error.kind, reply.attempts) == (kind, 1)
+    assert (reply.error and reply.error.kind, reply.attempts) == (kind, tries)
     assert reply.usage.prompt_tokens > 0
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from skllm_ray.llm.gpt.clients.openai.options import limits_in
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.llm.lessons import REFUSAL, Learner, Question, folded, form_of, is_about_system
 from skllm_ray.llm.models import AnswerForm
@@ -28,6 +29,8 @@ class Dialect(Learner):
         Names the model and the user's own options.
     """
 
+    limit_names = frozenset(_TOKEN_LIMITS)
+
     def __init__(self, spec: OpenAISpec) -> None:
         super().__init__(spec)
         self._options = ({"temperature": 0} if self._facts.sampling else {}) | self._own
@@ -47,12 +50,18 @@ class Dialect(Learner):
         form = form_of(self._facts.answer_form, left_out)
         if schema and form != "plain" and "response_format" not in left_out:
             body["response_format"] = _response_format(form, schema)
-        limit_name = next((name for name in self._token_limits if name not in left_out), None)
-        if request.max_output_tokens is not None and limit_name:
-            body[limit_name] = request.max_output_tokens
+        limit, name = self.token_limit(question), self._limit_name(left_out)
+        if limit is not None and name:
+            body[name] = limit
         if self.wants_log_probs(request) and "logprobs" not in left_out:
             body |= _LOG_PROBS
         return body | {name: value for name, value in self._options.items() if name not in left_out}
+
+    def _limit_name(self, left_out: set[str]) -> str | None:
+        """Return how to limit an answer; None where the server takes no limit, or the user set one."""
+        if limits_in(self._own):
+            return None
+        return next((name for name in self._token_limits if name not in left_out), None)
 
     def embedding_body(self, question: Question[Sequence[str]]) -> dict[str, Any]:
         """Return the JSON body that asks for the vectors of texts."""

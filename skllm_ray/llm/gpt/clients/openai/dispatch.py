@@ -20,6 +20,9 @@ from skllm_ray.tasks.base import LOST, Embedding, Reply, RowError, Usage
 _LONGEST_SILENCE_S = 30.0
 _FEWEST_TRIES = 8  # that began after the first one had failed
 _SILENT = {"timeout", "connection"}
+_MOST_REFUSALS = 3  # of a row by a quota, before it is looked at whether others are served meanwhile
+_NEVER = float("-inf")
+_LONGEST_LOOK_S = 8.0  # between two looks for a server that is not there
 _MOST_ROWS = 1024  # rows of one call that wait or are in flight together
 
 Q = TypeVar("Q")
@@ -61,16 +64,20 @@ class Job(Generic[Q, R]):
     """Makes an answer of the right type."""
     turn: Callable[[Q], AbstractAsyncContextManager[None]] = lambda _: nullcontext()
     """Lets a question begin, and holds what has to wait for it."""
+    most_tries: Callable[[Q], int | None] = lambda _: None
+    """How often a question is asked at most; None leaves it to the patience."""
 
 
 class _Streak:
     """Failed tries in a row, which tell a server that is gone from one that is slow or busy.
 
     It is gone when nobody was served for `seconds`, and several tries that began after the first failure did no better.
+    One that nobody has ever reached is gone after `at_first_s`.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, at_first_s: float) -> None:
+        self.seconds = at_first_s
+        self._seconds = seconds
         self._began = self._latest = float("-inf")
         self._tries = 0
 
@@ -80,11 +87,48 @@ class _Streak:
 
     def goes_on(self, sent_at: float, now: float, served_at: float) -> bool:
         """Take a failure; return whether it is one too many."""
+        if served_at > float("-inf"):
+            self.seconds = self._seconds
         if served_at >= self._began or sent_at > self._latest + self.seconds:  # or nobody tried for a while
             self._began, self._tries = now, 0
         self._latest = now
         self._tries += sent_at >= self._began
         return self._tries >= _FEWEST_TRIES and now - self._began >= self.seconds
+
+
+class _Tries:
+    """Counts a row's tries: those that a quota refused, and those that found no server, cost it time alone."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+        self.pauses = 0
+        self.is_alone = False
+        """Whether a quota refuses this row again and again while it serves others, who need not wait for it."""
+        self._failed_at = _NEVER
+        self._refusals = 0
+        self._refused_at = _NEVER
+
+    def count(self, failure: RowError, now: float, served_at: float) -> None:
+        """Count a failure.
+
+        Where a server that had served is not there, or closes the connection, it may be starting again. Where it
+        serves others between two failures of a row, it is the row.
+        """
+        is_away = failure.down or failure.kind == "connection"
+        before, self._failed_at = self._failed_at, now
+        if failure.kind == "rate_limit":
+            self.pauses += self.is_alone
+            return
+        self.pauses += 1
+        self.left -= not (is_away and _NEVER < served_at <= (now if before == _NEVER else before))
+
+    def refused_again(self, served_at: float, now: float) -> bool:
+        """Take a quota's refusal; return whether this row is to wait alone."""
+        if self._refusals == 0:
+            self._refused_at = now
+        self._refusals += 1
+        self.is_alone = self._refusals > _MOST_REFUSALS and served_at > self._refused_at
+        return self.is_alone
 
 
 class Dispatcher:
@@ -98,16 +142,19 @@ class Dispatcher:
         What shares the quota.
     limit : RateLimit or None
         The declared quota.
+    where : str, default="the server"
+        The server's address, for messages.
     """
 
-    def __init__(self, patience: Patience, bucket: str, limit: RateLimit | None) -> None:
+    def __init__(self, patience: Patience, bucket: str, limit: RateLimit | None, where: str = "the server") -> None:
         self._patience = patience
+        self._where = where
         self._closed = False
         self._closing = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._gate = Gate(bucket, limit, patience.try_s, max(patience.deadline_s, LONGEST_PAUSE_S))
-        self._silence = _Streak(min(_LONGEST_SILENCE_S, patience.deadline_s))
-        self._unserved = _Streak(patience.deadline_s)
+        self._silence = _Streak(patience.deadline_s, min(_LONGEST_SILENCE_S, patience.deadline_s))
+        self._unserved = _Streak(patience.deadline_s, patience.deadline_s)
         self._latest_call: str | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="skllm-ray-requests", daemon=True)
         self._thread.start()
@@ -182,40 +229,42 @@ class Dispatcher:
 
     async def _persist(self, question: Q, job: Job[Q, R], run: Run) -> R:
         """Ask until there is an answer, or asking again cannot help, or time, tries or the job are over."""
-        answer, attempts, tries, deadline = job.empty(), 0, 0, None
-        late = _late(self._patience.deadline_s)
+        answer, attempts, deadline = job.empty(), 0, None
+        late = self._late(self._patience.deadline_s)
+        tries = _Tries(job.most_tries(question) or self._patience.max_tries)
         while True:
             refused = late
             try:
                 async with asyncio.timeout_at(deadline):
-                    permit = await self._gate.acquire(job.cost(question), run, again=attempts > 0)
+                    permit = await self._gate.acquire(
+                        job.cost(question), run, again=attempts > 0 and not tries.is_alone
+                    )
             except (NotLetThroughError, TimeoutError) as error:
                 refused = error.error if isinstance(error, NotLetThroughError) else late
                 # What the server said before tells more than that the time is over.
                 return answer if answer.error is not None else replace(answer, error=refused, attempts=attempts)
             deadline = deadline or permit.sent_at + self._patience.deadline_s
             attempts += 1
-            found = await self._try(question, job, permit, deadline)
+            found = await self._try(question, job, permit, deadline, tries)
             if found is None:
                 continue
             before, failure = answer.error, found.error
             answer = replace(found, attempts=attempts, usage=_total(answer.usage, found))
             if failure is None or not failure.retryable or failure.fatal:
                 return answer
-            if failure.kind in LOST and not self._patience.repeats_lost:
+            if failure.kind in LOST and not self._patience.repeats_lost and not failure.down:
                 return answer
             now = self._loop.time()
             if now >= deadline and failure.kind == "timeout":
                 return replace(answer, error=before or late)
-            refused_by_quota = failure.kind == "rate_limit"
-            tries += not refused_by_quota
-            pause_s = self._pause_s(tries, failure.retry_after_s)
-            if tries == self._patience.max_tries or now + pause_s >= deadline:
+            tries.count(failure, now, self._gate.served_at)
+            pause_s = self._pause_s(tries.pauses, failure)
+            if tries.left <= 0 or now + pause_s >= deadline:
                 return answer
-            if not refused_by_quota:  # there, the gate pauses for all
+            if failure.kind != "rate_limit" or tries.is_alone:  # else, the gate pauses for all
                 await asyncio.wait([run.stop], timeout=pause_s)
 
-    async def _try(self, question: Q, job: Job[Q, R], permit: Permit, deadline: float) -> R | None:
+    async def _try(self, question: Q, job: Job[Q, R], permit: Permit, deadline: float, tries: _Tries) -> R | None:
         """Ask once. A failure is fatal where it shows that the server is gone."""
         found: R | None = None
         ends = min(deadline, permit.sent_at + self._patience.try_s)
@@ -223,11 +272,13 @@ class Dispatcher:
             async with asyncio.timeout_at(ends):
                 found = await job.ask(question, permit)
         except TimeoutError:
-            found = replace(job.empty(), error=_late(self._patience.try_s))
+            found = replace(job.empty(), error=self._late(self._patience.try_s))
         except Exception as error:  # noqa: BLE001  the last resort: one odd answer must not lose the others
             found = replace(job.empty(), error=_unforeseen(error))
         finally:
             failure = None if found is None else found.error
+            if permit.refusal_s is not None and tries.refused_again(self._gate.served_at, self._loop.time()):
+                permit.refusal_s = None  # others are served: this row waits by itself
             self._gate.release(permit, _used(found), served=failure is None or not failure.retryable)
         if found is None or failure is None or not failure.retryable:
             return found
@@ -238,10 +289,14 @@ class Dispatcher:
                 return replace(found, error=_gone(failure, streak.seconds))
         return found
 
-    def _pause_s(self, tries: int, retry_after_s: float | None) -> float:
-        if retry_after_s is not None:
-            return retry_after_s
-        return random.uniform(0, min(LONGEST_PAUSE_S, self._patience.backoff_s * 2 ** (tries - 1)))
+    def _late(self, seconds: float) -> RowError:
+        return RowError("timeout", f"No answer within {seconds:g} s from {self._where}.", retryable=True)
+
+    def _pause_s(self, n_pauses: int, failure: RowError) -> float:
+        if failure.retry_after_s is not None:
+            return failure.retry_after_s
+        most_s = _LONGEST_LOOK_S if failure.down else LONGEST_PAUSE_S
+        return random.uniform(0, min(most_s, self._patience.backoff_s * 2 ** (min(n_pauses, 30) - 1)))
 
     async def _drain(self, free: Callable[[], Awaitable[None]]) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -281,10 +336,6 @@ def _total(before: Usage, answer: Reply | Embedding) -> Usage:
 def _unforeseen(error: Exception) -> RowError:
     """Return the error of an answer that nobody could read; what it says stays here, since it may quote the row."""
     return RowError("malformed_response", f"The answer cannot be read ({type(error).__name__}).")
-
-
-def _late(seconds: float) -> RowError:
-    return RowError("timeout", f"No answer within {seconds:g} s.", retryable=True)
 
 
 def _gone(error: RowError, seconds: float) -> RowError:

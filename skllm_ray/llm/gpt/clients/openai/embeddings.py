@@ -1,26 +1,49 @@
-"""Vectors of texts: many texts in a request, and halves of it where a server refuses one. No SDK here."""
+"""Vectors of texts: many texts in a request, and halves of it where one of them may make it fail. No SDK here."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skllm_ray.llm.gpt.clients.openai.errors import count_of, row_error
-from skllm_ray.tasks.base import Embedding, Usage
+from skllm_ray.llm.gpt.clients.openai.errors import AnswerError, count_of, row_error
+from skllm_ray.llm.gpt.clients.openai.told import told_in
+from skllm_ray.llm.gpt.clients.openai.wire import UnreadableError
+from skllm_ray.tasks.base import LOST, Embedding, RowError, Usage
 
 _MOST_TEXTS = 128
 _MOST_CHARACTERS = 200_000
-_ONE_TEXTS_FAULTS = {"bad_request", "context_length", "content_filter", "malformed_response"}
+_ONE_TEXTS_FAULTS = {
+    "bad_request",
+    "context_length",
+    "content_filter",
+    "malformed_response",
+    "server_error",
+    "timeout",
+    "connection",
+}
+_TRIES_OF_MANY = 2
+_MOST_FRUITLESS = 5  # times that the texts were halved, and nobody got a vector
+
+_NO_VECTOR: Final[RowError] = row_error(
+    "malformed_response",
+    "The text's vector is missing, empty, no finite numbers, or not as long as those of other texts.",
+    retryable=False,
+)
+
+_NONE: Final[Mapping[str, str]] = {}
 
 Part = tuple[str, ...]
 
 
-def in_parts(texts: Sequence[str], ask: Callable[[Sequence[Part]], list[Embedding]]) -> list[Embedding]:
+def in_parts(
+    texts: Sequence[str], ask: Callable[[Sequence[Part]], list[Embedding]], *, repeats_lost: bool = True
+) -> list[Embedding]:
     """Return one embedding per text.
 
     Parameters
@@ -29,15 +52,24 @@ def in_parts(texts: Sequence[str], ask: Callable[[Sequence[Part]], list[Embeddin
         The texts.
     ask : callable
         Returns, for each part, an embedding whose ``vector`` has shape (n_texts_of_part, n_dims).
+    repeats_lost : bool, default=True
+        Whether to ask again after a failure that leaves open whether the server wants to be paid.
     """
     found: dict[int, Embedding] = {}
     open_parts = _cut(texts)
-    tried = 0
+    tried = fruitless = 0
     while open_parts:
         answers = ask([tuple(texts[i] for i in rows) for rows in open_parts])
+        fruitless = 0 if any(answer.error is None for answer in answers) else fruitless + 1
         smaller: list[range] = []
         for rows, answer in zip(open_parts, answers, strict=True):
-            if answer.error is not None and len(rows) > 1 and _may_be_one_texts_fault(answer):
+            if (
+                answer.error is not None
+                and len(rows) > 1
+                and _may_be_one_texts_fault(
+                    answer.error, repeats_lost=repeats_lost, is_outage=fruitless >= _MOST_FRUITLESS
+                )
+            ):
                 middle = rows.start + len(rows) // 2
                 smaller += [range(rows.start, middle), range(middle, rows.stop)]
             else:
@@ -46,33 +78,93 @@ def in_parts(texts: Sequence[str], ask: Callable[[Sequence[Part]], list[Embeddin
     return [found[i] for i in range(len(texts))]
 
 
-def read(answer: object, n_texts: int) -> Embedding:
-    """Return the vectors in a server's answer, as one matrix; vectors come as base64 or as lists, in any order."""
+def tries_of(texts: Sequence[str]) -> int | None:
+    """Return how often a request of these texts is sent: of several, few times, since halves of it come next."""
+    return _TRIES_OF_MANY if len(texts) > 1 else None
+
+
+def of_one_length(found: Sequence[Embedding]) -> list[Embedding]:
+    """Return `found` with an error in place of each vector that is not as long as most of them."""
+    lengths = Counter(len(one.vector) for one in found if one.vector is not None)
+    if len(lengths) < 2:
+        return list(found)
+    usual = lengths.most_common(1)[0][0]
+    kept = []
+    for one in found:
+        if one.vector is None or len(one.vector) == usual:
+            kept.append(one)
+            continue
+        message = f"The vector has {len(one.vector):,} numbers, and most others have {usual:,}."
+        kept.append(replace(one, vector=None, error=row_error("malformed_response", message, retryable=False)))
+    return kept
+
+
+def read(answer: object, n_texts: int, headers: Mapping[str, str] = _NONE) -> Embedding:
+    """Return the vectors in a server's answer, as one matrix; vectors come as base64 or as lists, in any order.
+
+    What is no vector of finite numbers, or not as long as most of the others, is a row of NaN.
+
+    Raises
+    ------
+    AnswerError
+        If the answer tells of a failure of the server.
+    UnreadableError
+        If it holds no vectors.
+    """
+    told = told_in(answer)
+    if told is not None:
+        raise AnswerError(told, headers)
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(answer, dict) or not isinstance(data, list):
-        return Embedding(error=row_error("malformed_response", "The answer holds no vectors."))
+        raise UnreadableError("The answer holds no vectors.")
     if len(data) != n_texts:
         # Some servers drop a text or take so many at most: halves tell. A single text is asked again as it is.
         message = f"The answer holds {len(data)} vectors for {n_texts} texts."
         return Embedding(error=row_error("malformed_response", message, retryable=n_texts == 1))
-    vectors: dict[int, NDArray[np.float32]] = {}
-    try:
-        for position, item in enumerate(data):
-            index = item.get("index")
-            vectors[position if index is None else int(index)] = _vector(item["embedding"])
-        matrix = np.stack([vectors[i] for i in range(n_texts)])
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-        matrix = np.zeros(0, np.float32)
-    if matrix.ndim != 2 or not matrix.size or not np.isfinite(matrix).all():
-        message = "The answer's vectors are missing, empty, no finite numbers, or differ in length."
+    matrix = _matrix(data)
+    if matrix is None:
+        message = "The answer's vectors are missing, empty, no finite numbers, or in no order."
         return Embedding(error=row_error("malformed_response", message, retryable=n_texts == 1))
     usage = answer.get("usage")
-    told = usage if isinstance(usage, dict) else {}
-    tokens = count_of(told.get("prompt_tokens")) or count_of(told.get("total_tokens"))
+    counts = usage if isinstance(usage, dict) else {}
+    tokens = count_of(counts.get("prompt_tokens")) or count_of(counts.get("total_tokens"))
     return Embedding(matrix, usage=Usage(prompt_tokens=tokens), model=str(answer.get("model") or ""))
 
 
+def _matrix(data: Sequence[Any]) -> NDArray[np.float32] | None:
+    """Return the vectors, one below the other; None where there is none, or nobody knows whose each is."""
+    vectors: dict[int, NDArray[np.float32]] = {}
+    for position, item in enumerate(data):
+        index, value = (item.get("index"), item.get("embedding")) if isinstance(item, dict) else (None, None)
+        place = position if index is None else _place(index)
+        if place is not None:
+            vectors[place] = _vector(value)
+    lengths = Counter(len(vector) for vector in vectors.values() if vector.size)
+    if vectors.keys() != set(range(len(data))) or not lengths:
+        return None
+    matrix = np.full((len(data), lengths.most_common(1)[0][0]), np.nan, np.float32)
+    for place, vector in vectors.items():
+        if len(vector) == matrix.shape[1] and np.isfinite(vector).all():
+            matrix[place] = vector
+    return None if np.isnan(matrix).all() else matrix
+
+
+def _place(index: object) -> int | None:
+    if isinstance(index, str) and index.isdecimal():
+        index = int(index[:9])
+    return index if isinstance(index, int) else None
+
+
 def _vector(value: Any) -> NDArray[np.float32]:
+    """Return a vector; empty where there is none."""
+    try:
+        vector = _numbers(value)
+    except (ValueError, TypeError, OverflowError):
+        return np.zeros(0, np.float32)
+    return vector if vector.ndim == 1 else np.zeros(0, np.float32)
+
+
+def _numbers(value: Any) -> NDArray[np.float32]:
     if isinstance(value, str):
         return np.frombuffer(base64.b64decode(value), dtype="<f4").astype(np.float32)
     vector = np.asarray(value, dtype=np.float32)
@@ -94,9 +186,10 @@ def _cut(texts: Sequence[str]) -> list[range]:
     return parts
 
 
-def _may_be_one_texts_fault(answer: Embedding) -> bool:
-    error = answer.error
-    return error is not None and not error.retryable and error.kind in _ONE_TEXTS_FAULTS
+def _may_be_one_texts_fault(error: RowError, *, repeats_lost: bool, is_outage: bool) -> bool:
+    if error.fatal or error.down or (error.retryable and (is_outage or (error.kind in LOST and not repeats_lost))):
+        return False
+    return error.kind in _ONE_TEXTS_FAULTS
 
 
 def _split(answer: Embedding, texts: Sequence[str], tried: int) -> list[Embedding]:
@@ -110,10 +203,11 @@ def _split(answer: Embedding, texts: Sequence[str], tried: int) -> list[Embeddin
     cost, whole = answer.usage.cost_usd, max(1, answer.usage.prompt_tokens)
     return [
         Embedding(
-            vector,
+            None if np.isnan(vector[0]) else vector,
             Usage(prompt_tokens=int(n), cost_usd=None if cost is None else cost * int(n) / whole),
-            attempts=attempts,
-            model=answer.model,
+            _NO_VECTOR if np.isnan(vector[0]) else None,
+            attempts,
+            answer.model,
         )
         for vector, n in zip(answer.vector, tokens, strict=True)
     ]

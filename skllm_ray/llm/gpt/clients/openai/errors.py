@@ -2,79 +2,135 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Final, TypeAlias
 
+from skllm_ray.llm.gpt.clients.openai.told import Told, kind_of, told_in
+from skllm_ray.llm.gpt.clients.openai.wire import UnreadableError, parsed
 from skllm_ray.tasks.base import ErrorKind, RowError
-
-if TYPE_CHECKING:
-    import openai
 
 Redact: TypeAlias = Callable[[str], str]
 """Takes keys and prompt texts out of a message."""
 
-_INVALID = re.compile(r"^\W*\d+ validation errors?\b")
-_TOO_LONG = re.compile(
-    r"context.?(length|window|size)|too many tokens|(prompt|input) is too long|token count .*exceeds", re.IGNORECASE
-)
-
-_BY_CODE: dict[str, ErrorKind] = {
-    "context_length_exceeded": "context_length",
-    "exceed_context_size_error": "context_length",
-    "string_above_max_length": "context_length",
-    "content_filter": "content_filter",
-    "content_policy_violation": "content_filter",
-    "insufficient_quota": "insufficient_quota",
-    "billing_hard_limit_reached": "insufficient_quota",
-    "invalid_api_key": "authentication",
-    "model_not_found": "model_not_found",
-    "DeploymentNotFound": "model_not_found",
-}
-_BY_STATUS: dict[int, ErrorKind] = {
-    401: "authentication",
-    402: "insufficient_quota",
-    403: "permission",
-    404: "model_not_found",
-    408: "timeout",
-    409: "server_error",
-    413: "context_length",
-    429: "rate_limit",
-    504: "timeout",
-}
-_CODE = re.compile(r"[\w.-]{1,64}")
-_OWN_FIELDS = {"error", "code", "type", "detail", "statusCode"}
-_MOST_REFUSALS = 20
-_MOST_TOKENS = 1_000_000_000
-_RETRYABLE = {"timeout", "connection", "server_error", "malformed_response", "rate_limit"}
-_FATAL = {"authentication", "permission", "model_not_found", "insufficient_quota"}
+_FEW_REFUSALS: Final = 20
+_MANY_REFUSALS: Final = 200
+_MOST_TOKENS: Final = 1_000_000_000
+_RETRYABLE: Final = {"timeout", "connection", "server_error", "malformed_response", "rate_limit"}
+_FATAL: Final = {"authentication", "permission", "model_not_found", "insufficient_quota"}
+_ABOUT_THE_ROW: Final = {"bad_request", "context_length", "content_filter"}
+_SOMEWHERE: Final = "the server"
+_DOWN: Final = {502, 503, 521, 522, 523, 530}  # from 521 on, Cloudflare's
 
 
-def classify(error: Exception, redact: Redact) -> RowError:
-    """Return what `error`, raised by the OpenAI SDK, means for its row."""
+class AnswerError(Exception):
+    """An answer with a good status tells of a failure.
+
+    Parameters
+    ----------
+    told : Told
+        What it says.
+    headers : mapping of str to str
+        The answer's headers.
+    """
+
+    def __init__(self, told: Told, headers: Mapping[str, str]) -> None:
+        super().__init__()
+        self.told = told
+        self.headers = headers
+
+
+def classify(error: Exception, redact: Redact, where: str = "") -> RowError:
+    """Return what `error`, raised by the OpenAI SDK or by what reads its answers, means for its row.
+
+    Parameters
+    ----------
+    error : Exception
+        What was raised.
+    redact : callable
+        Takes keys and prompt texts out of a message.
+    where : str, default=""
+        Its address, for messages.
+    """
     import openai
 
-    # A timeout is a subclass of APIConnectionError; and the aiohttp transport calls every lost connection a timeout.
-    if isinstance(error, openai.APITimeoutError) and _is_timeout(_root(error)):
-        return row_error("timeout", "The server did not answer in time.")
-    if isinstance(error, openai.APIConnectionError):
-        return row_error("connection", f"The connection failed: {_root_cause(error, redact)}")
+    if isinstance(error, AnswerError):
+        return failure(200, error.told, error.headers, redact, where)
     if isinstance(error, openai.APIStatusError):
-        return _from_status_error(error, redact)
-    return unexpected(error, redact)
+        told = told_of(error)
+        return failure(error.status_code, told, error.response.headers, redact, where)
+    # A timeout is a subclass of APIConnectionError; and the aiohttp transport calls every lost connection a timeout.
+    cause = root(error)
+    if isinstance(error, openai.APITimeoutError) and is_timeout(cause):
+        return row_error("timeout", f"No answer in time from {where or _SOMEWHERE}.")
+    is_lost = isinstance(error, openai.APIConnectionError)
+    return lost(cause, redact, where) if is_lost else unexpected(cause, redact, where)
 
 
-def unexpected(error: Exception, redact: Redact) -> RowError:
-    """Return what an exception means that is not one of the SDK's own."""
+def told_of(error: Exception) -> Told:
+    """Return what the server said, if it is the reason of `error`."""
+    import openai
+
+    if isinstance(error, AnswerError):
+        return error.told
+    if not isinstance(error, openai.APIStatusError):
+        return Told()
+    try:
+        return told_in(parsed(error.response.content)) or Told()
+    except UnreadableError:  # a proxy's page, which is not shown
+        return Told()
+
+
+def headers_of(error: Exception) -> Mapping[str, str] | None:
+    """Return the headers of the answer that is the reason of `error`, if one is."""
+    import openai
+
+    if isinstance(error, AnswerError):
+        return error.headers
+    return error.response.headers if isinstance(error, openai.APIStatusError) else None
+
+
+def failure(status: int, told: Told, headers: Mapping[str, str], redact: Redact, where: str) -> RowError:
+    """Return the row error of a failure that the server told."""
+    kind = kind_of(status, told)
+    code = f" {redact(told.code)}" if told.code else ""
+    if told.status not in {None, status}:
+        code = f" (error {told.status}){code}"
+    message = f"HTTP {status}{code}: {redact(told.message) or 'no further message'}"
+    if where and kind not in _ABOUT_THE_ROW:
+        message = f"{message} [{where}]"
+    found = row_error(kind, message, retry_after_s=retry_after_s(headers))
+    is_down = (told.status or status if status == 200 else status) in _DOWN
+    return replace(found, fatal=found.fatal and told.own, down=is_down)
+
+
+def lost(cause: BaseException, redact: Redact, where: str) -> RowError:
+    """Return the row error of a request that got no answer."""
+    if isinstance(cause, (UnreadableError, UnicodeEncodeError)):
+        return unexpected(cause, redact, where)
+    reason = f"{type(cause).__name__} {redact(str(cause))}".strip()
+    if isinstance(cause, ssl.SSLError):
+        message = f"No secure connection to {where or _SOMEWHERE}: {reason.rstrip('.')}."
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            message += " For a certificate authority of your own, set SSL_CERT_FILE to its file on every worker."
+        return replace(row_error("connection", message, retryable=False), fatal=True)
+    found = row_error("connection", f"The connection to {where or _SOMEWHERE} failed: {reason}")
+    return replace(found, down=_was_refused(cause))
+
+
+def unexpected(error: BaseException, redact: Redact, where: str = "") -> RowError:
+    """Return what an exception means that is none of the SDK's own."""
     if isinstance(error, UnicodeEncodeError):
         return row_error("bad_request", "The text holds half of a surrogate pair, which no request can carry.")
-    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
-        return row_error("malformed_response", "The server's answer is not JSON.")
+    if isinstance(error, UnreadableError):
+        return row_error("malformed_response", f"{error} [{where}]" if where else str(error), retryable=error.again)
     message = f"Unexpected {type(error).__name__}: {redact(str(error))}"
     return row_error("malformed_response", message, retryable=False)
 
@@ -104,39 +160,60 @@ def row_error(
 
 
 class Refusals:
-    """Decides whether refusals that a gateway may have made concern single rows or all of them.
+    """Decides whether refusals concern single rows or all of them.
 
-    A firewall blocks the one text that looks like an attack; a wrong address, or a key that the gateway does not know,
-    is refused whatever is asked.
+    A firewall blocks the one text that looks like an attack, and a server refuses the one text that it cannot take. A
+    wrong address, a key that the gateway does not know, or a model that it does not have is refused whatever is asked,
+    and some gateways call all of these a bad request. So refusals end the job that came one after the other, without an
+    answer in between, and with no older request in flight that may still get one. Twenty do, but of bad requests, once
+    there was an answer before, two hundred that say the same.
     """
 
     def __init__(self) -> None:
-        self._in_a_row = 0
+        self._asked = 0
+        self._open: set[int] = set()
+        self._began = 0
+        self._said: Counter[str] = Counter()
+        self._was_answered = False
 
-    def judge(self, failure: RowError) -> RowError:
-        """Return `failure`, fatal if so many came without an answer in between."""
-        if failure.kind not in _FATAL:
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Hold a request while it is in flight."""
+        self._asked += 1
+        number = self._asked
+        self._open.add(number)
+        try:
+            yield
+        finally:
+            self._open.discard(number)
+
+    def judge(self, failure: RowError, *, is_one_rows: bool = True) -> RowError:
+        """Return `failure`, fatal if so many came without an answer in between.
+
+        Parameters
+        ----------
+        failure : RowError
+            What a request met with; `asking` holds it no more, or it is the latest.
+        is_one_rows : bool, default=True
+            Whether the request was for one row, so that a bad request tells of it alone.
+        """
+        if failure.fatal or (failure.kind not in _FATAL and not (failure.kind == "bad_request" and is_one_rows)):
             return failure
-        self._in_a_row += 1
-        return replace(failure, fatal=failure.fatal or self._in_a_row >= _MOST_REFUSALS)
+        if not self._said:
+            self._began = self._asked
+        alike = "" if failure.kind in _FATAL else re.sub(r"\d+|\[…\]", "#", failure.message)
+        self._said[alike] += 1
+        most = _MANY_REFUSALS if alike and self._was_answered else _FEW_REFUSALS
+        is_older_open = any(number <= self._began for number in self._open)
+        if self._said[alike] < (most if not is_older_open else 10 * most):
+            return failure
+        told = f"{failure.message.rstrip('. ')}. {self._said[alike]} requests in a row were refused so."
+        return replace(failure, message=told, fatal=True)
 
     def answered(self) -> None:
         """Note that a row was answered."""
-        self._in_a_row = 0
-
-
-def kind_of(status: int, codes: Sequence[str | None], message: str) -> ErrorKind:
-    """Return the kind of failure that an HTTP status, the server's codes and its message tell."""
-    for code in codes:
-        if code in _BY_CODE:
-            return _BY_CODE[code]
-    if status in {400, 422} and _TOO_LONG.search(message):
-        return "context_length"
-    if status == 500 and _INVALID.search(message):
-        return "bad_request"  # llama-cpp-python's server answers so to a parameter that it does not know
-    if status in _BY_STATUS:
-        return _BY_STATUS[status]
-    return "server_error" if status >= 500 else "bad_request"
+        self._said.clear()
+        self._was_answered = True
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -157,50 +234,22 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def _from_status_error(error: openai.APIStatusError, redact: Redact) -> RowError:
-    said, told = _said(error), (error.code, error.type)
-    codes = [code for code in told if isinstance(code, str) and _CODE.fullmatch(code)]
-    kind = kind_of(error.status_code, codes, said)
-    code = f" {redact(codes[0])}" if codes and codes[0] == error.code else ""
-    message = f"HTTP {error.status_code}{code}: {redact(said) or 'no further message'}"
-    found = row_error(kind, message, retry_after_s=retry_after_s(error.response.headers))
-    return found if _is_the_apis_own(error) else replace(found, fatal=False)
+def is_timeout(cause: BaseException) -> bool:
+    """Return whether an exception of the transport is a timeout, whichever package it comes from."""
+    return any("Timeout" in base.__name__ for base in type(cause).__mro__)
 
 
-def _said(error: openai.APIStatusError) -> str:
-    """Return the server's own message, in any of the usual forms, but never a proxy's error page."""
-    if isinstance(error.body, dict):
-        return str(error.body.get("message") or error.body.get("detail") or "")
-    return error.body if isinstance(error.body, str) and _is_json(error) else ""
-
-
-def _is_json(error: openai.APIStatusError) -> bool:
-    return "json" in error.response.headers.get("content-type", "")
-
-
-def _is_the_apis_own(error: openai.APIStatusError) -> bool:
-    """Return whether the API itself refused, and not a gateway before it, which may object to one text alone."""
-    try:
-        body = json.loads(error.response.content)
-    except ValueError:
-        return False
-    return isinstance(body, dict) and bool(_OWN_FIELDS & body.keys())
-
-
-def _root(error: BaseException) -> BaseException:
+def root(error: BaseException) -> BaseException:
+    """Return the exception that began it."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
-def _is_timeout(cause: BaseException) -> bool:
+def _was_refused(cause: BaseException) -> bool:
+    """Return whether nothing was sent, since nobody took the connection."""
     names = {base.__name__ for base in type(cause).__mro__}
-    return any("Timeout" in name for name in names)
-
-
-def _root_cause(error: BaseException, redact: Redact) -> str:
-    error = _root(error)
-    return f"{type(error).__name__} {redact(str(error))}".strip()
+    return isinstance(cause, ConnectionRefusedError) or bool(names & {"ClientConnectorError", "ConnectError"})
 
 
 def _number(value: str | None, unit_s: float) -> float | None:

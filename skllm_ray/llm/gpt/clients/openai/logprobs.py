@@ -16,6 +16,9 @@ _LABEL = re.compile(r'"label"\s*:\s*(?:\[\s*)?("?)')
 _QUOTED = re.compile(r'((?:[^"\\]|\\.)*)(")?', re.DOTALL)
 _BARE = re.compile(r"[^,\]}\s]*")
 _AROUND = "\"'`."  # what may stand around a label that is all of an answer
+_LEAST = -700.0
+_ROUNDING = 0.01
+_ALL = 1.05
 _UNSEEN = 1e-9  # a label that stands in none of the alternatives
 
 
@@ -30,8 +33,11 @@ def read_log_probs(
 ) -> tuple[tuple[float, ...] | None, RowError | None]:
     """Return the labels' log probabilities; neither them nor an error where the answer `text` is no label.
 
-    Where the tokens are not those of an answer that is one, there is an error: nothing may pass for a probability.
+    Where the tokens are not those of an answer that is one, or their numbers are none, there is an error: nothing may
+    pass for a probability.
     """
+    if not all(_is_told(token) for token in tokens):
+        return None, RowError("malformed_response", "The log probabilities of the answer's tokens are no such numbers.")
     found = label_log_probs(tokens, labels)
     if found is None and label_log_probs([{"token": text}], labels) is not None:
         return None, RowError("malformed_response", "The log probabilities are not those of the answer's tokens.")
@@ -162,9 +168,23 @@ def _piece(token: dict[str, Any]) -> bytes:
     return str(token.get("token") or "").encode("utf-8", "surrogateescape")
 
 
+def _is_told(token: dict[str, Any]) -> bool:
+    """Return whether the probabilities at one place of an answer may be such: numbers, together not above 1."""
+    tops = token.get("top_logprobs") or []
+    if not isinstance(tops, list) or not all(isinstance(top, dict) for top in tops):
+        return False
+    if not _is_number(token.get("logprob")) or token["logprob"] < _LEAST:  # some servers write -9999 for "not known"
+        return False
+    told = {_piece(top): _probability(top) for top in tops}
+    return all(_is_number(top.get("logprob")) for top in tops) and sum(told.values()) < _ALL
+
+
+def _is_number(told: object) -> bool:
+    return isinstance(told, (int, float)) and not isinstance(told, bool) and told <= _ROUNDING
+
+
 def _probability(token: dict[str, Any]) -> float:
-    told = token.get("logprob", 0.0)
-    return math.exp(min(0.0, told)) if isinstance(told, (int, float)) and not math.isnan(told) else 0.0
+    return math.exp(min(0.0, token["logprob"]))
 
 
 def _unescaped(label: str) -> str:

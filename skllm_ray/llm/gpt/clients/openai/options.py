@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from skllm_ray.errors import ConfigurationError
 
@@ -48,9 +48,44 @@ def thaw_options(options: RequestOptions) -> dict[str, Any]:
     return {name: json.loads(value) for name, value in freeze_options(options)}
 
 
+_LIMITS: Final = {"maxtokens", "maxcompletiontokens", "maxoutputtokens"}
+
+
+def body_options(options: RequestOptions) -> dict[str, Any]:
+    """Return `options` as the fields of a request's body: what stands in ``extra_body`` is a field like others.
+
+    Examples
+    --------
+    >>> body_options({"top_p": 1, "extra_body": {"top_k": 3}})
+    {'top_p': 1, 'top_k': 3}
+    """
+    fields = thaw_options(options)
+    extra = fields.pop("extra_body", None)
+    return fields | (extra if isinstance(extra, dict) else {})
+
+
+def limits_in(fields: Mapping[str, Any]) -> list[Any]:
+    """Return what the user's own `fields` of a body allow an answer at most, by whatever name, in tokens.
+
+    Examples
+    --------
+    >>> limits_in({"max_completion_tokens": 5000, "top_p": 1})
+    [5000]
+    """
+    return [value for name, value in fields.items() if name.replace("_", "").lower() in _LIMITS]
+
+
 def refuse_options(options: RequestOptions, reserved: Collection[str]) -> None:
     """Raise `ConfigurationError` for the first option that a user may not set."""
-    for name, _ in freeze_options(options):
+    extra = thaw_options(options).get("extra_body", {})
+    if not isinstance(extra, dict):
+        raise ConfigurationError(f"request_options['extra_body'] must be a dict; got {type(extra).__name__}.")
+    for name in [*thaw_options(options), *extra]:
+        if name == "extra_headers":
+            raise ConfigurationError(
+                "request_options may not hold 'extra_headers', since it shows and travels with an estimator.",
+                "Call SKLLMConfig.set_extra_headers(…), which keeps what they hold to itself.",
+            )
         if name in reserved:
             raise ConfigurationError(
                 f"request_options may not hold {name!r}.", "It takes parameters of the model, one by one."

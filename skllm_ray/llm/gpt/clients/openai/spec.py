@@ -31,8 +31,6 @@ _RESERVED = {
     "top_logprobs",
     "stream",
     "n",
-    "extra_body",
-    "extra_headers",
     "extra_query",
     "timeout",
 }

@@ -214,7 +214,7 @@ def test_a_server_that_is_gone_ends_the_call(opened, error):
 @pytest.mark.parametrize("served_every_s", [5, 29, None])
 @pytest.mark.parametrize("try_s", [0.0, 120.0])
 def test_only_a_server_that_serves_nobody_is_gone(served_every_s, try_s):
-    streak, served_at, gone = _Streak(30.0), float("-inf"), []
+    streak, served_at, gone = _Streak(30.0, 30.0), float("-inf"), []
     for second in range(600):
         if served_every_s and second % served_every_s == 0:
             served_at = float(second)
@@ -225,7 +225,7 @@ def test_only_a_server_that_serves_nobody_is_gone(served_every_s, try_s):
 
 
 def test_failures_long_ago_do_not_count():
-    streak, never = _Streak(30.0), float("-inf")
+    streak, never = _Streak(30.0, 30.0), float("-inf")
     assert [streak.goes_on(now, now, never) for now in range(0, 1000, 40)] == [False] * 25
     streak.end()
     assert not streak.goes_on(1000.0, 1000.0, never)
