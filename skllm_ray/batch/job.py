@@ -302,10 +302,11 @@ class Job:
         return replace(spec, price=Price(halves["input"], halves["output"], as_of=f"{datetime.now(UTC):%Y-%m-%d}"))
 
     def _cautious(self, spec: Any) -> Any:
-        """Return a model that asks once for what was set aside once, where there is a budget."""
-        if self._options.budget_usd is None or not hasattr(spec, "patience"):
+        """Return a model that leaves long waits to the job, and with a budget asks once for what was set aside once."""
+        if not hasattr(spec, "patience"):
             return spec
-        return replace(spec, patience=replace(spec.patience, repeats_lost=False))
+        lost = self._options.budget_usd is None
+        return replace(spec, patience=replace(spec.patience, repeats_lost=lost, waits=False))
 
     def _check_prices(self, known: Price | None) -> None:
         """Raise unless a budget is asked of models whose price is known."""

@@ -22,6 +22,7 @@ _FEWEST_TRIES = 8  # that began after the first one had failed
 _SILENT = {"timeout", "connection"}
 _MOST_REFUSALS = 3  # of a row by a quota, before it is looked at whether others are served meanwhile
 _NEVER = float("-inf")
+_SHARE_OF_A_TRY = 0.25
 _LONGEST_LOOK_S = 8.0  # between two looks for a server that is not there
 _MOST_ROWS = 1024  # rows of one call that wait or are in flight together
 
@@ -45,6 +46,9 @@ class Patience:
     """The longest that connecting may take."""
     repeats_lost: bool = True
     """Whether to ask again after a failure that leaves open whether the server did its work, and wants to be paid."""
+    waits: bool = True
+    """Whether a server that had served, and is not there now, is waited for as long as a row may take. A batch job
+    waits by itself, and says so."""
 
     @property
     def try_s(self) -> float:
@@ -99,8 +103,9 @@ class _Streak:
 class _Tries:
     """Counts a row's tries: those that a quota refused, and those that found no server, cost it time alone."""
 
-    def __init__(self, most: int) -> None:
-        self.left = most
+    def __init__(self, most: int, waits: bool) -> None:
+        self.left = float(most)
+        self._waits = waits
         self.pauses = 0
         self.is_alone = False
         """Whether a quota refuses this row again and again while it serves others, who need not wait for it."""
@@ -111,16 +116,17 @@ class _Tries:
     def count(self, failure: RowError, now: float, served_at: float) -> None:
         """Count a failure.
 
-        Where a server that had served is not there, or closes the connection, it may be starting again. Where it
-        serves others between two failures of a row, it is the row.
+        Where a server that had served is not there, it is starting again; where it closes the connection, it may be.
+        Where it serves others between two failures of a row, it is the row.
         """
-        is_away = failure.down or failure.kind == "connection"
+        share = 0.0 if failure.down else _SHARE_OF_A_TRY if failure.kind == "connection" else 1.0
         before, self._failed_at = self._failed_at, now
         if failure.kind == "rate_limit":
             self.pauses += self.is_alone
             return
         self.pauses += 1
-        self.left -= not (is_away and _NEVER < served_at <= (now if before == _NEVER else before))
+        is_starting = self._waits and _NEVER < served_at <= (now if before == _NEVER else before)
+        self.left -= share if is_starting else 1.0
 
     def refused_again(self, served_at: float, now: float) -> bool:
         """Take a quota's refusal; return whether this row is to wait alone."""
@@ -153,7 +159,8 @@ class Dispatcher:
         self._closing = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._gate = Gate(bucket, limit, patience.try_s, max(patience.deadline_s, LONGEST_PAUSE_S))
-        self._silence = _Streak(patience.deadline_s, min(_LONGEST_SILENCE_S, patience.deadline_s))
+        silence_s = min(_LONGEST_SILENCE_S, patience.deadline_s)
+        self._silence = _Streak(patience.deadline_s if patience.waits else silence_s, silence_s)
         self._unserved = _Streak(patience.deadline_s, patience.deadline_s)
         self._latest_call: str | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="skllm-ray-requests", daemon=True)
@@ -231,7 +238,7 @@ class Dispatcher:
         """Ask until there is an answer, or asking again cannot help, or time, tries or the job are over."""
         answer, attempts, deadline = job.empty(), 0, None
         late = self._late(self._patience.deadline_s)
-        tries = _Tries(job.most_tries(question) or self._patience.max_tries)
+        tries = _Tries(job.most_tries(question) or self._patience.max_tries, self._patience.waits)
         while True:
             refused = late
             try:

@@ -27,7 +27,6 @@ _ONE_TEXTS_FAULTS = {
     "timeout",
     "connection",
 }
-_TRIES_OF_MANY = 2
 _MOST_FRUITLESS = 5  # times that the texts were halved, and nobody got a vector
 
 _NO_VECTOR: Final[RowError] = row_error(
@@ -79,8 +78,8 @@ def in_parts(
 
 
 def tries_of(texts: Sequence[str]) -> int | None:
-    """Return how often a request of these texts is sent: of several, few times, since halves of it come next."""
-    return _TRIES_OF_MANY if len(texts) > 1 else None
+    """Return how often a request of these texts is sent: of several, once, since halves of it come next."""
+    return 1 if len(texts) > 1 else None
 
 
 def of_one_length(found: Sequence[Embedding]) -> list[Embedding]:
@@ -187,9 +186,11 @@ def _cut(texts: Sequence[str]) -> list[range]:
 
 
 def _may_be_one_texts_fault(error: RowError, *, repeats_lost: bool, is_outage: bool) -> bool:
-    if error.fatal or error.down or (error.retryable and (is_outage or (error.kind in LOST and not repeats_lost))):
+    if error.fatal or error.down or error.kind not in _ONE_TEXTS_FAULTS:
         return False
-    return error.kind in _ONE_TEXTS_FAULTS
+    if not error.retryable or error.kind == "connection":
+        return repeats_lost or not error.retryable
+    return not is_outage and (repeats_lost or error.kind not in LOST)
 
 
 def _split(answer: Embedding, texts: Sequence[str], tried: int) -> list[Embedding]:

@@ -1,0 +1,212 @@
+"""Servers that are not there, for a while or for ever, and servers that are not whom they seem. Real sockets."""
+
+import ssl
+import subprocess
+import threading
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+
+from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
+from skllm_ray.testing import ChatServer, RawAnswer, StatusFault, WireFault
+from tests.llm.gpt.clients.openai.test_chat import KEY, ask, complete, scripted, spec_for
+
+WAITING = Patience(timeout_s=5, deadline_s=30, max_tries=2, backoff_s=0.05)
+
+
+def while_restarting(away_s, n_rows=300, patience=WAITING, between=None):
+    """Ask for rows while the server goes away for a while in the middle; return the replies."""
+    with ChatServer(latency_s=0.01) as server:
+        backend = spec_for(server, patience=patience).open(lambda ref: KEY)
+        assert backend.complete([ask("x")])[0].text == "ok"
+        port = int(server.url.rpartition(":")[2].partition("/")[0])
+        found = []
+        asking = threading.Thread(target=lambda: found.extend(backend.complete([ask(str(i)) for i in range(n_rows)])))
+        asking.start()
+        time.sleep(0.1)
+    with between(port) if between else nullcontext():
+        time.sleep(away_s)
+    with ChatServer(port=port):
+        asking.join(60)
+    backend.close()
+    return found
+
+
+def test_a_server_that_starts_again_loses_no_row():
+    replies = while_restarting(3.0)
+    assert {reply.text for reply in replies} == {"ok"}
+    assert max(reply.attempts for reply in replies) > WAITING.max_tries
+
+
+@pytest.mark.parametrize("fault", [StatusFault(502), StatusFault(503), RawAnswer(b"<html>Bad gateway</html>", 502)])
+def test_so_does_none_behind_a_gateway(fault):
+    replies = while_restarting(2.0, between=lambda port: ChatServer(lambda body: fault, port=port))
+    assert {reply.text for reply in replies} == {"ok"}
+
+
+def test_a_proxy_that_takes_and_drops_connections_meanwhile_loses_no_row():
+    replies = while_restarting(2.0, between=lambda port: ChatServer(lambda body: WireFault.DROP, port=port))
+    assert {reply.text for reply in replies} == {"ok"}
+
+
+def test_a_row_that_alone_meets_no_server_has_its_tries_and_no_more():
+    def answer(body):
+        return StatusFault(503) if body["messages"][-1]["content"] == "poison" else "fine"
+
+    with ChatServer(answer, latency_s=0.005) as server:
+        spec = spec_for(server, patience=replace(WAITING, max_tries=5, backoff_s=0.01))
+        backend, stop = spec.open(lambda ref: KEY), threading.Event()
+
+        def serve_others():
+            while not stop.is_set():
+                backend.complete([ask("x")] * 20)
+
+        others = threading.Thread(target=serve_others)
+        others.start()
+        time.sleep(0.1)
+        (reply,) = backend.complete([ask("poison")])
+        stop.set()
+        others.join()
+        backend.close()
+    assert reply.error.kind == "server_error"
+    assert 5 <= reply.attempts <= 12
+
+
+def test_a_server_that_never_was_there_fails_soon_and_is_named():
+    with ChatServer() as server:
+        pass
+    began = time.monotonic()
+    replies = complete(spec_for(server, patience=replace(WAITING, max_tries=5)), [ask(str(i)) for i in range(100)])
+    assert time.monotonic() - began < WAITING.deadline_s / 2
+    assert {reply.error.kind for reply in replies} <= {"connection", "cancelled"}
+    assert server.url in replies[0].error.message
+    assert "refused" in replies[0].error.message.lower() or "connect" in replies[0].error.message.lower()
+    assert replies[0].error.down
+
+
+def test_a_server_that_stays_away_ends_the_call_within_the_rows_time():
+    with ChatServer() as server:
+        backend = spec_for(server, patience=replace(WAITING, deadline_s=3)).open(lambda ref: KEY)
+        backend.complete([ask("x")])
+    began = time.monotonic()
+    replies = backend.complete([ask(str(i)) for i in range(50)])
+    backend.close()
+    assert time.monotonic() - began < 10
+    assert {reply.error.kind for reply in replies} <= {"connection", "cancelled", "timeout"}
+
+
+def test_the_silence_of_a_server_names_it():
+    with ChatServer(lambda body: WireFault.SILENCE) as server:
+        patience = Patience(timeout_s=0.1, deadline_s=20, max_tries=1, backoff_s=0.01)
+        (reply,) = complete(spec_for(server, patience=patience), [ask("x")])
+    assert reply.error.kind == "timeout"
+    assert server.url in reply.error.message
+
+
+# --- vectors ---------------------------------------------------------------------------------------------------------
+
+
+def embedded(answer, texts, **changes):
+    with ChatServer(answer) as server:
+        backend = spec_for(server, **changes).open(lambda ref: KEY)
+        found = backend.embed(texts)
+        backend.close()
+        return found, server.n_requests
+
+
+FAULTS_OF_ONE = [
+    StatusFault(500, "NaN in the vector"),
+    StatusFault(500, "input is too large to process. increase the physical batch size"),
+    StatusFault(400, "no"),
+    StatusFault(422, "no"),
+    StatusFault(413, "no"),
+    StatusFault(429, "Request too large: Limit 100, Requested 200"),
+    RawAnswer({"error": {"message": "no", "code": 500}}),
+    WireFault.HTML,
+    WireFault.DROP,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_ONE, ids=str)
+def test_one_text_that_makes_an_error_costs_itself_alone(fault):
+    texts = [*(f"text {i}" for i in range(77)), "poison", *(f"text {i}" for i in range(77, 150))]
+    found, n_requests = embedded(
+        lambda body: fault if "poison" in body["input"] else "", texts, patience=replace(WAITING, backoff_s=0.005)
+    )
+    assert [i for i, one in enumerate(found) if one.error is not None] == [77]
+    assert n_requests <= 50
+
+
+def test_a_server_that_fails_at_every_text_is_not_asked_for_ever():
+    _, n_requests = embedded(
+        lambda body: StatusFault(500), [str(i) for i in range(128)], patience=replace(WAITING, backoff_s=0.001)
+    )
+    assert n_requests <= 64
+
+
+@pytest.mark.parametrize("odd", [[1.0, 2.0, 3.0], [], [float("nan")] * 2])
+def test_a_vector_of_another_length_costs_its_text_alone(odd):
+    def answer(body):
+        data = [{"index": i, "embedding": odd if t == "odd" else [1.0, 0.5]} for i, t in enumerate(body["input"])]
+        return RawAnswer({"data": data, "model": "m", "usage": {"prompt_tokens": 9}})
+
+    texts = ["a", "b", "odd", "c"]
+    found, n_requests = embedded(answer, texts)
+    assert [one.error and one.error.kind for one in found] == [None, None, "malformed_response", None]
+    assert n_requests == 1
+    found, _ = embedded(answer, [*texts * 60])  # in several requests
+    assert [i for i, one in enumerate(found) if one.error is not None] == list(range(2, 240, 4))
+
+
+# --- secure connections ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("certificate")
+    key, cert = str(folder / "key.pem"), str(folder / "cert.pem")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", cert]
+    subprocess.run([*made, *subject], check=True, capture_output=True)
+    return cert, key
+
+
+@pytest.fixture
+def secure_server(certificate):
+    with ChatServer() as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server._http.socket = context.wrap_socket(server._http.socket, server_side=True)
+        server.url = server.url.replace("http://", "https://")
+        yield server
+
+
+def test_a_certificate_that_nobody_knows_ends_the_job_at_once_and_says_what_to_do(secure_server):
+    replies = complete(spec_for(secure_server), [ask("x")] * 20)
+    first = replies[0].error
+    assert (first.kind, first.fatal, replies[0].attempts) == ("connection", True, 1)
+    assert secure_server.url in first.message
+    assert "certificate" in first.message.lower()
+    assert "SSL_CERT_FILE" in first.message
+    assert {reply.error.kind for reply in replies[1:]} == {"cancelled"}
+    assert secure_server.n_requests == 0
+
+
+def test_an_authority_of_ones_own_is_trusted(secure_server, certificate, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[0])
+    assert complete(spec_for(secure_server), [ask("x")])[0].text == "ok"
+
+
+def test_a_server_that_speaks_no_tls_is_said_to_be_none():
+    with ChatServer() as server:
+        server.url = server.url.replace("http://", "https://")
+        (reply,) = complete(spec_for(server), [ask("x")])
+    assert (reply.error.kind, reply.error.fatal, reply.attempts) == ("connection", True, 1)
+    assert server.url in reply.error.message
+
+
+def test_a_fault_of_the_script_is_a_fault():  # the faults of this file are those of the shipped server
+    with ChatServer(scripted(WireFault.DROP, "fine")) as server:
+        assert complete(spec_for(server), [ask("x")])[0].attempts == 2
