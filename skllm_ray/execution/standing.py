@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from skllm_ray.errors import SkllmRayError
 from skllm_ray.llm.reports import BucketInfo
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Lookout:
 
         if time.monotonic() - self._asked_at >= _EVERY_S:
             self._asked_at = time.monotonic()
-            with suppress(RayError, ValueError, TimeoutError):
+            with suppress(RayError, SkllmRayError, ValueError, TimeoutError):
                 buckets = show_limits() if self._models else []
                 replicas = [(pool.spec.model, pool.replicas()) for pool in self._pools]
                 self._found = Standing(

@@ -10,8 +10,9 @@ import pytest
 
 from skllm_ray.batch.ledger import Ledger, Progress
 from skllm_ray.batch.screen import LineScreen, LiveScreen, State
+from skllm_ray.errors import ClusterError
 from skllm_ray.execution.rate_limiter import BucketInfo
-from skllm_ray.execution.standing import Standing
+from skllm_ray.execution.standing import Lookout, Standing
 
 BUCKET = BucketInfo("openai m", 90, None, None, 64, 90, 4000, 12, 380, 2, 0, 0.0)
 
@@ -83,3 +84,11 @@ def test_what_is_not_ours_is_shown_and_never_obeyed():
         for bad in ("\x1b[35m", "\x00", "\x07", "\x9b", "\u202e", "\ud800"):
             assert bad not in shown
         shown.encode()
+
+
+def test_a_limiter_that_gives_no_answer_ends_no_job(monkeypatch):
+    def fail() -> None:
+        raise ClusterError("The cluster's rate limiter gives no answer.")
+
+    monkeypatch.setattr("skllm_ray.execution.rate_limiter.show_limits", fail)
+    assert Lookout(["m"], []).look() == Standing()
