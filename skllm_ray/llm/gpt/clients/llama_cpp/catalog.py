@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from skllm_ray.errors import ModelLoadError, UnknownModelError
-from skllm_ray.llm.gpt.clients.llama_cpp.library import check_header
+from skllm_ray.llm.gpt.clients.llama_cpp.trial import try_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,9 +230,9 @@ def check_name(name: str) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raise ``ModelLoadError`` unless `path` is a whole GGUF file.
+    """Raise ``ModelLoadError`` unless `path` is a GGUF file that can be used here.
 
-    llama.cpp itself reads the header and compares the tensors' places with the file's length, without reading them.
+    A file that was never used here is tried in a process of its own.
     """
     if not path.is_file():
         what = "is a directory, not a file" if path.is_dir() else "does not exist"
@@ -251,7 +251,8 @@ def check_file(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelLoadError(f"{path} is not a GGUF file: its first bytes are not 'GGUF'.")
-    check_header(str(path))
+    if path != DEMO_FILE:
+        try_out(parts)
 
 
 def sha256(path: Path) -> str:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from skllm_ray.errors import ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.batch import Batch
+from skllm_ray.llm.gpt.clients.llama_cpp.fitness import facts_of, refusal
 from skllm_ray.llm.gpt.clients.llama_cpp.library import (
     context_length,
     import_llama_cpp,
@@ -82,10 +83,14 @@ class Engine:
         """Logits that one ``llama_decode`` keeps at most."""
         self.n_sequences = self.n_outputs
         """Sequences for the shared prefix and for rows. llama.cpp aborts where all are more than the outputs."""
-        self.is_embedding_model = self.metadata(f"{self.metadata('general.architecture')}.pooling_type") is not None
+        self.is_embedding_model = self._is_embedding_model()
+        """Whether the model makes vectors and answers no prompts."""
         self.n_batch = min(options.n_batch or (_CPU_BATCH if options.n_gpu_layers == 0 else _GPU_BATCH), self.n_ctx)
         tokenizes_only = options.vocab_only or self.is_embedding_model
         self._context = None if tokenizes_only else self._open_context()
+        if self._context and not self.lib.llama_get_memory(self._context):  # an encoder: it keeps nothing of a text
+            self.lib.llama_free(self._context)
+            self._context, self.is_embedding_model = None, True
         self.sequences = self._sequences()
         self._batch = Batch()
         self._prefix: list[int] = []
@@ -108,7 +113,17 @@ class Engine:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers
         params.vocab_only = options.vocab_only
-        return load_model(lib, options.path, params)
+        model = load_model(lib, options.path, params)
+        reason = refusal(options.path, facts_of(lib, model))
+        if reason is not None:
+            lib.llama_model_free(model)
+            raise reason
+        return model
+
+    def _is_embedding_model(self) -> bool:
+        architecture = self.metadata("general.architecture")
+        is_causal = self.metadata(f"{architecture}.attention.causal") != "false"
+        return not is_causal or self.metadata(f"{architecture}.pooling_type") is not None
 
     def _open_context(self) -> Any:
         lib, options = self.lib, self.options

@@ -48,15 +48,6 @@ def require_installed() -> None:
         raise MissingExtraError.for_extra("llama-cpp-python", "gguf")
 
 
-def check_header(path: str) -> None:
-    """Raise ``ModelLoadError`` if llama.cpp finds the file's header damaged or its tensors beyond the file's end."""
-    lib = import_llama_cpp()
-    params = lib.llama_model_default_params()
-    params.vocab_only = True
-    params.n_gpu_layers = 0
-    lib.llama_model_free(load_model(lib, path, params))
-
-
 def load_model(lib: ModuleType, path: str, params: Any) -> Any:
     """Return llama.cpp's handle of the model in `path`.
 
@@ -68,11 +59,16 @@ def load_model(lib: ModuleType, path: str, params: Any) -> Any:
     take_errors()
     model = lib.llama_model_load_from_file(path.encode(), params)
     if not model:
-        raise ModelLoadError(
-            f"llama.cpp cannot load {path}: {take_errors() or 'it gave no reason'}",
-            "If it was downloaded, delete it and download it again.",
-        )
+        reason = take_errors()
+        raise ModelLoadError(f"llama.cpp cannot load {path}: {reason or 'it gave no reason'}", load_hint(reason))
     return model
+
+
+def load_hint(reason: str) -> str:
+    """Return what to do about a file that llama.cpp cannot load, by its reason."""
+    if "unknown model architecture" in reason or "unknown pre-tokenizer" in reason:
+        return "This llama.cpp does not know it: a newer llama-cpp-python may."
+    return "If it was downloaded, delete it and download it again."
 
 
 def metadata(lib: ModuleType, model: Any, key: str) -> str | None:
