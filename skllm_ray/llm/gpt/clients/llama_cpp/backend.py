@@ -260,7 +260,8 @@ class GGUFBackend:
             if style not in self._formats:
                 if len(self._formats) >= _KEPT_FORMATS:
                     self._formats.clear()
-                self._formats[style] = ChatFormat(self._engine, style)
+                with self._lock:  # it may ask the model
+                    self._formats[style] = ChatFormat(self._engine, style)
             return self._formats[style]
 
     def _writer(self) -> Generator:

@@ -12,7 +12,7 @@ from skllm_ray.errors import ConfigurationError, ModelLoadError, SkllmRayError
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, common_length
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import Trie
 from skllm_ray.llm.gpt.clients.llama_cpp.templates import PLAIN, ChatTemplate, TemplateError
-from skllm_ray.llm.gpt.clients.llama_cpp.thoughts import FORMS, MARKUP, ThoughtForm, no_form
+from skllm_ray.llm.gpt.clients.llama_cpp.thoughts import FORMS, MARKUP, ThoughtForm, closes, no_form
 from skllm_ray.tasks.base import Message, PromptStyle
 
 _KEPT_TRIES = 256
@@ -53,15 +53,14 @@ class ChatFormat:
         self._told = _pattern([*controls, *self._markup(others)])
         if self._bos is None and self._bos_text and self._template.render([_PROBE]).startswith(self._bos_text):
             self._bos = engine.bos_token
+        self._suffix, self.thought = self._template.start.suffix, self._template.thought
+        self._ask_model()
+        if style.think and self.thought is None:
+            raise no_form(engine.options.path)
         self._separable: bool | None = None
         self._tries: dict[tuple[str, Hashable], Trie] = {}
         self._beginning = _SharedBeginning(engine)
         self._lock = threading.Lock()
-
-    @property
-    def thought(self) -> ThoughtForm | None:
-        """How the model's thought is written behind a prompt; None where it is not to think."""
-        return self._template.thought
 
     @property
     def forms(self) -> Sequence[ThoughtForm]:
@@ -80,7 +79,7 @@ class ChatFormat:
         prompt = self._template.render(clean)
         while self._bos_text and prompt.startswith(self._bos_text):  # exactly one, and the tokenizer's
             prompt = prompt[len(self._bos_text) :]
-        return prompt + self._template.start.suffix
+        return prompt + self._suffix
 
     def _compiled(self, style: PromptStyle) -> ChatTemplate:
         engine = self._engine
@@ -89,7 +88,7 @@ class ChatFormat:
             source = PLAIN
             self.notices.append(
                 f"{engine.options.path} has no chat template, as base models have none. Prompts are written plainly: "
-                "the texts, then 'Answer: '. If the model was tuned on another form, give it that: "
+                "the texts, then 'Answer:'. If the model was tuned on another form, give it that: "
                 "request_options={'chat_template': …}."
             )
         given = "the template of request_options" if style.template else f"the chat template in {engine.options.path}"
@@ -99,8 +98,6 @@ class ChatFormat:
             template = ChatTemplate(source, bos, eos, values, thinking=thinking)
         except TemplateError as error:
             raise self._unusable(given, style, str(error)) from None
-        if thinking and template.thought is None:
-            raise no_form(engine.options.path)
         if not template.start.understood:
             self.notices.append(
                 f"{given[0].upper()}{given[1:]} ends its prompts in a form that is not understood: "
@@ -108,6 +105,27 @@ class ChatFormat:
                 "wrong place. request_options takes 'chat_template_kwargs' to turn thinking off, and 'chat_template'."
             )
         return template
+
+    def _ask_model(self) -> None:
+        """Where the template is silent on thoughts, see whether the model begins its answer with one."""
+        template, engine = self._template, self._engine
+        silent = not self._suffix and self.thought is None and not closes(template.start.tail, template.forms)
+        openings = {text: form for form in FORMS for text in [form.opening.strip().encode()]}
+        if not silent or engine.options.vocab_only or openings.keys().isdisjoint(engine.marked_pieces.values()):
+            return
+        engine.forget()
+        batch = engine.new_batch()
+        batch.add(self.tokens(self.render(_QUESTION)), 0, 0, last_wanted=True)
+        likeliest = int(engine.decode(batch)[-1].argmax())
+        engine.forget()
+        form = openings.get(engine.marked_pieces.get(likeliest, b""))
+        if form is None:
+            return
+        opening = form.opening if form.opening.endswith("\n") else f"{form.opening}\n"
+        if template.thinking:
+            self.thought = ThoughtForm(opening, form.ending, form.closed(opening))
+        else:
+            self._suffix = opening + form.closed(opening)
 
     def _unusable(self, given: str, style: PromptStyle, why: str) -> SkllmRayError:
         message = f"{given[0].upper()}{given[1:]} cannot be used: {why}."
@@ -263,4 +281,8 @@ def _branches(node: dict[str, Any]) -> str:
     return f"{together}?" if "" in node else together
 
 
-_PROBE = {"role": "user", "content": "x"}
+_PROBE: Message = {"role": "user", "content": "x"}
+_QUESTION: tuple[Message, ...] = (
+    {"role": "system", "content": "You classify texts. Answer in JSON."},
+    {"role": "user", "content": "Is this text about money or about music? 'My card was declined.'"},
+)

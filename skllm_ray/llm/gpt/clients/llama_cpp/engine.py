@@ -233,10 +233,13 @@ class Engine:
 
     @cached_property
     def marked_pieces(self) -> dict[int, bytes]:
-        """The texts of the control tokens, which have none in `pieces`."""
-        is_control = self.lib.llama_vocab_is_control
+        """The texts of the control tokens, which have none in `pieces`, and of those that users defined."""
+        lib, vocab = self.lib, self.vocab
+        marked = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
         return {
-            token: self.piece(token, special=True) for token in range(self.n_vocab) if is_control(self.vocab, token)
+            token: self.piece(token, special=True)
+            for token in range(self.n_vocab)
+            if lib.llama_vocab_get_attr(vocab, token) & marked
         }
 
     @cached_property

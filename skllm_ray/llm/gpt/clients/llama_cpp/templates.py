@@ -27,7 +27,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.thoughts import (
 
 PLAIN = (
     "{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
-    "{% if add_generation_prompt %}Answer: {% endif %}"
+    "{% if add_generation_prompt %}Answer:\n{% endif %}"
 )
 """The template of models that come without one: the texts alone, and where the answer is to begin."""
 _USER, _ANSWER, _THOUGHT = "4f6b2c1d", "9e1a7b3c", "5d8c0f2e"
@@ -127,7 +127,7 @@ class ChatTemplate:
         """What the template itself writes that looks like a control token."""
         return {found.group() for found in MARKUP.finditer(self.source)}
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Return the prompt of `messages`, up to where the template ends it.
 
         Raises
@@ -362,7 +362,7 @@ def reserved(values: Mapping[str, Any]) -> list[str]:
     return [name for name in values if name in _GIVEN_BY_US]
 
 
-def fold_system(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+def fold_system(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Put the system text at the head of the first user message, for models without a system role."""
     system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
     others = [dict(message) for message in messages if message["role"] != "system"]

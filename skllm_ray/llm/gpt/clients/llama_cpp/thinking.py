@@ -108,7 +108,7 @@ def answer_text(
         return (unwrapped(found.text) if thought else found.text), False
     kept = bytearray()
     for token, piece, end in zip(found.tokens, pieces, accumulate(map(len, pieces)), strict=True):
-        if token not in controls:
+        if engine.pieces[token]:  # control tokens have none
             kept += whole[max(cut, end - len(piece)) : end]
     text = kept.decode("utf-8", "replace").lstrip()
     for stop in stops:

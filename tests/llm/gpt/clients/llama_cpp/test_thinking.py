@@ -275,3 +275,30 @@ def test_options_reach_the_prompt(tmp_path):
         assert ChatFormat(engine, options.style).render(ask("hi").messages) == "<|user|>hi<|end|>kind"
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_model_that_begins_with_a_thought_is_asked(tmp_path, monkeypatch, begins):
+    """The template says nothing of thoughts; the model itself would begin with one, or would not."""
+    template = TURNS + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    path = rewritten(tmp_path / "m.gguf", template, controls=("<think>", "</think>"))
+    decode = Engine.decode
+
+    def decoded(self, batch):
+        logits = decode(self, batch).copy()
+        if begins and self.n_decoded < 200:
+            logits[-1, self.tokenize("<think>")[0]] = 1000
+        return logits
+
+    monkeypatch.setattr(Engine, "decode", decoded)
+    engine = Engine(EngineOptions(str(path), n_threads=1))
+    try:
+        prompt = ChatFormat(engine).render(ask("hi").messages)
+        assert prompt.endswith("<|assistant|><think>\n\n</think>\n\n" if begins else "<|assistant|>")
+        if begins:
+            assert ChatFormat(engine, PromptStyle(think=5)).thought.opening == "<think>\n"
+        else:
+            with pytest.raises(ConfigurationError, match="no form of a thought"):
+                ChatFormat(engine, PromptStyle(think=5))
+    finally:
+        engine.close()
