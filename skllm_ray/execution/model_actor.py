@@ -9,10 +9,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from skllm_ray.execution.news import with_warnings
 from skllm_ray.llm.base import Backend, BackendSpec
+from skllm_ray.tasks.base import ChatRequest, Choices
+
+if TYPE_CHECKING:
+    from skllm_ray.execution.last_words import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class ReplicaInfo:
 
 
 _ADMISSION_S: Final = 30.0
+_PROBE: Final = ChatRequest(({"role": "user", "content": "Yes or no?"},), Choices(("yes", "no")))
 
 
 class ModelActor:
@@ -47,6 +52,7 @@ class ModelActor:
     def __init__(self, hide_gpus: bool, keep_alive_s: float | None = None) -> None:
         if hide_gpus:  # Ray leaves GPUs visible to actors that asked for none; llama.cpp would take them
             os.environ.update(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
+        os.environ["GGML_NO_BACKTRACE"] = "1"  # it would start a debugger, for a minute, before the process may die
         self._backend: Backend | None = None
         self._load_s = 0.0
         self._threads = 0
@@ -60,11 +66,11 @@ class ModelActor:
         """Return this process's ID: the actor has been placed."""
         return os.getpid()
 
-    def node_id(self) -> str:
-        """Return the ID of the node that this process is on."""
-        import ray
+    def place(self) -> Place:
+        """Return where this process lives, and where its last words will be."""
+        from skllm_ray.execution.last_words import place_of_this_process
 
-        return str(ray.get_runtime_context().get_node_id())
+        return place_of_this_process()
 
     def load(self, spec: BackendSpec, threads: int) -> ReplicaInfo:
         """Load the model; raises ``ModelLoadError`` as ``spec.open`` does."""
@@ -75,6 +81,14 @@ class ModelActor:
         self._threads = own.n_threads
         self._load_s = time.perf_counter() - started
         return self.info()
+
+    def probe(self) -> None:
+        """Answer a trivial request, for what it may do to this process."""
+        if self._backend is None:
+            raise RuntimeError("The model is not loaded.")
+        (reply,) = self._backend.complete([_PROBE])
+        if reply.error is not None and reply.error.kind == "not_supported":
+            self._backend.embed([_PROBE.messages[0]["content"]])
 
     def transfer(self) -> Any:
         """Return the download that `load` is at, if it is at one; answers while `load` works."""

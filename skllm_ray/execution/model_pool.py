@@ -20,6 +20,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 from skllm_ray.errors import ClusterError, SkllmRayError, warn
 from skllm_ray.execution import children, placement, session
 from skllm_ray.execution.block import warn_of_changes
+from skllm_ray.execution.last_words import quoted
 from skllm_ray.execution.model_actor import ModelActor, ReplicaInfo
 from skllm_ray.execution.news import Answers
 from skllm_ray.execution.pool_actor import DIED, Opened, PoolActor
@@ -146,7 +147,9 @@ class PooledBackend:
             if len(items) > 1:
                 return [one for half in _slices(items, 2) for one in self._ask_alone(verb, half, crashed)]
         times = f"{_DEATHS_OF_ONE_ROW} times"
+        words = _ask_pool(self.owner, "words", self.spec.key)
         message = f"The process that held {self.spec.model} died {times} while it worked on this row alone."
+        message += quoted(words)
         return [crashed(RowError("model_crashed", message), 1 + _DEATHS_OF_ONE_ROW)]
 
     def _ask_once_alone(self, verb: str, items: Sequence[Any]) -> list[Any] | None:

@@ -28,7 +28,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from skllm_ray.errors import ClusterError, ModelLoadError, SkllmRayError
+from skllm_ray.errors import ClusterError
+from skllm_ray.execution.last_words import Place, quoted, why_not_loaded, words_of
 from skllm_ray.execution.model_actor import IdleExit, ModelActor, ReplicaInfo
 from skllm_ray.execution.placement import Share, fits_a_node, no_room, nodes_to_avoid, replicas_to_add, share_of
 from skllm_ray.execution.session import NAMESPACE
@@ -51,12 +52,15 @@ _TICK_S: Final = 0.5
 _GROW_EVERY_S: Final = 1.0
 _GROW_AGAIN_S: Final = 60.0  # after a failure, doubled each time
 _MOST_DEATHS: Final = 40  # in a row, per replica; the search for one bad row among 256 costs 11
+_DOUBTS: Final = 3  # deaths in a row, from which on a new replica must answer a trivial request first
+_NOWHERE: Final = Place("")
 
 
 @dataclass(slots=True)
 class _Replica:
     handle: Any
     info: ReplicaInfo
+    place: Place = _NOWHERE
     in_flight: int = 0
 
 
@@ -73,6 +77,8 @@ class _Model:
     given_up: ClusterError | None = None
     deaths: int = 0
     """Since the last answer."""
+    words: str = ""
+    """What the process that died last wrote at its end, where that tells why."""
     grow_at: float = 0.0
     grow_pause_s: float = _GROW_AGAIN_S
 
@@ -203,15 +209,22 @@ class PoolActor:
             ray.kill(dead.handle)
             model.deaths += 1
             if model.deaths < _MOST_DEATHS * (1 + len(model.replicas)):
-                self._submit(model, self._load, model, 1, 1)
+                self._submit(model, self._replace, model, dead.place)
                 return
             model.given_up = ClusterError(
-                f"The processes that held {model.spec.model} died {model.deaths} times in a row without an answer.",
+                f"The processes that held {model.spec.model} died {model.deaths} times in a row without an answer."
+                f"{quoted(model.words)}",
                 "The machine may be short of memory, or the model or llama.cpp unfit for it.",
             )
             self._close(model)
             _kill(replica.handle for replica in model.replicas.values())
             model.replicas.clear()
+
+    def words(self, key: str) -> str:
+        """Return what the process of the model that died last wrote at its end; empty where that does not tell why."""
+        with self._state:
+            model = self._models.get(key)
+            return model.words if model is not None else ""
 
     def replicas(self, key: str) -> list[ReplicaInfo]:
         """Return where the replicas of a model live."""
@@ -253,16 +266,24 @@ class PoolActor:
         if more > 0:
             self._load(model, more, 0)
 
+    def _replace(self, model: _Model, place: Place) -> None:
+        """Load a replica in place of one that died at `place`."""
+        model.words = words_of(place) or model.words
+        self._load(model, 1, 1)
+
     def _load(self, model: _Model, wanted: int, at_least: int) -> None:
         """Start and load up to `wanted` replicas; raise unless `at_least` of them find room and load.
 
         What cannot load is tried once more, on other nodes if there are any: a file may be damaged on one of them, or
-        memory short.
+        memory short. Where a process leaves words that tell why it died, the same node would end it again.
         """
         loaded, failed = self._try(model, wanted, at_least, frozenset())
         if failed and not model.closed:
-            avoided = nodes_to_avoid(model.share, {node for node, _ in failed})
-            if avoided or any(isinstance(error, DIED) for _, error in failed):
+            avoided = nodes_to_avoid(model.share, {place.node for place, _ in failed})
+            died = [place for place, error in failed if isinstance(error, DIED)]
+            words = next(filter(None, map(words_of, died)), "")
+            model.words = words or model.words
+            if avoided or (died and not words):
                 loaded += self._try(model, len(failed), 0, avoided)[0]
         enough = len(loaded) >= at_least
         with self._state:
@@ -274,14 +295,14 @@ class PoolActor:
                 model.grow_at = time.monotonic() + model.grow_pause_s
                 model.grow_pause_s *= 2
         if not enough and failed:
-            raise _why_not_loaded(model.spec, failed[0][1])
+            raise why_not_loaded(model.spec, failed[0][1], model.words)
         if failed:
             _logger.warning("%d replica(s) of %s could not load: %s", len(failed), model.spec.model, failed[0][1])
 
     def _try(
         self, model: _Model, wanted: int, at_least: int, avoided: frozenset[str]
-    ) -> tuple[list[_Replica], list[tuple[str, Exception]]]:
-        """Return the replicas that loaded, and the failures of those that found room, each with its node's ID."""
+    ) -> tuple[list[_Replica], list[tuple[Place, Exception]]]:
+        """Return the replicas that loaded, and the failures of those that found room, each with its place."""
         keep_alive_s = model.spec.placement.keep_alive_s if self._shared else None
         actors = [_start_actor(model.share, keep_alive_s, avoided) for _ in range(wanted)]
         placed = _await_room(model, actors)
@@ -292,19 +313,22 @@ class PoolActor:
         with self._state:
             model.arriving += placed
         try:
-            nodes = [_node_of(actor) for actor in placed]
+            places = [_place_of(actor) for actor in placed]
             answers = [actor.load.remote(model.spec, model.share.threads) for actor in placed]
             infos = [_result(answer) for answer in answers]
+            if model.deaths >= _DOUBTS:  # is it one row after the other, or the model itself?
+                probes = [_result(actor.probe.remote()) for actor in placed]
+                infos = [info if probe is None else probe for info, probe in zip(infos, probes, strict=True)]
         finally:
             with self._state:
                 model.arriving = [actor for actor in model.arriving if actor not in placed]
         loaded, failed = [], []
-        for actor, node, info in zip(placed, nodes, infos, strict=True):
+        for actor, place, info in zip(placed, places, infos, strict=True):
             if isinstance(info, ReplicaInfo):
-                loaded.append(_Replica(actor, info))
+                loaded.append(_Replica(actor, info, place))
             else:
                 ray.kill(actor)
-                failed.append((node, info))
+                failed.append((place, info))
         return loaded, failed
 
 
@@ -350,30 +374,21 @@ def _kill(actors: Any) -> None:
         ray.kill(actor)
 
 
-def _node_of(actor: Any) -> str:
-    """Return the ID of the node that a placed actor is on; empty if it has died."""
+def _place_of(actor: Any) -> Place:
+    """Return where a placed actor lives; nowhere if it has died."""
     try:
-        return str(ray.get(actor.node_id.remote()))
+        found: Place = ray.get(actor.place.remote())
     except DIED:
-        return ""
-
-
-def _result(answer: Any) -> ReplicaInfo | Exception:
-    try:
-        found: ReplicaInfo = ray.get(answer)
-    except (RayTaskError, *DIED) as error:
-        return error
+        return _NOWHERE
     return found
 
 
-def _why_not_loaded(spec: BackendSpec, error: Exception) -> BaseException:
-    if isinstance(error, RayTaskError):
-        return error.cause if isinstance(error.cause, SkllmRayError) else error
-    return ModelLoadError(
-        f"The process that was to load {spec.model} died.",
-        "The node may be short of memory: ask for fewer replicas with SKLLMConfig.set_gguf_resources, or for a smaller "
-        "model.",
-    )
+def _result(answer: Any) -> Any:
+    """Return what an actor answers, or the error that it raised, or died with."""
+    try:
+        return ray.get(answer)
+    except (RayTaskError, *DIED) as error:
+        return error
 
 
 def _unloaded(key: str) -> ClusterError:

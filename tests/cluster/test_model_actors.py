@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +42,10 @@ class Spec:
     def open(self, resolve_secret: object) -> StandIn:
         if Path(self.folder, "damaged").exists():
             raise ModelLoadError("the file is damaged")
+        if Path(self.folder, "asserts").exists():
+            sys.stderr.write("/src/llama.cpp:7: GGML_ASSERT(n > 0) failed\n")
+            sys.stderr.flush()
+            os.abort()
         if Path(self.folder, "dies once").exists():
             Path(self.folder, "dies once").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -179,6 +184,12 @@ def test_loading_that_dies_is_tried_again_and_loading_that_fails_for_good_is_an_
         ask(spec, 1)
     Path(spec.folder, "damaged").unlink()
     assert ask(spec, 1) == ["good"]
+
+
+def test_what_an_actor_says_when_it_dies_is_told_and_it_is_not_loaded_again(spec: Spec) -> None:
+    Path(spec.folder, "asserts").touch()
+    with pytest.raises(ModelLoadError, match=r"Its last words: llama.cpp:7: GGML_ASSERT\(n > 0\) failed"):
+        ask(spec, 3)
 
 
 def test_threads_that_ask_at_once_share_one_actor(spec: Spec) -> None:

@@ -10,6 +10,7 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayT
 
 from skllm_ray.errors import ClusterError, ModelLoadError
 from skllm_ray.execution import model_pool, placement, pool_actor
+from skllm_ray.execution.last_words import Place
 from skllm_ray.execution.model_actor import ReplicaInfo
 from skllm_ray.execution.pool_actor import PoolActor
 from skllm_ray.llm.base import Placement
@@ -102,6 +103,34 @@ def test_a_model_that_only_dies_is_given_up(pool: Pool) -> None:
         pool.wait()
     with pytest.raises(ClusterError, match="died 40 times in a row without an answer"):
         pool.take("test", 1)
+
+
+def test_a_model_that_dies_of_every_request_is_given_up_with_its_last_words(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_actor, "words_of", lambda place: "GGML_ASSERT(x) failed")
+    pool.open(Spec())
+    tried: list[int] = []
+
+    def load(model: Any, wanted: int, at_least: int) -> None:
+        tried.append(model.deaths)
+        PoolActor._load(pool, model, wanted, at_least)
+
+    def attempt(model: Any, wanted: int, at_least: int, avoided: frozenset[str]) -> Any:
+        if model.deaths >= pool_actor._DOUBTS:  # it is asked a trivial request, and dies of that as well
+            return [], [(Place("node"), ActorDiedError())]
+        return [pool_actor._Replica(object(), INFO)], []
+
+    monkeypatch.setattr(pool, "_load", load)
+    monkeypatch.setattr(pool, "_try", attempt)
+    monkeypatch.setattr(pool_actor, "nodes_to_avoid", lambda share, nodes: frozenset())
+    for _ in range(pool_actor._DOUBTS):
+        ((number, _),) = pool.take("test", 1) or []
+        pool.report_death("test", number)
+        pool.wait()
+    with pytest.raises(ModelLoadError, match=r"Its last words: GGML_ASSERT\(x\) failed"):
+        pool.take("test", 1)
+    assert tried == [1, 2, 3]
 
 
 class Remote:

@@ -21,6 +21,6 @@ def last_words(text: str) -> str:
     'llama-context.cpp:12: GGML_ASSERT(n > 0) failed'
     """
     lines = [_PLACE.sub(r"\1", line.strip()) for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if _WORDS.search(line)]
+    telling = [line for line in lines if "GGML_" in line] or [line for line in lines if _WORDS.search(line)]
     rest = [line for line in lines if not _NOISE.match(line)]
     return " ".join(dict.fromkeys(telling or rest[-3:]))[:_MOST_CHARACTERS]
