@@ -152,7 +152,7 @@ def examples(given: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import replace
 
     from skllm_ray.datasets import get_classification_dataset
-    from skllm_ray.execution.block import open_here
+    from skllm_ray.execution.open_backends import open_here
     from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 
     n_rows = given.rows or 256
@@ -186,7 +186,7 @@ def examples(given: argparse.Namespace) -> dict[str, Any]:
 def prompts(given: argparse.Namespace) -> dict[str, Any]:
     """Compare the library's template, whose text comes last, with the same one whose text comes first."""
     from skllm_ray.datasets import get_classification_dataset
-    from skllm_ray.execution.block import open_here
+    from skllm_ray.execution.open_backends import open_here
     from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
     from skllm_ray.prompts.templates import ZERO_SHOT_CLF_PROMPT_TEMPLATE as LAST
 

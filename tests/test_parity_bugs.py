@@ -104,7 +104,7 @@ def test_6_custom_urls_are_asked_for_json(serve):
 
 
 def test_7_rows_of_a_local_model_share_decodes():
-    from skllm_ray.execution.block import open_here
+    from skllm_ray.execution.open_backends import open_here
 
     clf = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["positive", "negative"])
     clf.predict(["warm"])

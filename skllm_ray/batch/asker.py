@@ -17,7 +17,7 @@ from skllm_ray.batch.ledger import Ledger
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.errors import ConfigurationError
-from skllm_ray.execution.block import open_pair_here, process
+from skllm_ray.execution.block import opened_pair, process
 from skllm_ray.tasks.base import Row
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class _Asker:
         journal = Journal(folder, resumes=False)
         self._stack.callback(journal.close, keep=False)
         guard = self._stack.enter_context(UnitGuard(Fence(folder, ""), self._ledger.stopped))
-        backend, embedder = open_pair_here(job.task, job.spec, job.secrets)
+        backend, embedder = self._stack.enter_context(opened_pair(job.task, job.spec, job.secrets))
         self._terms, self._embedder_terms = job.terms(outage_s=0.0)
         self._backend = JournalledBackend(backend, journal, self._ledger, job.spec.model, self._terms, guard)
         self._embedder = None

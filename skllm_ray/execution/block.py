@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import threading
-import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from skllm_ray.config import Secret, resolve_secret
-from skllm_ray.errors import ClusterError, SkllmRayWarning
-from skllm_ray.execution import session
-from skllm_ray.execution.reply_cache import with_cache
+from skllm_ray.config import Secret
+from skllm_ray.execution.open_backends import opened
 from skllm_ray.llm.base import Backend, BackendSpec, adapt, adapt_texts
 from skllm_ray.llm.calls import Call, active_call, not_sent
-from skllm_ray.llm.gate import install_limiter
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache, key_here
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Row, Task, Usage
 from skllm_ray.tasks.embedding import EmbeddingTask
 
 BLOCK_ROWS = 256
 """Rows in a block: one request to a model actor, one Dataset task."""
-_opening = threading.RLock()  # two threads that ask the same model first must not open it twice
-
-_opening = threading.RLock()  # two threads that ask the same model first must not open it twice
 
 
 def process(
@@ -115,78 +105,18 @@ def process_here(
     texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, Secret], call: Call
 ) -> Generator[tuple[range, list[Row[Any]]], None, None]:
     """Yield the blocks of a call that runs in this process."""
-    backend = open_here(spec, secrets)
+    with opened_pair(task, spec, secrets) as (backend, embedder):
+        for start in range(0, len(texts), BLOCK_ROWS):
+            part = texts[start : start + BLOCK_ROWS]
+            yield range(start, start + len(part)), process_for(call, part, task, backend, spec, embedder)
+
+
+@contextmanager
+def opened_pair(
+    task: Task[Any], spec: BackendSpec, secrets: Mapping[str, Secret]
+) -> Iterator[tuple[Backend, Backend | None]]:
+    """Give the open backends of a call that runs in this process: the one that is asked, and the embedder, if any."""
     embedding = embedding_of(task)
-    embedder = None if embedding is None else open_here(embedding, secrets)
-    install_limiter(None)  # no Ray: this process keeps the limit by itself
-    for start in range(0, len(texts), BLOCK_ROWS):
-        part = texts[start : start + BLOCK_ROWS]
-        yield range(start, start + len(part)), process_for(call, part, task, backend, spec, embedder)
-
-
-def open_pair_here(task: Task[Any], spec: BackendSpec, secrets: Mapping[str, Secret]) -> tuple[Backend, Backend | None]:
-    """Return the open backends of a call that runs in this process, which keeps the limit by itself."""
-    embedding = embedding_of(task)
-    found = open_here(spec, secrets), None if embedding is None else open_here(embedding, secrets)
-    install_limiter(None)
-    return found
-
-
-class OpenBackend:
-    """A backend that is open in this process, kept in ``ModelCache`` for the next call."""
-
-    def __init__(self, spec: BackendSpec, backend: Backend) -> None:
-        self.spec = spec
-        self.backend = backend
-        self.pid = os.getpid()
-
-    def close(self) -> list[Freed]:
-        """Close the backend, unless it belongs to a parent process."""
-        if self.pid != os.getpid():
-            return []
-        if not self.spec.placement.stateful:
-            self.backend.close()
-            return []
-        import psutil
-
-        before = psutil.Process().memory_info().rss
-        self.backend.close()
-        freed = max(0, before - psutil.Process().memory_info().rss)
-        return [Freed(self.spec.model, "this process", self.pid, freed / 1e6)]
-
-
-def open_here(spec: BackendSpec, secrets: Mapping[str, Secret]) -> Backend:
-    """Return the backend of `spec` in this process, opened at the first call.
-
-    Raises
-    ------
-    ClusterError
-        If a parent process opened it before a fork: its threads do not exist here.
-    """
-    key = key_here(spec.key)
-    with _opening:
-        held = ModelCache.get(key)
-        if isinstance(held, OpenBackend):
-            if held.pid != os.getpid():
-                raise ClusterError(
-                    f"{spec.model} was opened before this process was forked, and its threads do not survive a fork.",
-                    'Start child processes with the "spawn" method.',
-                )
-            if spec.placement.stateful and held.spec != spec:
-                warn_of_changes(spec)
-            return held.backend
-        backend = with_cache(spec.open(lambda reference: resolve_secret(reference, secrets)), spec)
-        ModelCache.store(key, OpenBackend(spec, backend))
-    if not spec.placement.stateful and not session.is_initialised():
-        atexit.register(backend.close)  # connections are closed in order, not by whoever comes last
-    return backend
-
-
-def warn_of_changes(spec: BackendSpec) -> None:
-    """Warn that the model of `spec` is loaded with other settings."""
-    warnings.warn(
-        f"{spec.model} stays loaded with the settings of its first use; changed ones take effect after "
-        "ModelCache.clear().",
-        SkllmRayWarning,
-        stacklevel=3,
-    )
+    with ExitStack() as stack:
+        backend = stack.enter_context(opened(spec, secrets))
+        yield backend, None if embedding is None else stack.enter_context(opened(embedding, secrets))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,10 @@ from ray.exceptions import RayTaskError
 from skllm_ray.config import Secret
 from skllm_ray.errors import InputError, SkllmRayError
 from skllm_ray.execution import session
-from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, open_here, process, process_for, process_here
+from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process, process_for, process_here
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
 from skllm_ray.execution.news import News, tell, with_news
-from skllm_ray.execution.rate_limiter import use_cluster_limiter
+from skllm_ray.execution.open_backends import opened
 from skllm_ray.execution.vault import fetch_secrets, hand_over
 from skllm_ray.execution.workers import compare_workers
 from skllm_ray.llm.base import Backend, BackendSpec
@@ -75,22 +75,28 @@ class Connected:
         """Blocks at once."""
         return 2 * self.backend.n_replicas if self.backend is not None else _API_TASKS
 
-    def open(self, secrets: Mapping[str, Secret] | None = None) -> tuple[Backend, Backend | None]:
-        """Return the backend and the embedder, open here."""
+    @contextmanager
+    def opened(self, secrets: Mapping[str, Secret] | None = None) -> Iterator[tuple[Backend, Backend | None]]:
+        """Give the backend and the embedder, open here; on a worker, with the secrets that were handed over."""
         teach(self.lessons)
         embedding = embedding_of(self.task)
-        backend = self.backend if self.backend is not None else _open(self.spec, secrets)
-        embedder: Backend | None = self.embedder
-        if embedder is None and embedding is not None:
-            embedder = _open(embedding, secrets)
-        return backend, embedder
+        with ExitStack() as stack:
+            backend: Backend | None = self.backend
+            embedder: Backend | None = self.embedder
+            if secrets is None and (backend is None or (embedder is None and embedding is not None)):
+                secrets = fetch_secrets()
+            if backend is None:
+                backend = stack.enter_context(opened(self.spec, secrets or {}))
+            if embedder is None and embedding is not None:
+                embedder = stack.enter_context(opened(embedding, secrets or {}))
+            yield backend, embedder
 
     def process(self, texts: Sequence[str], secrets: Mapping[str, Secret] | None = None) -> list[Row[Any]]:
         """Process one block, here."""
-        backend, embedder = self.open(secrets)
-        if self.call is not None:
-            return process_for(self.call, texts, self.task, backend, self.spec, embedder)
-        return process(texts, self.task, backend, self.spec, embedder)
+        with self.opened(secrets) as (backend, embedder):
+            if self.call is not None:
+                return process_for(self.call, texts, self.task, backend, self.spec, embedder)
+            return process(texts, self.task, backend, self.spec, embedder)
 
 
 def _one_block(texts: Sequence[str], work: Connected) -> list[Row[Any]]:
@@ -111,11 +117,6 @@ def _one_block(texts: Sequence[str], work: Connected) -> list[Row[Any]]:
 @ray.remote(num_cpus=0)
 def _process_remotely(work: Connected, texts: Sequence[str]) -> tuple[list[Row[Any]], News]:
     return with_news(lambda: work.process(texts))
-
-
-def _open(spec: BackendSpec, secrets: Mapping[str, Secret] | None) -> Backend:
-    """Open a stateless backend: with the driver's own secrets, or, on a worker, with those that were handed over."""
-    return open_here(spec, worker_secrets() if secrets is None else secrets)
 
 
 def _through_dataset(
@@ -255,12 +256,6 @@ def _raising(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
             if not len(positions):
                 raise pickle.loads(error.as_py())  # noqa: S301 - written by our own task above
         yield batch
-
-
-def worker_secrets() -> dict[str, Secret]:
-    """Return the credentials that the driver handed over, with this worker under the cluster's limit."""
-    use_cluster_limiter()
-    return fetch_secrets()
 
 
 @contextmanager

@@ -19,11 +19,11 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from skllm_ray.errors import ClusterError, SkllmRayError, warn
 from skllm_ray.execution import children, placement, session
-from skllm_ray.execution.block import warn_of_changes
 from skllm_ray.execution.last_words import quoted
 from skllm_ray.execution.model_actor import ModelActor, ReplicaInfo
 from skllm_ray.execution.news import Answers
-from skllm_ray.execution.pool_actor import DIED, Opened, PoolActor
+from skllm_ray.execution.open_backends import warn_of_changes
+from skllm_ray.execution.pool_actor import DIED, SHARED, Opened, PoolActor
 from skllm_ray.execution.progress import download_bar
 from skllm_ray.execution.session import NAMESPACE
 from skllm_ray.llm.base import BackendSpec
@@ -241,7 +241,7 @@ def _existing_pool(owner: Owner) -> Any:
 
 def _pool_name(owner: Owner) -> str:
     if owner == "all":
-        return "pool-shared"
+        return SHARED
     return f"pool-{_parent_job() if owner == 'parent' else ray.get_runtime_context().get_job_id()}"
 
 

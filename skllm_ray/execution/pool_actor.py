@@ -28,12 +28,16 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from skllm_ray.config import GGUFResources
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution.last_words import Place, quoted, why_not_loaded, words_of
 from skllm_ray.execution.model_actor import IdleExit, ModelActor, ReplicaInfo
 from skllm_ray.execution.placement import Share, fits_a_node, no_room, nodes_to_avoid, replicas_to_add, share_of
-from skllm_ray.execution.session import NAMESPACE
+from skllm_ray.execution.session import NAMESPACE, shared_name
 from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
+from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
+from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, Reply, RowError, Usage
 
 DIED: Final = (
     RayActorError,
@@ -46,7 +50,21 @@ DIED: Final = (
 """What ``ray.get`` raises when an actor's process is gone, and what it was asked with it."""
 
 _logger = logging.getLogger(__name__)
-_NAME: Final = "model-"
+_TOLD: Final = (
+    GGUFSpec,
+    GGUFOptions,
+    GGUFResources,
+    ReplicaInfo,
+    ChatRequest,
+    Choices,
+    Reply,
+    Embedding,
+    RowError,
+    Usage,
+)
+SHARED: Final = shared_name("pool-shared", *_TOLD)
+"""The pool that outlives jobs."""
+_NAME: Final = shared_name("replica", *_TOLD) + "-"
 _IDLE_S: Final = 24 * 3600.0
 _TICK_S: Final = 0.5
 _GROW_EVERY_S: Final = 1.0

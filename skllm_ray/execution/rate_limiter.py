@@ -13,16 +13,18 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from skllm_ray.config import RateLimit
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution.metrics import show_quotas
-from skllm_ray.execution.session import NAMESPACE, job_key
+from skllm_ray.execution.session import NAMESPACE, job_key, shared_name
 from skllm_ray.llm.gate import current_limiter, install_limiter
 from skllm_ray.llm.quota import Quotas
-from skllm_ray.llm.reports import BucketInfo, Grant, Report
+from skllm_ray.llm.reports import BucketInfo, Grant, Left, Refusal, Report, Settled
+from skllm_ray.tasks.base import RowError
 
 __all__ = ["BucketInfo", "ClusterLimiter", "show_limits", "use_cluster_limiter"]
 
-_NAME = "rate-limiter"
+_NAME = shared_name("rate-limiter", Report, Grant, Settled, Refusal, Left, BucketInfo, RateLimit, RowError)
 _ANSWER_S = 5.0
 _LONGEST_RETRY_S = 1.0
 _SHOW_S = 5.0

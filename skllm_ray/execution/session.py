@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import fields
 from typing import Any
 
 from skllm_ray.config import SKLLMConfig
@@ -18,6 +20,8 @@ from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
 
 NAMESPACE = "skllm_ray"
 _CONNECT_TIMEOUT_S = 5.0
+_SETTINGS = 4
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
 
 _lock = threading.RLock()
 _state = {"local_mode": False, "started_here": False, "fixed_size": False, "forked": False}
@@ -132,6 +136,23 @@ def job_key() -> str:
     return f"{context.gcs_address}/{context.get_job_id()}"
 
 
+def shared_name(name: str, *messages: type) -> str:
+    """Return the name of an actor that outlives jobs, with a mark of the `messages` which it is told.
+
+    Jobs of two versions that would not understand each other have an actor each: a job that speaks to an older actor
+    would lose its rows.
+
+    Parameters
+    ----------
+    name : str
+        What the actor is.
+    *messages : type
+        The dataclasses that travel to it and back.
+    """
+    told = [(one.__module__, one.__qualname__, [(f.name, str(f.type)) for f in fields(one)]) for one in messages]
+    return f"{name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"
+
+
 def ensure() -> None:
     """Start or join Ray if this process has not; refuse where it cannot work.
 
@@ -173,21 +194,13 @@ def _initialised() -> bool:
 
 def _start(address: str | None, options: dict[str, Any]) -> None:
     """Call ``ray.init`` with our quiet defaults under the caller's options."""
-    inherited = children.parent()
-    if address is None and "RAY_ADDRESS" not in os.environ and inherited and not _is_stale(inherited[0]):
-        address = inherited[0]
-    joined = address or os.environ.get("RAY_ADDRESS") or ""
-    by_port = joined.rpartition(":")[2].isdigit()  # neither "auto" nor "local"
-    if by_port:
-        _refuse_unreachable(joined)
+    address = _checked(address)
     variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     with _environment(variables), _quiet_authentication():
         import ray
 
-        if not joined and _is_stale(_last_cluster()):
-            address = "local"
-        if by_port:
-            _use_token_if_needed(joined)
+        if _has_port(address):
+            _use_token_if_needed(address)
         quiet = {
             "namespace": NAMESPACE,
             "include_dashboard": False,
@@ -195,15 +208,55 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
             "log_to_driver": SKLLMConfig.get_gguf_verbose(),
         }
         try:
-            ray.init(address=address, **{**quiet, **options})
+            ray.init(address=address or None, **{**quiet, **options})
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(
-                f"Ray could not be started or joined at {joined or 'this machine'}: {type(error).__name__}: {error}",
+                f"Ray could not be started or joined at {address or 'this machine'}: {type(error).__name__}: {error}",
                 "Check the address with `ray status --address ADDRESS`, or unset RAY_ADDRESS to start a local Ray.",
             ) from error
     _state["started_here"] = True
-    _state["fixed_size"] = not joined
+    _state["fixed_size"] = address in {"", "local"}
     _announce()
+
+
+def _checked(address: str | None) -> str:
+    """Return where Ray is to be joined, once it answers there; ``"local"`` where one is to be started.
+
+    Ray itself tries for minutes to join a cluster that is gone, and then ends the whole process.
+    """
+    given = address or os.environ.get("RAY_ADDRESS") or ""
+    inherited = children.parent()
+    if not given and inherited and not _fault_at(inherited[0]):
+        return inherited[0]
+    if not given:  # what Ray would join by itself, unless it is gone
+        return "local" if _fault_at(_last_cluster()) else ""
+    found = _running_cluster() if given == "auto" else given
+    fault = _fault_at(found)
+    if fault:
+        at = found if found == given else f"{found}, where the last cluster of this machine was"
+        raise ClusterError(
+            f"Ray could not be joined at {at}: {fault}.",
+            "Check the address, and that `ray status --address ADDRESS` answers; without one, a local Ray is started.",
+        )
+    return found
+
+
+def _running_cluster() -> str:
+    """Return the address of the cluster that runs on this machine."""
+    with suppress(ImportError):
+        from ray._private.services import find_gcs_addresses
+
+        running = sorted(find_gcs_addresses())
+        last = _last_cluster()
+        if last in running or not running:
+            running = [last] if last else []
+        if not running:
+            raise ClusterError(
+                "No Ray cluster runs on this machine.", "Pass its address, set RAY_ADDRESS, or call `ray start --head`."
+            )
+        if len(running) == 1:
+            return str(running[0])
+    return "auto"
 
 
 def _announce() -> None:
@@ -216,18 +269,6 @@ def _announce() -> None:
     children.announce(str(context.gcs_address), str(context.get_job_id()))
 
 
-def _refuse_unreachable(address: str) -> None:
-    """Raise if nothing listens at `address`: Ray itself would end the whole process after a minute of trying."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise ClusterError(
-            f"Ray could not be joined at {address}: {error}.",
-            "Check the address, and that `ray status --address ADDRESS` answers; without one, a local Ray is started.",
-        ) from None
-
-
 def _last_cluster() -> str:
     """Return the address of the cluster that was last started on this machine, which ``ray.init`` would join."""
     try:
@@ -237,16 +278,28 @@ def _last_cluster() -> str:
     return read_ray_address() or ""
 
 
-def _is_stale(address: str) -> bool:
-    """Return whether `address` is that of a cluster that is gone: Ray would try for minutes to join it."""
+def _has_port(address: str) -> bool:
+    return address.rpartition(":")[2].isdigit()  # neither "auto" nor "local"
+
+
+def _fault_at(address: str) -> str:
+    """Return why no Ray answers at `address`; nothing where one does, or where no port is named."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():
-        return False
+        return ""
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
-    except OSError:
-        return True
-    return False
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in {"", "0"}:
+                return ""
+            connection.settimeout(_CONNECT_TIMEOUT_S)
+            connection.sendall(_GREETING)
+            answer = connection.recv(9)
+    except TimeoutError:
+        return f"no answer within {_CONNECT_TIMEOUT_S:g} s"
+    except (OSError, OverflowError, UnicodeError) as error:
+        return str(error)
+    is_settings = len(answer) > 3 and answer[3] == _SETTINGS  # the first frame of every HTTP/2 server, and so of gRPC
+    return "" if is_settings else "what listens there is no Ray"
 
 
 def _use_token_if_needed(address: str) -> None:

@@ -22,8 +22,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from skllm_ray.config import Secret, resolve_secret
-from skllm_ray.errors import ClusterError, ConfigurationError, InputError, JobFailedError, SkllmRayError
+from skllm_ray.config import Secret, SecretRef, resolve_secret
+from skllm_ray.errors import ClusterError, ConfigurationError, InputError, JobFailedError, SkllmRayError, warn
 from skllm_ray.execution import session
 from skllm_ray.llm.registry import secrets_of
 from skllm_ray.llm.tuning import TuningJob, TuningSpec, open_store, submit
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from skllm_ray.execution.vault import Sealed
 
 _log = logging.getLogger(__name__)
-_PREFIX = "tuning-watcher-"
+_PREFIX = session.shared_name("tuning-watcher", TuningJob, TuningSpec, SecretRef) + "-"
 _FAR_S = 3600.0
 _STARTING_S = 120.0
 
@@ -138,6 +138,13 @@ def wait(
     deadline = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
     seen, n_polls = None, 0
     watched = not session.is_local_mode() and session.is_initialised()
+    told: set[str] = set()
+
+    def tell(message: str) -> None:
+        if message not in told:
+            told.add(message)
+            warn(message)
+
     while True:
         if job.state != seen:
             seen, n_polls = job.state, 0
@@ -152,12 +159,10 @@ def wait(
         pause_s = 1.0 if watched else polling.pause_s(n_polls)
         time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
         n_polls += 1
-        if watched:
-            if n_polls % 10 == 1:  # it may have died with its node
-                watch(opened, secrets, polling)
-            job = opened.read(job.key) or job
-        else:
-            job = _refreshed(job, opened, secrets)
+        watched_well = watched
+        if watched and n_polls % 10 == 1:  # it may have died with its node, or lack a credential that is known here
+            watched_well = job.key not in watch(opened, secrets, polling)
+        job = (opened.read(job.key) or job) if watched_well else _refreshed(job, opened, secrets, tell)
 
 
 def wait_with_progress(name: str, *, key: str | None = None, polling: Polling | None = None) -> TuningJob:
@@ -267,8 +272,13 @@ def resume_all(*, store: str | None = None, key: str | None = None, polling: Pol
     return [_refreshed(job, opened, secrets) for job in going]
 
 
-def watch(store: TuningStore, secrets: Mapping[str, Secret], polling: Polling | None = None) -> None:
-    """Start the store's watcher unless it runs, and hand it credentials, which live in its memory alone."""
+def watch(
+    store: TuningStore, secrets: Mapping[str, Secret], polling: Polling | None = None
+) -> Mapping[str, SkllmRayError]:
+    """Start the store's watcher unless it runs, and hand it credentials, which live in its memory alone.
+
+    Return, by key, why it could not learn of a job when it asked last.
+    """
     import ray
 
     from skllm_ray.execution.vault import Sealed
@@ -286,11 +296,13 @@ def watch(store: TuningStore, secrets: Mapping[str, Secret], polling: Polling | 
     actor: Any = ray.remote(_Watcher).options(**options, **_placed(store)).remote(store.url, polling or Polling())
     try:
         ray.get(actor.wake.remote(Sealed(secrets.values())), timeout=_STARTING_S)
+        troubles: dict[str, SkllmRayError] = ray.get(actor.troubles.remote(), timeout=_STARTING_S)
     except (ray.exceptions.RayError, TimeoutError) as error:
         raise ClusterError(
             f"The watcher of the tuning jobs does not answer: {type(error).__name__}.",
             "The jobs go on at their service; `skllm-ray tune wait ID` asks for them without Ray.",
         ) from None
+    return troubles
 
 
 class _Watcher:
@@ -301,38 +313,63 @@ class _Watcher:
         self._polling = polling
         self._secrets: dict[str, Secret] = {}
         self._due: dict[str, tuple[float, int]] = {}
+        self._troubles: dict[str, SkllmRayError] = {}
         self._woken = threading.Event()
-        threading.Thread(target=self._run, name="tuning-watcher", daemon=True).start()
+        self._starting = threading.Lock()
+        self._thread = self._started()
 
     def wake(self, secrets: Sealed) -> int:
         """Take in credentials, and look for new jobs; return this process's ID."""
         import os
 
         self._secrets.update(secrets.open())
+        with self._starting:
+            if not self._thread.is_alive():
+                self._thread = self._started()
         self._woken.set()
         return os.getpid()
+
+    def troubles(self) -> dict[str, SkllmRayError]:
+        """Return, by key, why a job could not be learnt of when its service was asked last."""
+        return dict(self._troubles)
 
     def jobs(self) -> list[TuningJob]:
         """Return all jobs of the store."""
         return self._store.jobs()
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="tuning-watcher", daemon=True)
+        thread.start()
+        return thread
 
     def _run(self) -> None:
         while True:
             self._woken.clear()
             self._woken.wait(self._poll_due())
 
+    def _polled(self, job: TuningJob) -> TuningJob:
+        """Return `job` after asking its service once; what goes wrong is kept for whoever waits for it."""
+        self._troubles.pop(job.key, None)
+        try:
+            return _asked(job, self._store, self._secrets)
+        except Exception as error:  # noqa: BLE001  one job's service must not end the watch over the others
+            ours = error if isinstance(error, SkllmRayError) else SkllmRayError(f"{type(error).__name__}: {error}")
+            self._troubles[job.key] = ours
+            return job
+
     def _poll_due(self) -> float:
         """Poll what is due; return the seconds until something else is."""
         now = time.monotonic()
         try:
             going = [job for job in self._store.jobs() if not job.has_ended and job.state not in BEFORE_POST]
-        except (SkllmRayError, OSError):  # the store is away
+        except Exception as error:  # noqa: BLE001  the store is away, in whatever way
+            _log.warning("the store of the tuning jobs cannot be read (%s)", type(error).__name__)
             return self._polling.longest_s
         for job in going:
             due, n_polls = self._due.get(job.key, (now, 0))
             if due > now:
                 continue
-            after = _refreshed(job, self._store, self._secrets, quietly=True)
+            after = self._polled(job)
             n_polls = n_polls + 1 if after.version == job.version else 0
             self._due[job.key] = (time.monotonic() + self._polling.pause_s(n_polls), n_polls)
         waits = [self._due[job.key][0] - time.monotonic() for job in going]
@@ -352,20 +389,27 @@ class _Open:
         self._service.close()
 
 
-def _refreshed(
-    job: TuningJob, store: TuningStore, secrets: Mapping[str, Secret], *, quietly: bool = False
-) -> TuningJob:
-    """Return `job` after asking its service once; as it was if the service is away."""
+def _asked(job: TuningJob, store: TuningStore, secrets: Mapping[str, Secret]) -> TuningJob:
+    """Return `job` after asking its service once."""
     if job.has_ended and not (job.spec.delete_data and job.data):
         return job
+    with _Open(job.spec, secrets) as service:
+        return refresh(job, store, service)
+
+
+def _refreshed(
+    job: TuningJob, store: TuningStore, secrets: Mapping[str, Secret], tell: Callable[[str], object] = _log.info
+) -> TuningJob:
+    """Return `job` after asking its service once; as it was if the service is away, which `tell` is told."""
     try:
-        with _Open(job.spec, secrets) as service:
-            return refresh(job, store, service)
+        return _asked(job, store, secrets)
     except ConfigurationError:
-        if quietly:
-            return job
         raise
-    except (SkllmRayError, OSError):
+    except (SkllmRayError, OSError) as error:
+        tell(
+            f"Nothing could be learnt of the tuning job {job.id or job.key} ({type(error).__name__}: {error}). It goes "
+            "on at its service, which is asked again."
+        )
         return job
 
 

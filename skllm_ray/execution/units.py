@@ -20,11 +20,10 @@ from typing import Any, Final, Protocol, TypeVar
 from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution import session
-from skllm_ray.execution.block import embedding_of, open_here
+from skllm_ray.execution.block import embedding_of, opened_pair
 from skllm_ray.execution.children import inherited
 from skllm_ray.execution.standing import Lookout
 from skllm_ray.llm.base import Backend, BackendSpec
-from skllm_ray.llm.gate import install_limiter
 from skllm_ray.tasks.base import Task
 
 _TICK_S: Final = 0.5
@@ -160,13 +159,10 @@ class UnitRunner:
         yield from self._run_there(units, shared, again)
 
     def _run_here(self, units: deque[Any], shared: Shared) -> Generator[tuple[Any, Any] | None, None, None]:
-        backend = open_here(self._spec, self._secrets)
-        embedding = embedding_of(self._task)
-        embedder = None if embedding is None else open_here(embedding, self._secrets)
-        install_limiter(None)
-        while units:
-            unit = units.popleft()
-            yield unit, self._function(unit, backend, embedder, shared, self._secrets)
+        with opened_pair(self._task, self._spec, self._secrets) as (backend, embedder):
+            while units:
+                unit = units.popleft()
+                yield unit, self._function(unit, backend, embedder, shared, self._secrets)
 
     def _run_there(
         self, waiting: deque[Any], shared: Shared, again: Callable[[Any], Any]
@@ -337,23 +333,23 @@ def _run_units(work: list[Any], units: list[Any], shared: Shared) -> list[Any]:
     """Do some units on a worker."""
     import ray
 
-    from skllm_ray.execution.dataset import worker_secrets
     from skllm_ray.execution.metrics import observe_requests
+    from skllm_ray.execution.vault import fetch_secrets
 
     key = work[0].hex()
     if key not in _held:  # a worker does many units of one job
         _held.clear()
         connected, function = ray.get(work[0])
-        secrets = worker_secrets()
+        secrets = fetch_secrets()
         observe_requests(connected.spec.model)
         gc.freeze()
         _held[key] = connected, function, secrets
     connected, function, secrets = _held[key]
-    backend, embedder = connected.open(secrets)
     before = gc.get_threshold()
     gc.set_threshold(*_RARELY)  # rows are many small objects without cycles
     try:
-        return [_guarded(function, unit, backend, embedder, shared, secrets) for unit in units]
+        with connected.opened(secrets) as (backend, embedder):
+            return [_guarded(function, unit, backend, embedder, shared, secrets) for unit in units]
     finally:
         gc.set_threshold(*before)
 

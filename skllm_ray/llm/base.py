@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
-from skllm_ray.config import RateLimit, Secret, SecretRef
+from skllm_ray.config import RateLimit, Secret, SecretRef, lasting
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ SecretResolver: TypeAlias = Callable[[SecretRef], Secret]
 """Turns a reference into the secret, on the worker; raises ``MissingKeyError``."""
 
 
+@lasting
 @dataclass(frozen=True, slots=True)
 class Placement:
     """What one worker of a backend needs of the cluster."""
@@ -40,6 +41,8 @@ class Placement:
     """Stateful backends: how long idle actors outlive their driver, in seconds; None ends them with it."""
     placement_timeout_s: float = 60.0
     """Stateful backends: how long actors may wait for room before the call fails."""
+    stays_open: bool = True
+    """Whether an open backend is worth keeping for the next call."""
 
 
 @runtime_checkable

@@ -252,7 +252,7 @@ class TransformerSpec:
 
     transformer: Any
     key: str = field(default_factory=lambda: f"transformer-{uuid.uuid4().hex}")
-    placement: Placement = field(default_factory=Placement)
+    placement: Placement = field(default_factory=lambda: Placement(stays_open=False))
     limit: RateLimit | None = None
     gives_probabilities: bool = False
 

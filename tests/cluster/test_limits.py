@@ -39,7 +39,8 @@ print("done", flush=True)
 KILL_LIMITER = """
 import ray
 ray.init({address!r}, namespace="skllm_ray", log_to_driver=False)
-ray.kill(ray.get_actor("rate-limiter"), no_restart={gone})
+from skllm_ray.execution import rate_limiter
+ray.kill(ray.get_actor(rate_limiter._NAME), no_restart={gone})
 """
 
 
@@ -89,7 +90,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from skllm_ray.execution import rate_limiter
 ray.init({address!r}, namespace=rate_limiter.NAMESPACE, log_to_driver=False)
 actor = ray.remote(rate_limiter._LimiterActor).options(
-    name="rate-limiter",
+    name=rate_limiter._NAME,
     lifetime="detached",
     num_cpus=0,
     max_restarts=-1,

@@ -123,7 +123,8 @@ SKLLMConfig.set_gguf_resources(num_cpus=1, keep_alive_s=600)
 ModelCache.clear()
 classifier().predict(["good"])
 orphans = [replica.pid for replica in loaded_replicas("gguf::demo")]
-pool = ray.get_actor("pool-shared", namespace="skllm_ray")
+from skllm_ray.execution.pool_actor import SHARED
+pool = ray.get_actor(SHARED, namespace="skllm_ray")
 os.kill(ray.get(pool.__ray_call__.remote(lambda pool: os.getpid())), 9)
 classifier().predict(["good"])
 orphans_gone = [is_gone(pid) for pid in orphans]

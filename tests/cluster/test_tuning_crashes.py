@@ -237,8 +237,9 @@ def watcher_pid(world: World, address: str, settings: dict[str, str]) -> int:
     import ray, skllm_ray
     skllm_ray.init()
     from skllm_ray.execution.tuning_jobs import _watchers
+    from skllm_ray.execution.vault import Sealed
     [watcher] = _watchers()
-    print(ray.get(watcher.wake.remote({})))
+    print(ray.get(watcher.wake.remote(Sealed([]))))
     """
     done = run_script(code, RAY_ADDRESS=address, **settings)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import pytest
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import SkllmRayWarning
-from skllm_ray.execution.block import open_here
+from skllm_ray.execution.open_backends import open_here
 from skllm_ray.llm.base import Placement
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 

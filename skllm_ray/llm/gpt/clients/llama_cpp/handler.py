@@ -68,6 +68,12 @@ class ModelCache:
             before.close()
 
     @classmethod
+    def entries(cls) -> dict[str, ModelStore]:
+        """Return all that is stored, by key."""
+        with cls._lock:
+            return dict(cls._stores)
+
+    @classmethod
     def forget(cls, key: str) -> None:
         """Forget what is stored under `key`, if anything is, and leave it open."""
         with cls._lock:
