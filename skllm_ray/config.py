@@ -227,6 +227,7 @@ class Settings:
     rate_limits: tuple[tuple[str, RateLimit], ...] = ()
     prices: tuple[tuple[str, Price], ...] = ()
     gguf_resources: tuple[tuple[str | None, GGUFResources], ...] = ()
+    extra_headers: tuple[tuple[str, Secret], ...] = ()
 
 
 _Settings = Settings  # its name in the first release's pickles
@@ -258,6 +259,8 @@ _DEFAULTS: dict[str, Any] = {
     "reply_cache_max_bytes": 1_000_000_000,
 }
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+
+_OWN_HEADERS = {"host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding"}
 
 OPENAI_KEY_ENV = (_ENV["openai_key"], "OPENAI_API_KEY")
 
@@ -298,6 +301,7 @@ class _ReadableSettings(type):
         lines += [f"  rate_limit[{model!r}] = {limit}" for model, limit in settings.rate_limits]
         lines += [f"  price[{model!r}] = {price}" for model, price in settings.prices]
         lines += [f"  gguf_resources[{model or 'all'!r}] = {given}" for model, given in settings.gguf_resources]
+        lines += [f"  extra_headers[{name!r}] = ***" for name, _ in settings.extra_headers]
         return "\n".join(["SKLLMConfig(", *lines, ")"])
 
 
@@ -342,8 +346,15 @@ class SKLLMConfig(metaclass=_ReadableSettings):
 
     @staticmethod
     def set_openai_key(key: str) -> None:
-        """Set the OpenAI (or Azure, or custom URL) API key."""
-        _set("openai_key", Secret(_text("key", key)))
+        """Set the OpenAI (or Azure, or custom URL) API key.
+
+        Raises
+        ------
+        ConfigurationError
+            If it is empty, or holds what no key can: a line break or other white space, or a character beyond ASCII.
+        """
+        key = Secret(_text("key", key))  # so that no frame that raises holds its text
+        _set("openai_key", checked_key("key", key))
 
     @staticmethod
     def get_openai_key(*, include_standard_env: bool = True) -> Secret | None:
@@ -384,6 +395,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
     @staticmethod
     def set_openai_org(key: str) -> None:
         """Set the OpenAI organisation ID."""
+        _refuse("org", _fault_in(_text("org", key)))
         _set("openai_org", _text("org", key))
 
     @staticmethod
@@ -467,6 +479,45 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         """Return the custom base URL, or None."""
         url = _optional("gpt_url")
         return None if url is None else checked_url("gpt_url", url)
+
+    @staticmethod
+    def get_openai_base_url() -> str | None:
+        """Return what ``OPENAI_BASE_URL`` says, or None: where models without a namespace are asked then."""
+        url = os.environ.get("OPENAI_BASE_URL")
+        return checked_url("OPENAI_BASE_URL", url) if url else None
+
+    @staticmethod
+    def set_extra_headers(headers: Mapping[str, str] | None) -> None:
+        """Set HTTP headers that every request of the GPT family carries: what a gateway asks for.
+
+        They are sent to OpenAI, Azure OpenAI and custom URLs alike. Their values are kept as keys are: nothing shows
+        them, and no file and no pickle holds them. For fields of a request's body there is
+        ``request_options={"extra_body": {…}}``.
+
+        Parameters
+        ----------
+        headers : mapping of str to str, or None
+            The headers, in place of all that were set before; None is none.
+
+        Raises
+        ------
+        ConfigurationError
+            If a name or a value is no header, or the client needs it for itself.
+
+        Examples
+        --------
+        >>> SKLLMConfig.set_extra_headers({"x-portkey-api-key": "pk-1234"})
+        >>> SKLLMConfig.get_extra_headers()
+        {'x-portkey-api-key': Secret(***)}
+        >>> SKLLMConfig.set_extra_headers(None)
+        """
+        headers = {name: _hidden(value) for name, value in (headers or {}).items()}
+        _set("extra_headers", tuple((_header(name), _value(name, value)) for name, value in headers.items()))
+
+    @staticmethod
+    def get_extra_headers() -> dict[str, Secret]:
+        """Return the HTTP headers that every request of the GPT family carries."""
+        return dict(SKLLMConfig._settings.extra_headers)
 
     @staticmethod
     def reset_gpt_url() -> None:
@@ -762,6 +813,56 @@ def _path(name: str, value: str | os.PathLike[str]) -> str:
     return str(Path(_text(name, os.fspath(value))).expanduser().absolute())
 
 
+def checked_key(name: str, value: object) -> Secret:
+    """Return a credential, or raise `ConfigurationError`, which shows no part of it, where it can be none.
+
+    Examples
+    --------
+    >>> checked_key("key", " sk-1234 ")
+    Secret(***)
+    """
+    value = Secret(_text(name, value))
+    _refuse(name, _fault_in(value.reveal()))
+    return value
+
+
+def _fault_in(text: str, *, spaces: bool = False) -> str:
+    """Return what `text` holds that neither a request's head nor an address can: more than one line of ASCII."""
+    bad = next((sign for sign in text if not ("!" <= sign <= "~" or (spaces and sign == " "))), None)
+    if bad is None:
+        return ""
+    if bad in "\r\n":
+        return "a line break"
+    if bad.isspace():
+        return "white space"
+    if bad in "…•":
+        return f"{bad!r}, which stands for a part that was not copied"
+    return "a control character" if bad < " " or bad == "\x7f" else "a character that is not ASCII"
+
+
+def _refuse(name: str, fault: str) -> None:
+    if fault:
+        raise ConfigurationError(f"{name} holds {fault}, which no request can carry.", "Copy it anew, as one line.")
+
+
+def _header(name: object) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_|~-]+", name):
+        raise ConfigurationError(f"extra_headers must have names of headers; got {name!r}.")
+    if name.lower() in _OWN_HEADERS:
+        raise ConfigurationError(f"extra_headers may not hold {name!r}: the client writes it itself.")
+    return name
+
+
+def _hidden(value: Any) -> Any:
+    return Secret(value) if isinstance(value, str) and value.strip() else value
+
+
+def _value(name: str, value: object) -> Secret:
+    value = Secret(_text(f"extra_headers[{name!r}]", value))
+    _refuse(f"extra_headers[{name!r}]", _fault_in(value.reveal(), spaces=True))
+    return value
+
+
 def checked_url(name: str, value: object) -> str:
     """Return a base URL, or raise `ConfigurationError`, which repeats no URL that may hold a credential."""
     text = _text(name, value)
@@ -776,6 +877,7 @@ def checked_url(name: str, value: object) -> str:
         raise ConfigurationError(
             f"{name} must be an http:// or https:// URL; got {text!r}.", "For example http://localhost:11434/v1."
         )
+    _refuse(name, _fault_in(text))
     return text.rstrip("/")
 
 

@@ -17,7 +17,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 @pytest.fixture(autouse=True)
 def _default_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(os.environ):
-        if name.startswith(("SKLLM_CONFIG_", "GOOGLE_CLOUD_")) or name == "OPENAI_API_KEY":
+        if name.startswith(("SKLLM_CONFIG_", "GOOGLE_CLOUD_")) or name in {"OPENAI_API_KEY", "OPENAI_BASE_URL"}:
             monkeypatch.delenv(name)
     SKLLMConfig.reset()
     ModelCache.remove(lessons._PLACE)  # another test's server may have had the same port

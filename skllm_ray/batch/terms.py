@@ -8,6 +8,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from skllm_ray.config import Price
+from skllm_ray.errors import ConfigurationError
+from skllm_ray.llm.registry import most_output_tokens
 from skllm_ray.tasks.base import ChatRequest, Choices
 
 _PER_MESSAGE: Final = 16
@@ -43,16 +45,20 @@ class Terms:
         elif request.json_schema is not None:
             n_prompt += _size_of_schema(request.json_schema)
         bound = request.max_output_tokens or self.max_output_tokens
-        return self.price.cost_usd(n_prompt, (bound if self.spec is None else _most_output(self.spec, bound)) or 0)
+        most = bound if self.spec is None else _most_output(self.spec, bound)
+        if most is None and self.capped and self.price.output:
+            raise ConfigurationError(
+                "request_options let an answer have any length, so that no budget can be kept.",
+                "Give their limit on tokens as a whole number above 0.",
+            )
+        return self.price.cost_usd(n_prompt, most or 0)
 
     def bounded(self, request: ChatRequest) -> ChatRequest:
         """Return a request whose answer has an upper bound, where the job sets one."""
         if self.max_output_tokens is None:
             return request
         bound = request.max_output_tokens or self.max_output_tokens
-        if bound == request.max_output_tokens and not self.capped:
-            return request
-        return replace(request, max_output_tokens=bound)
+        return replace(request, max_output_tokens=bound, limit_is_hard=self.capped)
 
     def most_usd_of_text(self, text: str) -> float:
         """Return the most that the embedding of a text can cost."""
@@ -61,8 +67,7 @@ class Terms:
 
 @lru_cache(maxsize=256)
 def _most_output(spec: Any, bound: int | None) -> int | None:
-    del spec
-    return bound
+    return most_output_tokens(spec, bound)
 
 
 def _size(text: str) -> int:

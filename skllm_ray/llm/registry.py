@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from skllm_ray.config import OPENAI_KEY_ENV, Price, Secret, SecretRef, SKLLMConfig
+from skllm_ray.config import OPENAI_KEY_ENV, Price, Secret, SecretRef, SKLLMConfig, checked_key
 from skllm_ray.errors import ConfigurationError, UnknownModelError, warn
 from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.gpt.clients.openai.options import FrozenOptions, body_options, limits_in
 from skllm_ray.llm.models import end_notice, price_of
 from skllm_ray.tasks.base import ChatRequest
 
@@ -60,7 +61,7 @@ def resolve(
 
 def secrets_of(key: str | None) -> dict[str, Secret]:
     """Return the credentials that this process can hand to workers, by fingerprint."""
-    found = [Secret(key) if key else None, SKLLMConfig.get_openai_key()]
+    found = [Secret(key) if key else None, SKLLMConfig.get_openai_key(), *SKLLMConfig.get_extra_headers().values()]
     return {secret.fingerprint: secret for secret in found if secret}
 
 
@@ -89,6 +90,31 @@ def price_of_spec(spec: BackendSpec) -> Price | None:
         return Price(0.0)
     listed = getattr(spec, "costs_list_price", False) and getattr(spec, "api", "") == "openai"
     return price_of(spec.model) if listed else None
+
+
+def most_output_tokens(spec: BackendSpec, bound: int | None) -> int | None:
+    """Return the most tokens that the answer to one request may have, and may have to be paid for.
+
+    Parameters
+    ----------
+    spec : BackendSpec
+        The model; a limit in its own ``request_options`` wins over `bound`.
+    bound : int or None
+        What the request allows; None leaves it to the model.
+
+    Returns
+    -------
+    int or None
+        None where there is no limit. Where a server refuses or ignores every limit, a request whose
+        ``limit_is_hard`` is not sent.
+    """
+    options: FrozenOptions = getattr(spec, "request_options", ())
+    own = limits_in(body_options(options))
+    if not own:
+        return bound
+    if all(isinstance(limit, int) and not isinstance(limit, bool) and limit > 0 for limit in own):
+        return int(max(own))
+    return None
 
 
 def warn_if_ended(spec: BackendSpec) -> None:
@@ -122,7 +148,7 @@ def _openai(name: str, key: str | None, org: str | None, options: dict[str, Any]
             f"A custom URL is set (SKLLMConfig.set_gpt_url), but model={name!r} goes to OpenAI itself. For the custom "
             f"URL write model='custom_url::{name}'; to silence this, call SKLLMConfig.reset_gpt_url()."
         )
-    return _openai_spec("openai", name, key, org, options)
+    return _openai_spec("openai", name, key, org, options, base_url=SKLLMConfig.get_openai_base_url())
 
 
 def _azure(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:
@@ -154,7 +180,9 @@ def _openai_spec(
     # OPENAI_API_KEY is meant for OpenAI: a custom URL gets only a key that was set for this library.
     env = OPENAI_KEY_ENV[:1] if api == "custom_url" else OPENAI_KEY_ENV
     own = Secret(key) if key else SKLLMConfig.get_openai_key(include_standard_env=api != "custom_url")
-    own = own or left_behind(key)  # it has no text here, but the driver or a worker may know it
+    own = (
+        checked_key("the API key", own) if own else left_behind(key)
+    )  # it has no text here, but the driver or a worker may know it
     resolver = SKLLMConfig.get_secret_resolver() or ""
     reference = SecretRef("openai_key", env, "" if own is None else own.fingerprint, resolver)
     prefix = "" if api == "openai" else f"{api}::"
@@ -169,6 +197,10 @@ def _openai_spec(
         price=SKLLMConfig.get_price(prefix + name),
         reply_cache=SKLLMConfig.get_reply_cache(),
         reply_cache_max_bytes=SKLLMConfig.get_reply_cache_max_bytes(),
+        headers=tuple(
+            (header, SecretRef(f"extra_headers[{header!r}]", (), value.fingerprint, resolver))
+            for header, value in SKLLMConfig.get_extra_headers().items()
+        ),
         **endpoint,
     )
 

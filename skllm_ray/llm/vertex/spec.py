@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from skllm_ray.config import Price, RateLimit, SecretRef
+from skllm_ray.config import Price, RateLimit, SecretRef, checked_key
 from skllm_ray.errors import ConfigurationError, MissingExtraError
 from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
@@ -21,6 +22,7 @@ from skllm_ray.llm.models import ModelFacts, facts_of
 if TYPE_CHECKING:
     from skllm_ray.llm.vertex.chat import VertexBackend
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._-]*")
 _RESERVED = {"http_options", "system_instruction", "candidate_count"}
 
 
@@ -108,6 +110,12 @@ class VertexSpec:
         """
         if not self.project:
             raise ConfigurationError("google_project is not set.", "Call SKLLMConfig.set_google_project(…).")
+        for name, told in (("google_project", self.project), ("google_location", self.location)):
+            if not _NAME.fullmatch(told):
+                raise ConfigurationError(
+                    f"{name} must be an ID of Latin letters, digits and hyphens; got {told!r}.",
+                    f"Call SKLLMConfig.set_{name}(…).",
+                )
         refuse_options(self.request_options, _RESERVED)
         _check_options(self.request_options, "EmbedContentConfig" if self.embeds else "GenerateContentConfig")
 
@@ -115,7 +123,8 @@ class VertexSpec:
         """Open a client in this process."""
         from skllm_ray.llm.vertex.chat import VertexBackend
 
-        return VertexBackend(self, resolve_secret(self.token_ref) if self.token_ref else None)
+        token = checked_key(self.token_ref.name, resolve_secret(self.token_ref)) if self.token_ref else None
+        return VertexBackend(self, token)
 
 
 def _check_options(options: RequestOptions, config: str) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from skllm_ray.config import Secret
-from skllm_ray.errors import MissingKeyError
+from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.gate import Permit
 from skllm_ray.llm.gpt.clients.openai import embeddings
 from skllm_ray.llm.gpt.clients.openai.answers import Answer, read
@@ -48,16 +48,25 @@ class OpenAIBackend:
     read_key : callable, optional
         Looks the key up again, after the server refused the one in use: keys that a resolver or a file gives may change
         while the client is open.
+    headers : mapping of str to Secret, optional
+        Extra HTTP headers.
     """
 
-    def __init__(self, spec: OpenAISpec, key: str, read_key: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self,
+        spec: OpenAISpec,
+        key: str,
+        read_key: Callable[[], str] | None = None,
+        headers: Mapping[str, Secret] | None = None,
+    ) -> None:
         self._spec = spec
         key = Secret(key)
         self._keys = [key]
         self._read_key = read_key
         self._reading = asyncio.Lock()
         self._read_at = -math.inf
-        self._client = _open_client(spec, key)
+        self._hidden = list((headers or {}).values())
+        self._client = _open_client(spec, key, headers or {})
         self._response_type = response_type()
         self._dialect = Dialect(spec)
         self._tokens = TokenEstimate()
@@ -169,7 +178,7 @@ class OpenAIBackend:
             now = asyncio.get_running_loop().time()
             if self._keys[-1] == refused and self._read_key is not None and now - self._read_at > _REREAD_S:
                 self._read_at = now
-                with contextlib.suppress(MissingKeyError):
+                with contextlib.suppress(ConfigurationError):
                     found = Secret(await asyncio.to_thread(self._read_key))
                     if found != refused:
                         self._keys = [*self._keys[-_MOST_KEYS:], found]
@@ -186,7 +195,7 @@ class OpenAIBackend:
         return self._dialect.doubts(question, body, told.param, said)
 
     def _classify(self, error: Exception, texts: Sequence[str], permit: Permit, *, is_one_rows: bool) -> RowError:
-        found = classify(error, partial(redact, secrets=self._keys, texts=texts), self._where)
+        found = classify(error, partial(redact, secrets=[*self._keys, *self._hidden], texts=texts), self._where)
         failure = self._refusals.judge(found, is_one_rows=is_one_rows)
         headers = headers_of(error)
         if headers is not None:
@@ -215,7 +224,7 @@ class OpenAIBackend:
         return replace(usage, cost_usd=cost)
 
 
-def _open_client(spec: OpenAISpec, key: Secret) -> openai.AsyncOpenAI:
+def _open_client(spec: OpenAISpec, key: Secret, headers: Mapping[str, Secret]) -> openai.AsyncOpenAI:
     import openai
 
     timeout_s = spec.patience.timeout_s
@@ -229,6 +238,7 @@ def _open_client(spec: OpenAISpec, key: Secret) -> openai.AsyncOpenAI:
             organization=spec.org,
             timeout=timeout,
             max_retries=0,
+            default_headers={name: value.reveal() for name, value in headers.items()},
             http_client=client(timeout),
         )
     base_url = spec.base_url or _OPENAI_URL
@@ -238,5 +248,6 @@ def _open_client(spec: OpenAISpec, key: Secret) -> openai.AsyncOpenAI:
         organization=spec.org,
         timeout=timeout,
         max_retries=0,
+        default_headers={name: value.reveal() for name, value in headers.items()},
         http_client=client(timeout),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from skllm_ray.config import Price, RateLimit, Secret, SecretRef, checked_url, resolve_secret
+from skllm_ray.config import Price, RateLimit, Secret, SecretRef, checked_key, checked_url, resolve_secret
 from skllm_ray.errors import ConfigurationError, MissingKeyError
 from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
@@ -73,6 +73,8 @@ class OpenAISpec:
     """Where replies are kept; None keeps none."""
     reply_cache_max_bytes: int = 1_000_000_000
     """The largest size of that file."""
+    headers: tuple[tuple[str, SecretRef], ...] = ()
+    """Extra HTTP headers, and where the worker finds what they hold."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "request_options", freeze_options(self.request_options))
@@ -107,6 +109,7 @@ class OpenAISpec:
     def identity(self) -> tuple[str, ...]:
         """What an answer depends on besides the question: endpoint, model and parameters."""
         options = [f"{name}={value}" for name, value in freeze_options(self.request_options)]
+        options += [f"{name}: {reference.fingerprint}" for name, reference in self.headers]
         return (self.api, self.base_url or "", self.api_version or "", self.model, str(self.log_probs), *options)
 
     @property
@@ -134,7 +137,8 @@ class OpenAISpec:
         from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
 
         self._check_address()
-        return OpenAIBackend(self, self._secret(resolve_secret), lambda: self._secret(resolve_secret))
+        headers = {name: resolve_secret(reference) for name, reference in self.headers}
+        return OpenAIBackend(self, self._secret(resolve_secret), lambda: self._secret(resolve_secret), headers)
 
     def _check_address(self) -> None:
         setting = _SETTINGS.get(self.api)
@@ -147,7 +151,7 @@ class OpenAISpec:
 
     def _secret(self, resolve_secret: SecretResolver) -> Secret:
         try:
-            return resolve_secret(self.key_ref)
+            return checked_key(self.key_ref.name, resolve_secret(self.key_ref))
         except MissingKeyError:
             if self.api != "custom_url":
                 raise
