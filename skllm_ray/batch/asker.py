@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from skllm_ray.batch.job import Job
 
 _BLOCK: Final = 64
-_PROBE: Final = "affordable"
 
 
 @dataclass
@@ -82,7 +81,7 @@ def ask_rows(jobs: Mapping[str, Job], texts: Sequence[str], budget_usd: float | 
         at, size = 0, 1
         while at < len(texts) and not any(one.stopped for one in found.values()):
             some = list(texts[at : at + size])
-            while some and not _affordable(ledger, [most for one in askers.values() for most in one.most_usd(some)]):
+            while some and not ledger.covers(most for one in askers.values() for most in one.most_usd(some)):
                 some = some[: len(some) // 2]
             if not some:
                 break
@@ -107,12 +106,6 @@ def _ask_all(job: Job, texts: Sequence[str]) -> Asked:
     if len(texts) > 1:
         rows = [*rows, *job.ask(texts[1:])]
     return Asked(rows, time.perf_counter() - began)
-
-
-def _affordable(ledger: Ledger, most: list[float]) -> bool:
-    granted = ledger.reserve(_PROBE, most)
-    ledger.settle(_PROBE, 0.0)
-    return granted.n == len(most)
 
 
 class _Asker:

@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -143,6 +144,8 @@ class Ledger:
         self._stopped = ""
         self._answered_at = 0.0
         self._name = uuid.uuid4().hex
+        self._settled = 0
+        self._proven = spent_usd > 0  # whether a price was seen: until then each worker sends one request, and looks
         self._failures = None if keep_going else Failures()
         self._reason = ""
 
@@ -164,8 +167,17 @@ class Ledger:
                 n += 1
             if n < min(_FEW, len(costs)):
                 return Grant(0, wait=bool(others), stop=not others)
+            if self._settled < _FEW and not self._proven:
+                n, granted = 1, costs[0]
             self._reserved[worker] = granted
             return Grant(n, held=True)
+
+    def covers(self, costs: Iterable[float]) -> bool:
+        """Return whether what is left covers some requests at the most that they can cost."""
+        with self._lock:
+            if self._budget_usd is None:
+                return True
+            return sum(costs) <= self._budget_usd - self._spent_usd - sum(self._reserved.values())
 
     def confirm(self, worker: str) -> bool:
         """Return whether a worker's reservation stands, now that its requests are written down.
@@ -184,6 +196,8 @@ class Ledger:
         with self._lock:
             if self._reserved.pop(worker, None) is not None:
                 self._spent_usd += spent_usd
+                self._settled += 1
+                self._proven = self._proven or spent_usd > 0
 
     def forget(self, unit: str) -> None:
         """Count as spent what a dead worker had set aside for a unit: nobody knows what came of its requests."""

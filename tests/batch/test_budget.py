@@ -341,3 +341,80 @@ def test_a_worker_that_is_done_twice_keeps_its_first_part(world, monkeypatch):
     assert len(calls) == 1
     assert (done.complete, len(world.paid)) == (True, 60)
     assert not (world.output / work.SYSTEM / "journal" / calls[0].unit).exists()
+
+
+# --- what a request may cost at most ------------------------------------------------------------------------------
+
+
+def billed_usd(server: ChatServer, replies: list[str]) -> float:
+    """Return what a server must be paid that counts a quarter of all characters as tokens, at 1,000 USD a million."""
+    return sum(len(reply) // 4 for reply in replies) / 1000 + sum(
+        len(prompt_of(one.body)) // 4 / 1000 for one in server.received
+    )
+
+
+def long_answers(server_limit: int | None, replies: list[str]) -> Any:
+    """Return a script that writes as much as it may: as the request says, or as much as it likes."""
+
+    def answer(body: dict[str, Any]) -> str:
+        said = [body[name] for name in ("max_completion_tokens", "max_tokens", "max_output_tokens") if name in body]
+        tokens = server_limit or (min(said) if said else 6000)
+        replies.append(GOOD + " " * (4 * tokens - len(GOOD)))
+        return replies[-1]
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_completion_tokens": 900},
+        {"max_tokens": 900},
+        {"max_output_tokens": 900},
+        {"extra_body": {"max_tokens": 900}},
+        {"max_completion_tokens": 900, "max_tokens": 40},
+    ],
+)
+def test_what_the_users_own_options_allow_is_what_is_set_aside(tmp_path, options):
+    world, replies = World(tmp_path, 200), list[str]()
+    with ChatServer(long_answers(None, replies)) as server:
+        clf = api_classifier(server, request_options=options)
+        done = batch.run(clf, world.source, str(world.output), budget_usd=25.0, **PRICES)
+        assert done.out_of_budget
+        assert replies
+        assert billed_usd(server, replies) <= 25.0
+
+
+def test_a_server_that_keeps_to_no_bound_ends_the_job_after_its_first_answers(tmp_path):
+    world, replies = World(tmp_path, 200), list[str]()
+    with ChatServer(long_answers(6000, replies)) as server:
+        stopped = batch.run(api_classifier(server), world.source, str(world.output), budget_usd=100.0, **PRICES)
+        assert stopped.stopped.startswith("fatal: ")
+        assert len(replies) == 1
+        assert billed_usd(server, replies) <= 100.0
+        assert stopped.total.cost_usd == pytest.approx(billed_usd(server, replies), rel=0.01)
+
+
+def test_a_server_that_refuses_every_bound_ends_the_job_unpaid(tmp_path):
+    world, replies = World(tmp_path, 200), list[str]()
+    whole = long_answers(6000, replies)
+
+    def answer(body: dict[str, Any]) -> Any:
+        for name in ("max_completion_tokens", "max_tokens"):
+            if name in body:
+                return StatusFault(400, f"Unsupported parameter: '{name}'", "unsupported_parameter", name)
+        return whole(body)
+
+    with ChatServer(answer) as server:
+        stopped = batch.run(api_classifier(server), world.source, str(world.output), budget_usd=100.0, **PRICES)
+    assert stopped.stopped.startswith("fatal: ")
+    assert not stopped.complete
+    assert replies == []
+
+
+def test_a_bound_that_is_none_is_refused_with_a_budget(world):
+    with ChatServer(world.answer) as server:
+        clf = api_classifier(server, request_options={"max_tokens": -1})
+        with pytest.raises(ConfigurationError, match="max_tokens"):
+            batch.run(clf, world.source, str(world.output), budget_usd=1.0, **PRICES)
+    assert world.paid == []

@@ -511,7 +511,7 @@ def test_a_full_disk_ends_the_run_and_what_was_paid_for_is_kept(tmp_path, monkey
 
 
 def test_a_dead_workers_reservation_is_spent_and_blocks_nobody():
-    ledger = Ledger(budget_usd=10.0)
+    ledger = Ledger(budget_usd=10.0, spent_usd=0.01)
     assert ledger.reserve("unit-1 aa", [0.5] * 16).n == 16
     assert ledger.reserve("unit-2 bb", [0.5] * 16).wait
     ledger.forget("unit-1")
