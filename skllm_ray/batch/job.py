@@ -43,7 +43,7 @@ from skllm_ray.errors import ConfigurationError, InputError, OutputMismatchError
 from skllm_ray.execution.block import embedding_of
 from skllm_ray.execution.runner import run as run_rows
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.registry import price_of_spec
+from skllm_ray.llm.registry import most_output_tokens, price_of_spec
 from skllm_ray.tasks.base import ChatRequest, Row
 from skllm_ray.tasks.embedding import EmbeddingTask
 
@@ -325,6 +325,11 @@ class Job:
             raise ConfigurationError(
                 f"budget_usd={given.budget_usd:g}, but the price of {self.spec.model} is not known.",
                 "Give input_price and output_price, in US dollars per million tokens (--input-price, --output-price).",
+            )
+        if self._price.output and not self.embeds and most_output_tokens(self.spec, _MOST_OUTPUT_TOKENS) is None:
+            raise ConfigurationError(
+                f"budget_usd={given.budget_usd:g}, but request_options allow answers without a bound.",
+                "Give max_tokens, or what the server calls it, as an int of at least 1, or leave it out.",
             )
         if self._embedder is not None and self._embedder_price is None:
             name = self._embedder.model
