@@ -176,6 +176,8 @@ def _rows(found: ModelDescription) -> Iterator[tuple[str, str]]:
         yield "memory", str(found.memory)
     if found.problem:
         yield "cannot be used", found.problem
+    if found.notice:
+        yield "note", found.notice
     if found.tail:
         yield "labels are scored after", found.tail
 

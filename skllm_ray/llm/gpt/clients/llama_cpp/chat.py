@@ -54,6 +54,7 @@ class ChatFormat:
         if self._bos is None and self._bos_text and self._template.render([_PROBE]).startswith(self._bos_text):
             self._bos = engine.bos_token
         self._suffix, self.thought = self._template.start.suffix, self._template.thought
+        self._suffix = self._spaced_once(self._suffix)
         self._ask_model()
         if style.think and self.thought is None:
             raise no_form(engine.options.path)
@@ -126,6 +127,15 @@ class ChatFormat:
             self.thought = ThoughtForm(opening, form.ending, form.closed(opening))
         else:
             self._suffix = opening + form.closed(opening)
+
+    def _spaced_once(self, suffix: str) -> str:
+        """Return `suffix` without its first space, where the tokenizer puts one behind a control token by itself."""
+        tail = self._template.start.tail.removesuffix(suffix)
+        last = [found.group() for found in self._control.finditer(tail)][-1:] if self._control is not None else []
+        if not suffix.startswith(" ") or not last or not tail.endswith(last[0]):
+            return suffix
+        behind = self._engine.tokenize(f"{last[0]}x")[1:]
+        return suffix[1:] if behind and self._engine.piece(behind[0]).startswith(b" ") else suffix
 
     def _unusable(self, given: str, style: PromptStyle, why: str) -> SkllmRayError:
         message = f"{given[0].upper()}{given[1:]} cannot be used: {why}."

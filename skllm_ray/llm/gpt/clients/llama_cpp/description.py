@@ -43,6 +43,8 @@ class ModelDescription:
     """The end of a rendered prompt, up to where labels are scored; empty where none can be rendered."""
     problem: str
     """Why it cannot answer prompts here; empty if nothing speaks against it."""
+    notice: str = ""
+    """What should be known of its prompts, such as that it has no chat template; empty if nothing."""
 
 
 def describe(name: str, n_ctx: int | None = None) -> ModelDescription | None:
@@ -74,7 +76,7 @@ def describe(name: str, n_ctx: int | None = None) -> ModelDescription | None:
 
 
 def _described(engine: Engine, path: Path, n_ctx: int | None) -> ModelDescription:
-    tail, problem = _tail(engine)
+    tail, problem, notice = _tail(engine)
     architecture = engine.metadata("general.architecture") or ""
     trained = engine.metadata(f"{architecture}.context_length")  # llama.cpp fills its own field in whole loads alone
     return ModelDescription(
@@ -90,6 +92,7 @@ def _described(engine: Engine, path: Path, n_ctx: int | None) -> ModelDescriptio
         memory=memory_needed(str(path), n_ctx),
         tail=tail,
         problem=problem,
+        notice=notice,
     )
 
 
@@ -101,12 +104,13 @@ def _precision(engine: Engine) -> str:
     return ""
 
 
-def _tail(engine: Engine) -> tuple[str, str]:
-    """Return the end of a rendered prompt with the answer's opening, and why there is none."""
+def _tail(engine: Engine) -> tuple[str, str, str]:
+    """Return the end of a rendered prompt with the answer's opening, why there is none, and what to know of it."""
     if engine.is_embedding_model:
-        return "", "it makes vectors, not answers: use it in GPTVectorizer"
+        return "", "it makes vectors, not answers: use it in GPTVectorizer", ""
     try:
-        prompt = ChatFormat(engine).render([_QUESTION])
+        chat = ChatFormat(engine)
     except ModelLoadError as error:
-        return "", str(error)
-    return prompt.rpartition(_QUESTION["content"])[2] + Choices(("a",)).opening, ""
+        return "", str(error), ""
+    tail = chat.render([_QUESTION]).rpartition(_QUESTION["content"])[2]
+    return tail + Choices(("a",)).opening, "", " ".join(chat.notices)

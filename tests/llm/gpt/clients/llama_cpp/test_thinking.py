@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 
+import gguf
 import pytest
 
 from skllm_ray.errors import ConfigurationError, SkllmRayWarning
@@ -217,6 +218,34 @@ def test_one_beginning_of_text(tmp_path):
             assert chat.tokens(prompt)[0] == bos
         finally:
             engine.close()
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_space_before_answers_is_there_once(tmp_path, prefix):
+    """SentencePiece may put a space behind a control token by itself, and the template writes one."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]"
+        "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    words = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *"▁x{h", "▁x", "▁{", "▁h"]
+    kinds = [2, 3, 3, 3, 3, *[1] * 7]
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*words, *(f"<0x{byte:02X}>" for byte in range(256))])
+    writer.add_token_scores([0.0] * (len(words) + 256))
+    writer.add_token_types([*kinds, *[6] * 256])
+    writer.add_add_space_prefix(prefix)
+    writer.add_chat_template(template)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    engine = Engine(EngineOptions(str(tmp_path / "m.gguf"), vocab_only=True))
+    try:
+        chat = ChatFormat(engine)
+        pieces = [engine.piece(token, special=True) for token in chat.tokens(chat.render(ask("x").messages) + "{")]
+        assert pieces[-2:] == [b"[/INST]", b" {"]
+    finally:
+        engine.close()
 
 
 def test_a_file_without_a_template_gets_a_plain_one(tmp_path):
