@@ -25,8 +25,9 @@ from typing import Final
 
 import pyarrow as pa
 
-from skllm_ray.batch.exact import children, converted, is_bytes, is_list, is_text
-from skllm_ray.batch.extensions import extension_of, unwrapped
+from skllm_ray.batch.exact import children, converted
+from skllm_ray.batch.extensions import extension_of, plain_type, unwrapped
+from skllm_ray.batch.kinds import inner_fields, is_bytes, is_list, is_text
 
 Bounds = tuple[int, int]
 _THREADS: Final = 16
@@ -61,18 +62,14 @@ class Column:
 
     def inside(self, at: int = 0) -> Column:
         """Return the column of a list's values, of a struct's field, of a map's keys (0) or values (1)."""
-        kind = self.type
-        if pa.types.is_map(kind):
-            field = kind.item_field if at else kind.key_field
-        else:
-            field = kind.field(at) if pa.types.is_struct(kind) else kind.value_field
-        return Column(field, lambda: (children(chunk)[at] for chunk in self.chunks()))
+        return Column(inner_fields(self.type)[at], lambda: (children(chunk)[at] for chunk in self.chunks()))
 
     def plain(self) -> Column:
         """Return it without an extension type or a dictionary."""
         if extension_of(self.field):
-            empty = unwrapped(pa.array([], self.type), self.field)
-            return Column(pa.field("", empty.type), lambda: (unwrapped(one, self.field) for one in self.chunks()))
+            return Column(
+                pa.field("", plain_type(self.field)), lambda: (unwrapped(one, self.field) for one in self.chunks())
+            )
         if pa.types.is_dictionary(self.type):
             kind = self.type.value_type
             return Column(pa.field("", kind), lambda: (converted(chunk, kind) for chunk in self.chunks()))
@@ -100,7 +97,7 @@ def common_field(columns: Sequence[Column]) -> pa.Field:
     types = list(dict.fromkeys(one.type for one in held))
     if not types:
         return pa.field("", pa.null())
-    if len(types) == 1:
+    if len(types) == 1 and not pa.types.is_nested(types[0]):  # nested ones may differ in extension types
         return pa.field("", types[0])
     nested = _nested(held, types)
     if nested is not None:
@@ -274,4 +271,4 @@ def _may_hold_bytes(kind: pa.DataType) -> bool:
         return True
     if pa.types.is_dictionary(kind):
         return _may_hold_bytes(kind.value_type)
-    return any(_may_hold_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return any(extension_of(one) or _may_hold_bytes(one.type) for one in inner_fields(kind))

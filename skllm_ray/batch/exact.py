@@ -14,26 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-
-def is_list(kind: pa.DataType) -> bool:
-    """Return whether values are lists, however they are stored; maps are none."""
-    checks = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
-    return any(check(kind) for check in (*checks, pa.types.is_list_view, pa.types.is_large_list_view))
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Return whether values are texts, however they are stored."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Return whether values are bytes, however they are stored."""
-    checks = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary
-    return any(check(kind) for check in checks)
+from skllm_ray.batch.extensions import bare, extension_of, plain_type, told_of, unwrapped
+from skllm_ray.batch.kinds import inner_fields, is_bytes, is_list, is_text
 
 
 def children(array: pa.Array) -> list[pa.Array]:
     """Return what stands in a nested array: a list's values, a struct's fields, a map's keys and values."""
+    if array.null_count:  # Arrow cannot take values of extension types from between nulls
+        array = array.cast(bare(array.type))
     if pa.types.is_struct(array.type):
         return list(array.flatten())
     if pa.types.is_map(array.type):
@@ -64,6 +52,19 @@ def rebuilt(array: pa.Array, inside: Sequence[pa.Array], kind: pa.DataType) -> p
     if pa.types.is_large_list(kind):
         return pa.LargeListArray.from_arrays(offsets, inside[0], type=kind, mask=mask)
     return pa.ListArray.from_arrays(offsets.cast(pa.int32()), inside[0], type=kind, mask=mask)
+
+
+def as_field(array: pa.Array, here: pa.Field, wanted: pa.Field) -> pa.Array:
+    """Return the values of a column as those of another, whose extension type may be another, too.
+
+    Raises
+    ------
+    ValueError
+        If one of them has no equal there, or means nothing without its extension type.
+    """
+    if extension_of(here) != extension_of(wanted) or told_of(here) != told_of(wanted):
+        array = unwrapped(array, here)
+    return converted(array, wanted.type)
 
 
 def converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -106,7 +107,7 @@ def texts(array: pa.Array) -> pa.Array:
     """
     kind = array.type
     if pa.types.is_nested(kind):
-        plain = converted(array, _json_kind(kind)).to_pylist()
+        plain = converted(array, _json_field(pa.field("", kind)).type).to_pylist()
         return pa.array([None if v is None else json.dumps(v, ensure_ascii=False) for v in plain], pa.string())
     if pa.types.is_duration(kind):
         return pc.binary_join_element_wise(array.cast(pa.int64()).cast(pa.string()), kind.unit, " ")
@@ -133,16 +134,14 @@ def _from_dictionary(array: pa.DictionaryArray, kind: pa.DataType) -> pa.Array:
 def _nested(array: pa.Array, kind: pa.DataType) -> pa.Array:
     here, inside = array.type, children(array)
     if pa.types.is_struct(here) and pa.types.is_struct(kind):
-        held = dict(zip((field.name for field in here), inside, strict=True))
+        held = {field.name: (one, field) for field, one in zip(here, inside, strict=True)}
         if len(held) < here.num_fields or set(held) - {field.name for field in kind}:
             raise ValueError(f"fields of {here} have no place in {kind}")
-        nothing = pa.nulls(len(array))
-        return rebuilt(array, [converted(held.get(field.name, nothing), field.type) for field in kind], kind)
-    if pa.types.is_map(here) and pa.types.is_map(kind):
-        types = kind.key_type, kind.item_type
-        return rebuilt(array, [converted(one, type_) for one, type_ in zip(inside, types, strict=True)], kind)
-    if is_list(here) and is_list(kind):
-        return rebuilt(array, [converted(inside[0], kind.value_type)], kind)
+        nothing = pa.nulls(len(array)), pa.field("", pa.null())
+        return rebuilt(array, [as_field(*held.get(field.name, nothing), field) for field in kind], kind)
+    if (pa.types.is_map(here) and pa.types.is_map(kind)) or (is_list(here) and is_list(kind)):
+        fields = zip(inside, inner_fields(here), inner_fields(kind), strict=True)
+        return rebuilt(array, [as_field(*one) for one in fields], kind)
     raise ValueError(f"{here} has no equal in {kind}")
 
 
@@ -201,17 +200,17 @@ def _far_texts(array: pa.Array) -> pa.Array:
     )
 
 
-def _json_kind(kind: pa.DataType) -> pa.DataType:
-    """Return a type as JSON has it: what it knows no form for as texts."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _json_kind(kind.storage_type)
+def _json_field(field: pa.Field) -> pa.Field:
+    """Return a column as JSON has it: what it knows no form for as texts."""
+    kind = plain_type(field)
     if pa.types.is_dictionary(kind):
-        return _json_kind(kind.value_type)
+        kind = kind.value_type
     if pa.types.is_struct(kind):
-        return pa.struct([pa.field(field.name, _json_kind(field.type)) for field in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(_json_kind(kind.key_type), _json_kind(kind.item_type))
-    if is_list(kind):
-        return pa.large_list(_json_kind(kind.value_type))
-    plain = pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating
-    return kind if any(check(kind) for check in plain) else pa.string()
+        kind = pa.struct([_json_field(one) for one in kind])
+    elif pa.types.is_map(kind):
+        kind = pa.map_(*(_json_field(one).type for one in inner_fields(kind)))
+    elif is_list(kind):
+        kind = pa.large_list(_json_field(kind.value_field))
+    elif not _any(kind, (pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)):
+        kind = pa.string()
+    return pa.field(field.name, kind)

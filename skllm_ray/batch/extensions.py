@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from skllm_ray.batch.exact import is_list, texts
+from skllm_ray.batch.kinds import inner_fields, is_list
 
 NAME: Final = b"ARROW:extension:name"
 TOLD: Final = b"ARROW:extension:metadata"
@@ -39,6 +39,38 @@ def extension_of(field: pa.Field) -> str:
     if isinstance(field.type, pa.BaseExtensionType):
         return str(field.type.extension_name)
     return str((field.metadata or {}).get(NAME, b""), "utf-8", "replace")
+
+
+def bare(kind: pa.DataType) -> pa.DataType:
+    """Return a type with the storage of the extension types in it; the very same where there are none."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return bare(kind.storage_type)
+    fields = [field.with_type(bare(field.type)) for field in inner_fields(kind)]
+    if [field.type for field in fields] == [field.type for field in inner_fields(kind)]:
+        return kind
+    if pa.types.is_struct(kind):
+        return pa.struct(fields)
+    if pa.types.is_map(kind):
+        return pa.map_(fields[0], fields[1])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(fields[0], kind.list_size)
+    return pa.large_list(fields[0]) if pa.types.is_large_list(kind) else pa.list_(fields[0])
+
+
+def told_of(field: pa.Field) -> bytes | None:
+    """Return what a foreign extension type tells besides its name, such as the unit of periods."""
+    return (field.metadata or {}).get(TOLD) or None
+
+
+def plain_type(field: pa.Field) -> pa.DataType:
+    """Return the type of a column's values without their extension type.
+
+    Raises
+    ------
+    ValueError
+        If the extension is not known.
+    """
+    return unwrapped(pa.array([], field.type), field).type if extension_of(field) else field.type
 
 
 def unwrapped(array: pa.Array, field: pa.Field) -> pa.Array:
@@ -112,7 +144,7 @@ def _periods(array: pa.Array, field: pa.Field) -> pa.Array:
 
 def _intervals(array: pa.Array, field: pa.Field) -> pa.Array:
     closed = _told(field)["closed"]
-    left, right = (texts(one) for one in array.flatten())
+    left, right = (one.cast(pa.string()) for one in array.flatten())
     opening, closing = "[" if closed in {"left", "both"} else "(", "]" if closed in {"right", "both"} else ")"
     return pc.binary_join_element_wise(opening, left, ", ", right, closing, "")
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from skllm_ray.batch.column_types import Column, common_field
 from skllm_ray.batch.csv_input import read_csv, scan_csv
-from skllm_ray.batch.exact import converted
-from skllm_ray.batch.extensions import extension_of, stored, unwrapped
+from skllm_ray.batch.exact import as_field, converted
+from skllm_ray.batch.extensions import stored
 from skllm_ray.batch.first_release import fitted_as_before
 from skllm_ray.batch.folder_columns import check_folder, folder_array, folder_values
 from skllm_ray.batch.jsonl_input import read_jsonl, scan_jsonl
@@ -179,11 +179,8 @@ def _fitted(column: pa.ChunkedArray, here: pa.Field, wanted: pa.Field) -> pa.Chu
     """Return a column's values as those of the job's column."""
     here = stored(here)
     try:
-        if extension_of(here) != extension_of(wanted) or (here.metadata != wanted.metadata):
-            chunks = [unwrapped(converted(chunk, here.type), here) for chunk in column.chunks]
-        else:
-            chunks = column.chunks
-        return pa.chunked_array([converted(chunk, wanted.type) for chunk in chunks], wanted.type)
+        chunks = [as_field(converted(chunk, here.type), here, wanted) for chunk in column.chunks]
+        return pa.chunked_array(chunks, wanted.type)
     except (ValueError, pa.ArrowNotImplementedError) as error:
         raise ValueError(
             f"column {here.name!r} of type {here.type} holds a value that has no equal in {wanted.type}, its type in "

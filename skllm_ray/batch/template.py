@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from skllm_ray.batch.exact import is_bytes, texts
-from skllm_ray.batch.extensions import extension_of, unwrapped
+from skllm_ray.batch.exact import texts
+from skllm_ray.batch.extensions import extension_of, plain_type, unwrapped
+from skllm_ray.batch.kinds import is_bytes
 from skllm_ray.errors import ConfigurationError
 
 _MOST_WIDTH: Final = 10_000
@@ -165,7 +166,7 @@ def _value(one: pa.Scalar) -> Any:
 def _plain_kind(field: pa.Field) -> pa.DataType | None:
     """Return the type of a column's values without an extension; None where they mean nothing without it."""
     try:
-        return unwrapped(pa.array([], field.type), field).type
+        return plain_type(field)
     except ValueError:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,31 @@ def test_a_name_in_other_letters_is_pointed_to(tmp_path):
     pq.write_table(pa.table({"Text": ["good"]}), tmp_path / "in/b.parquet")
     result = batch.run(classifier(), str(tmp_path / "in"), str(tmp_path / "out"))
     assert list(result.unreadable.values()) == ["it has no column 'text', but 'Text'"]
+
+
+def test_columns_of_every_kind_come_through_a_job_and_its_retries(tmp_path):
+    """pandas' own types, UUIDs, tensors and far dates, in parts that are mended, too."""
+    frame = pd.DataFrame({"text": ["good", "POISON", "bad"], "p": pd.period_range("2026-01", periods=3, freq="M")})
+    frame["i"], frame["c"] = pd.interval_range(0, 3), pd.Categorical(["a", "b", "a"], ordered=True)
+    table = pa.Table.from_pandas(frame)
+    tensors = pa.FixedSizeListArray.from_arrays(pa.array(range(12)), 4)
+    more: dict[str, Any] = {
+        "u": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0123456789abcdef"] * 3, pa.binary(16))),
+        "t": pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.int64(), [2, 2]), tensors),
+        "far": pa.array([datetime(9999, 12, 31)] * 3, pa.timestamp("us")),
+        "n": pa.nulls(3),
+        "s": [{"a": [1, None]}, None, {"a": None}],
+    }
+    for name, column in more.items():
+        table = table.append_column(name, column if isinstance(column, pa.Array) else pa.array(column))
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in/a.parquet", use_deprecated_int96_timestamps=True)
+    for again in (False, True):
+        result = batch.run(classifier(), str(tmp_path / "in"), str(tmp_path / "out"), retry_errors=again, unit_rows=2)
+        assert (result.complete, result.errors) == (True, {"content_filter": 1})
+    parts = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "out").glob("part-*"))])
+    for name in table.column_names:
+        assert parts.column(name).to_pylist() == table.column(name).to_pylist(), name
+    assert parts.schema.field("t").type == pa.fixed_shape_tensor(pa.int64(), [2, 2])
+    read_back = pd.read_parquet(tmp_path / "out").sort_values("p", ignore_index=True)
+    pd.testing.assert_frame_equal(read_back[["text", "p", "i", "c"]], frame)
