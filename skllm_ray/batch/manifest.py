@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -235,7 +235,7 @@ def with_template(task: Any, template: str | None) -> Any:
 def _pieces(value: Any) -> Sequence[str]:
     """Return a value as texts that depend on nothing but its content."""
     if is_dataclass(value) and not isinstance(value, type):
-        held = {one.name: getattr(value, one.name) for one in fields(value)}
+        held = {one.name: getattr(value, one.name) for one in fields(value) if _is_asked(one, value)}
         return [type(value).__name__, *_pieces(held)]
     if isinstance(value, Mapping):
         return [piece for name in sorted(value, key=str) for piece in (str(name), *_pieces(value[name]))]
@@ -250,6 +250,12 @@ def _pieces(value: Any) -> Sequence[str]:
     if callable(value):
         return [getattr(value, "__qualname__", type(value).__name__)]
     return [type(value).__name__, *_pieces(vars(value))] if hasattr(value, "__dict__") else [type(value).__name__]
+
+
+def _is_asked(one: Field[Any], value: Any) -> bool:
+    """Return whether a task's field is part of what identifies its question; see `tasks.base`."""
+    counts = one.metadata.get("in_question", True)
+    return bool(counts) and not (counts == "if set" and getattr(value, one.name) == one.default)
 
 
 def _plain(value: Any) -> Any:

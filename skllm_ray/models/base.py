@@ -90,6 +90,14 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
     def _warn_invalid(self, rows: Sequence[Row[Any]]) -> None:
         results.warn_invalid(rows, "were not of the form asked for", "None")
 
+    _compares_labels: bool = False
+    """Whether a prediction takes the probabilities of all labels."""
+
+    def _ready_task(self, spec: BackendSpec) -> Task[Any]:
+        """Return the task with all that has to be asked of the model before the first row."""
+        del spec
+        return self._task()
+
     # --- for users ------------------------------------------------------------------------------------------------
 
     def predict_details(self, X: Any, *, include_io: bool = False, on_error: OnError | None = None) -> pd.DataFrame:
@@ -155,8 +163,8 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             at_least_one("num_workers", num_workers)
             num_workers = int(num_workers)
         spec = self._checked_spec()
-        if log_probs and hasattr(spec, "log_probs"):  # API models give them on request
-            spec = replace(spec, log_probs=True)  # type: ignore[type-var]
+        if log_probs:
+            spec = with_log_probs(spec)
         if best_only and hasattr(spec, "best_only"):  # a local model may then spare itself the other labels
             spec = replace(spec, best_only=True)  # type: ignore[type-var]
         from skllm_ray.execution.runner import run
@@ -164,7 +172,8 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         secrets = self._secrets()
 
         def process(present: Sequence[str]) -> Sequence[Row[Any]]:
-            return run(present, self._task(), spec, secrets, num_workers=num_workers, keeps_requests=keeps_requests)
+            task = self._ready_task(spec)
+            return run(present, task, spec, secrets, num_workers=num_workers, keeps_requests=keeps_requests)
 
         return texts, self._rows(texts, mode, process), mode
 
@@ -200,11 +209,10 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         if both:
             raise InputError(f"ds has a column {both[0]!r} already.", "Pass output_prefix='…' to rename the new ones.")
         spec = self._checked_spec()
-        if hasattr(spec, "best_only") and not details:
+        if hasattr(spec, "best_only") and not details and not self._compares_labels:
             spec = replace(spec, best_only=True)  # type: ignore[type-var]
-        return map_dataset(
-            ds, text_column, partial(_to_columns, self, types, mode, details), self._task(), spec, self._secrets()
-        )
+        task, to_columns = self._ready_task(spec), partial(_to_columns, self, types, mode, details)
+        return map_dataset(ds, text_column, to_columns, task, spec, self._secrets())
 
     def _column_types(self) -> dict[str, pa.DataType | None]:
         """Return the output columns in a Dataset and their types; None lets the values decide."""
@@ -365,6 +373,11 @@ def _to_columns(
     """Turn a block of a text column into output columns, on a worker."""
     columns, _ = estimator._columns_of(values, process, mode, details=details)
     return {name: pa.array(column, kind) for (name, kind), column in zip(types.items(), columns, strict=True)}
+
+
+def with_log_probs(spec: BackendSpec) -> BackendSpec:
+    """Return a spec whose replies have log-probabilities: API models give them on request, others always or never."""
+    return replace(spec, log_probs=True) if hasattr(spec, "log_probs") else spec  # type: ignore[type-var]
 
 
 def wrap_secret(key: str | None) -> str | None:

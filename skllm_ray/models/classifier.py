@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +13,21 @@ from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from skllm_ray.errors import InputError, NotSupportedError
+from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError
+from skllm_ray.llm.base import BackendSpec
 from skllm_ray.models import results
-from skllm_ray.models.base import LLMEstimator, OnError, wrap_secret
+from skllm_ray.models.base import LLMEstimator, OnError, with_log_probs, wrap_secret
 from skllm_ray.models.columns import column
-from skllm_ray.models.constraints import TEXTS, Constraints, Text, Whole
+from skllm_ray.models.constraints import TEXTS, Constraints, OneOf, Text, Whole
 from skllm_ray.models.label_names import LabelNames, check_label_names, names_of
 from skllm_ray.models.texts import as_labels, as_texts, check_length
-from skllm_ray.tasks.base import Row, Task
+from skllm_ray.tasks.base import Row, RowError, Task
+from skllm_ray.tasks.prior import CONTENT_FREE, LabelPrior, estimate_prior
+
+_MOST_TEXTS: Final = 200
+_FEW_TEXTS: Final = 20
+"""Texts, below which a prior estimated from them would say more of them than of the labels."""
+_estimating = threading.RLock()
 
 __all__ = ["LLMClassifier", "OnError", "wrap_secret"]
 
@@ -33,6 +41,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         "default_label": [Text()],
         "label_descriptions": [TEXTS, None],
         "random_state": [Whole(0, 2**32 - 1), None],
+        "label_prior": [OneOf("uniform"), None],
     }
 
     default_label: str
@@ -40,6 +49,11 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
     label_descriptions: Mapping[Any, str] | None
     random_state: int | None
     label_names: LabelNames = None
+    label_prior: str | None = None
+    prior_texts_: tuple[str, ...]
+    """The texts that the labels' prior is estimated from, where there is a `label_prior`."""
+    label_prior_: NDArray[np.float64]
+    """The prior that is taken out: the labels' probabilities; there after the first call."""
     classes_: NDArray[Any]
     class_probabilities_: NDArray[np.float64]
 
@@ -77,6 +91,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         self.classes_ = classes
         self.class_probabilities_ = counts / counts.sum()
         self._check_descriptions()
+        self._forget_prior(X)
         return self
 
     def predict(self, X: Any, num_workers: int | None = None, *, on_error: OnError | None = None) -> NDArray[Any]:
@@ -103,7 +118,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         PartialResultError
             If rows failed and ``on_error="raise"``; its ``details`` hold all rows.
         """
-        found: NDArray[Any] = self._results(X, on_error, num_workers, best_only=True)
+        found: NDArray[Any] = self._results(X, on_error, num_workers, best_only=not self._compares_labels)
         return found
 
     def predict_proba(self, X: Any, *, on_error: OnError | None = None) -> NDArray[np.float64]:
@@ -205,6 +220,68 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         return results.accuracy(self._labels_in(self.predict(X)), truth, sample_weight)
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _compares_labels(self) -> bool:  # type: ignore[override]  # a field there
+        return self.label_prior is not None
+
+    def _checked_spec(self) -> BackendSpec:
+        spec = super()._checked_spec()
+        return spec if self.label_prior is None else with_log_probs(spec)
+
+    def _forget_prior(self, X: Any) -> None:
+        """Choose the texts for the labels' prior, which is estimated at the first call."""
+        for name in ("label_prior_", "prior_texts_"):
+            self.__dict__.pop(name, None)
+        if self.label_prior is not None:
+            texts = [] if X is None else list(dict.fromkeys(filter(None, as_texts(X).values)))
+            chosen = np.random.default_rng(self.random_state or 0).permutation(len(texts))[:_MOST_TEXTS]
+            self.prior_texts_ = tuple(texts[i] for i in sorted(chosen)) if len(texts) >= _FEW_TEXTS else CONTENT_FREE
+
+    def _prior(self) -> LabelPrior | None:
+        if self.label_prior is None:
+            return None
+        known = vars(self).get("label_prior_")
+        return LabelPrior(self.prior_texts_, None if known is None else tuple(known.tolist()))
+
+    def _ready_task(self, spec: BackendSpec) -> Task[Any]:
+        if self.label_prior is None:
+            return self._task()
+        from skllm_ray.execution.runner import run
+
+        with _estimating:  # threads of one call after the other must not pay for it twice
+            if "label_prior_" not in vars(self):
+                rows = run(self.prior_texts_, self._task(), spec, self._secrets(), show_progress=False)
+                self._take_prior(rows)
+        return self._task()
+
+    def _take_prior(self, rows: Sequence[Row[Any]]) -> None:
+        """Keep the labels' prior that the answers to the texts for it tell."""
+        found = estimate_prior(rows)
+        if isinstance(found, RowError):
+            refusal = NotSupportedError if found.kind == "not_supported" else JobFailedError
+            raise refusal(
+                f"label_prior={self.label_prior!r}: of the {len(rows)} texts that it is estimated from, most gave no "
+                f"probabilities ({found.kind}): {found.message}",
+                found.hint,
+            )
+        self.label_prior_ = np.asarray(found)
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if self.label_prior is None:
+            return
+        if not self._can_score:
+            raise ConfigurationError(
+                f"label_prior={self.label_prior!r}: {type(self).__name__} gives no probability for each label, so that "
+                "there is no prior to take out.",
+                "Use a zero-shot or few-shot classifier with one label per text, or leave label_prior out.",
+            )
+        if not self._spec().gives_probabilities:
+            raise ConfigurationError(
+                f"label_prior={self.label_prior!r}: model={self.model!r} gives no probabilities.",
+                "GGUF models do: model='gguf::…', and so do many servers behind a custom URL.",
+            )
 
     def _labels_in(self, predictions: NDArray[Any]) -> Sequence[Any]:
         """Return the labels in what `predict` returned."""

@@ -29,6 +29,7 @@ from skllm_ray.tasks.few_shot import (
     MultiLabelFewShotTask,
     format_examples,
 )
+from skllm_ray.tasks.prior import CONTENT_FREE
 
 _TRIED: Final = (32, 8)
 """How many vectors an index is tried with, and of what length where the index does not say."""
@@ -62,12 +63,14 @@ class FewShotClassifier(LLMClassifier):
         """
         texts = _examples(self, X)
         super().fit(X, y)
+        if self.label_prior is not None:
+            self.prior_texts_ = CONTENT_FREE  # the others stand in the prompt, with their labels
         self.examples_ = "\n\n".join(format_examples(texts, self._names_for(y), Choices(self._names())))
         return self
 
     def _task(self) -> FewShotTask:
         template = self.prompt_template or FEW_SHOT_CLF_PROMPT_TEMPLATE
-        return FewShotTask(self._names(), template, self._descriptions(), self.examples_)
+        return FewShotTask(self._names(), template, self._descriptions(), self.examples_, prior=self._prior())
 
 
 class MultiLabelFewShotClassifier(MultiLabelClassifier):
@@ -151,6 +154,8 @@ class DynamicFewShotClassifier(FewShotClassifier):
         """
         super().fit(X, y)
         del self.examples_  # each row gets its own
+        if self.label_prior is not None:
+            self.prior_texts_ = tuple(filter(None, CONTENT_FREE))  # nothing has no vector
         texts, labels = _examples(self, X), np.asarray(self._names_for(y))
         self.vectorizer_ = self._new_vectorizer(texts)
         vectors = self._vectors(texts, self._embedding())
@@ -179,6 +184,7 @@ class DynamicFewShotClassifier(FewShotClassifier):
             self.memory_,
             self.n_examples,
             self._embedding(),
+            prior=self._prior(),
         )
 
     def _new_vectorizer(self, texts: Sequence[str]) -> Any:

@@ -16,7 +16,8 @@ from skllm_ray.prompts.templates import (
     ZERO_SHOT_MLCLF_PROMPT_TEMPLATE,
 )
 from skllm_ray.tasks.answers import find_label, find_labels, labels_by_name, read_json
-from skllm_ray.tasks.base import ChatRequest, Choices, Message, Reply, Row, answer_start
+from skllm_ray.tasks.base import ASKED_IF_SET, ChatRequest, Choices, Message, Reply, Row, answer_start
+from skllm_ray.tasks.prior import LabelPrior
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class ZeroShotTask:
     labels: tuple[str, ...]
     template: str = ZERO_SHOT_CLF_PROMPT_TEMPLATE
     descriptions: Mapping[str, str] = field(default_factory=dict)
+    prior: LabelPrior | None = field(default=None, kw_only=True, metadata=ASKED_IF_SET)
+    """The labels' prior, if it is to be taken out of the answers' probabilities."""
 
     def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:  # noqa: ARG002
         """Return one request per text."""
@@ -35,13 +38,13 @@ class ZeroShotTask:
         """Return one row per reply; an answer that names no label is marked, not raised."""
         by_name = labels_by_name(self.labels)
         known: dict[str | None, str | None] = {}  # answers are few, rows are many
-        rows = []
+        rows: list[Row[str]] = []
         for reply in replies:
             if reply.text not in known:
                 known[reply.text] = _single(reply.text, by_name)
             label = known[reply.text]
             rows.append(Row(label, label is not None, reply))
-        return rows
+        return rows if self.prior is None else self.prior.take_out(rows, self.labels)
 
     @property
     def choices(self) -> Choices:

@@ -28,6 +28,7 @@ class SingleLabelGPT(LLMClassifier):
         random_state: int | None = None,
         request_options: Mapping[str, Any] | None = None,
         label_names: LabelNames = None,
+        label_prior: str | None = None,
     ) -> None:
         self.model = model
         self.default_label = default_label
@@ -39,6 +40,7 @@ class SingleLabelGPT(LLMClassifier):
         self.random_state = random_state
         self.request_options = request_options
         self.label_names = label_names
+        self.label_prior = label_prior
 
 
 class MultiLabelGPT(MultiLabelClassifier):
@@ -58,6 +60,7 @@ class MultiLabelGPT(MultiLabelClassifier):
         random_state: int | None = None,
         request_options: Mapping[str, Any] | None = None,
         label_names: LabelNames = None,
+        label_prior: str | None = None,
     ) -> None:
         self.model = model
         self.default_label = default_label
@@ -70,3 +73,4 @@ class MultiLabelGPT(MultiLabelClassifier):
         self.random_state = random_state
         self.request_options = request_options
         self.label_names = label_names
+        self.label_prior = label_prior

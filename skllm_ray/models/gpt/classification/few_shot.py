@@ -127,6 +127,7 @@ class DynamicFewShotGPTClassifier(DynamicFewShotClassifier, SingleLabelGPT):
         random_state: int | None = None,
         request_options: Mapping[str, Any] | None = None,
         label_names: LabelNames = None,
+        label_prior: str | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -139,6 +140,7 @@ class DynamicFewShotGPTClassifier(DynamicFewShotClassifier, SingleLabelGPT):
             random_state=random_state,
             request_options=request_options,
             label_names=label_names,
+            label_prior=label_prior,
         )
         self.n_examples = n_examples
         self.memory_index = memory_index

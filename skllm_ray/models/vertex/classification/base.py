@@ -28,6 +28,7 @@ class SingleLabelVertex(LLMClassifier):
         random_state: int | None = None,
         request_options: Mapping[str, Any] | None = None,
         label_names: LabelNames = None,
+        label_prior: str | None = None,
     ) -> None:
         self.model = model
         self.default_label = default_label
@@ -37,6 +38,7 @@ class SingleLabelVertex(LLMClassifier):
         self.random_state = random_state
         self.request_options = request_options
         self.label_names = label_names
+        self.label_prior = label_prior
 
 
 class MultiLabelVertex(MultiLabelClassifier):
@@ -56,6 +58,7 @@ class MultiLabelVertex(MultiLabelClassifier):
         random_state: int | None = None,
         request_options: Mapping[str, Any] | None = None,
         label_names: LabelNames = None,
+        label_prior: str | None = None,
     ) -> None:
         self.model = model
         self.default_label = default_label
@@ -66,3 +69,4 @@ class MultiLabelVertex(MultiLabelClassifier):
         self.random_state = random_state
         self.request_options = request_options
         self.label_names = label_names
+        self.label_prior = label_prior

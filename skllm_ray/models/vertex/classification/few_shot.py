@@ -119,6 +119,7 @@ class DynamicFewShotVertexClassifier(DynamicFewShotClassifier, SingleLabelVertex
         random_state: int | None = None,
         request_options: Mapping[str, Any] | None = None,
         label_names: LabelNames = None,
+        label_prior: str | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -129,6 +130,7 @@ class DynamicFewShotVertexClassifier(DynamicFewShotClassifier, SingleLabelVertex
             random_state=random_state,
             request_options=request_options,
             label_names=label_names,
+            label_prior=label_prior,
         )
         self.n_examples = n_examples
         self.memory_index = memory_index

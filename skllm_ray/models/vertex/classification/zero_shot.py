@@ -36,7 +36,8 @@ class ZeroShotVertexClassifier(SingleLabelVertex):
     """
 
     def _task(self) -> ZeroShotTask:
-        return ZeroShotTask(self._names(), self.prompt_template or ZERO_SHOT_CLF_PROMPT_TEMPLATE, self._descriptions())
+        template = self.prompt_template or ZERO_SHOT_CLF_PROMPT_TEMPLATE
+        return ZeroShotTask(self._names(), template, self._descriptions(), prior=self._prior())
 
 
 class MultiLabelZeroShotVertexClassifier(MultiLabelVertex):

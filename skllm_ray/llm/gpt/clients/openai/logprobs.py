@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from skllm_ray.tasks.base import RowError, answer_start, normal_form
+from skllm_ray.tasks.base import UNSEEN_PROBABILITY, RowError, answer_start, normal_form
 
 _LABEL = re.compile(r'"label"\s*:\s*(?:\[\s*)?("?)')
 _QUOTED = re.compile(r'((?:[^"\\]|\\.)*)(")?', re.DOTALL)
@@ -19,7 +19,6 @@ _AROUND = "\"'`."  # what may stand around a label that is all of an answer
 _LEAST = -700.0
 _ROUNDING = 0.01
 _ALL = 1.05
-_UNSEEN = 1e-9  # a label that stands in none of the alternatives
 
 
 def no_log_probs(model: str) -> RowError:
@@ -95,7 +94,7 @@ def label_log_probs(tokens: Sequence[dict[str, Any]], labels: Sequence[str]) -> 
     total = sum(shares.masses)
     if not shares.named or total <= 0:
         return None
-    return tuple(math.log(max(mass / total, _UNSEEN)) for mass in shares.masses)
+    return tuple(math.log(max(mass / total, UNSEEN_PROBABILITY)) for mass in shares.masses)
 
 
 @dataclass(frozen=True, slots=True)
