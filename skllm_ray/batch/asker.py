@@ -34,6 +34,8 @@ class Asked:
     """One for each text, from the first on: fewer than the texts where a budget did not cover all."""
     seconds: float = 0.0
     """How long they took, but for the first one, which starts what has to be started."""
+    before: list[Row[Any]] = field(default_factory=list)
+    """What was asked before the first row: the labels' prior."""
     stopped: str = ""
     """Why not all were asked; empty where they were."""
 
@@ -58,7 +60,8 @@ class Asked:
     @property
     def cost_usd(self) -> float | None:
         """What the rows cost, as far as answers tell; None where they do not."""
-        costs = [row.reply.usage.cost_usd for row in self.rows if row.error is None or row.reply.usage.cost_usd]
+        rows = [*self.before, *self.rows]
+        costs = [row.reply.usage.cost_usd for row in rows if row.error is None or row.reply.usage.cost_usd]
         return None if any(cost is None for cost in costs) else sum(cost or 0.0 for cost in costs)
 
 
@@ -101,11 +104,13 @@ def ask_rows(jobs: Mapping[str, Job], texts: Sequence[str], budget_usd: float | 
 
 
 def _ask_all(job: Job, texts: Sequence[str]) -> Asked:
+    before = job.ask(job.prior_texts)
+    job.take_prior(before)
     rows = job.ask(texts[:1])  # starts what has to be started
     began = time.perf_counter()
     if len(texts) > 1:
         rows = [*rows, *job.ask(texts[1:])]
-    return Asked(rows, time.perf_counter() - began)
+    return Asked(rows, time.perf_counter() - began, before)
 
 
 class _Asker:
@@ -114,6 +119,7 @@ class _Asker:
     def __init__(self, job: Job, ledger: Ledger) -> None:
         self._job = job
         self._ledger = ledger
+        self._begun = False
         self._stack = ExitStack()
 
     def __enter__(self) -> _Asker:
@@ -137,6 +143,7 @@ class _Asker:
 
     def most_usd(self, texts: Sequence[str]) -> list[float]:
         """Return the most that each text may cost."""
+        texts = [*self._job.prior_texts, *texts] if not self._begun else texts
         if self._job.embeds:
             return [self._terms.most_usd_of_text(text) for text in texts]
         most = [self._terms.most_usd(request) for request in self._job.requests_for(texts)]
@@ -148,8 +155,15 @@ class _Asker:
         """Ask about some texts that the budget covers."""
         began = time.perf_counter()
         try:
-            into.rows += process(texts, self._job.task, self._backend, self._job.spec, self._embedder)
+            if not self._begun:
+                self._begun = True
+                into.before += self._ask(self._job.prior_texts)
+                self._job.take_prior(into.before)
+            into.rows += self._ask(texts)
         except UnitStopped as stop:
             into.stopped = stop.reason
         if timed:
             into.seconds += time.perf_counter() - began
+
+    def _ask(self, texts: Sequence[str]) -> list[Row[Any]]:
+        return process(texts, self._job.task, self._backend, self._job.spec, self._embedder) if texts else []

@@ -30,6 +30,7 @@ from skllm_ray.batch.manifest import (
 )
 from skllm_ray.batch.options import BatchEstimator, JobOptions
 from skllm_ray.batch.parts import SYSTEM, add_up, table_bytes
+from skllm_ray.batch.prior import estimated, prior_to_ask, read_prior, ready_work, with_prior
 from skllm_ray.batch.result import JobResult
 from skllm_ray.batch.running import Budget, Outcome, work_off
 from skllm_ray.batch.screen import Screen, State, open_screen
@@ -161,6 +162,17 @@ class Job:
     def ask(self, texts: Sequence[str]) -> list[Row[Any]]:
         """Ask about some texts, outside of any output."""
         return run_rows(texts, self.task, self.spec, self._estimator._secrets(), show_progress=False)
+
+    @property
+    def prior_texts(self) -> tuple[str, ...]:
+        """The texts that are asked about before the first row, for the labels' prior; none where it is known."""
+        prior = prior_to_ask(self.task)
+        return () if prior is None or read_prior(self.output) is not None else prior.texts
+
+    def take_prior(self, rows: Sequence[Row[Any]]) -> None:
+        """Take the prior that the answers to `prior_texts` tell; without any, the output's."""
+        if prior_to_ask(self.task) is not None:
+            self.task = with_prior(self.task, estimated(rows) if rows else read_prior(self.output) or ())
 
     @cached_property
     def source(self) -> Folder:
@@ -462,7 +474,16 @@ class Job:
             return [Call(one, call.resumes) for one in found]
 
         watch = screen, view, lock.check
-        return work_off(calls, work, budget, self.secrets, self._options.workers, state, divide, watch)
+
+        def ask_prior(calls: deque[Call], work: UnitWork) -> Outcome:
+            outcome = work_off(calls, work, budget, self.secrets, 1, state, divide, watch)
+            view.units_done = 0
+            return outcome
+
+        ready = ready_work(work, self.output, state, lock.check, ask_prior)
+        if isinstance(ready, Outcome):
+            return ready
+        return work_off(calls, ready, budget, self.secrets, self._options.workers, state, divide, watch)
 
     def _terms(self, spec: BackendSpec, price: Price | None) -> Terms:
         bound = self._options.max_output_tokens

@@ -19,6 +19,10 @@ from skllm_ray.batch.storage import Folder
 SYSTEM: Final = "_skllm_ray"
 """The folder in the output for what is not a part; readers of Parquet folders pass over it."""
 JOURNAL: Final = f"{SYSTEM}/journal"
+PRIOR: Final = "prior"
+"""The key of what stands for a unit where the labels' prior is asked for."""
+PRIOR_PART: Final = f"{SYSTEM}/prior.parquet"
+"""Where the labels' prior stands, with what it cost."""
 PART_META: Final = b"skllm_ray"
 """Where a part tells of itself."""
 

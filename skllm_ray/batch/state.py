@@ -15,7 +15,7 @@ from typing import Final
 from skllm_ray.batch.inputs import Unit
 from skllm_ray.batch.journal import paid, split
 from skllm_ray.batch.ledger import Progress
-from skllm_ray.batch.parts import JOURNAL, SYSTEM, UnitSummary, summary_of
+from skllm_ray.batch.parts import JOURNAL, PRIOR, PRIOR_PART, SYSTEM, UnitSummary, summary_of
 from skllm_ray.batch.storage import Folder
 from skllm_ray.config import Price
 
@@ -71,6 +71,8 @@ class OutputState:
             if one is not None:  # else it is damaged, and done again
                 known[one.unit] = one
                 self._unsaved.append(one)
+        prior = summary_of(output, PRIOR_PART)
+        known |= {} if prior is None else {PRIOR: prior}
         self.lost = {key: one for key, one in logged.items() if key not in known}
         self._known = known
         self.summaries = {unit.key: known[unit.key] for unit in units if unit.key in known}
@@ -119,9 +121,11 @@ class OutputState:
 
     def add(self, summary: UnitSummary) -> None:
         """Take a unit's summary, to be saved soon."""
-        self.summaries[summary.unit] = self._known[summary.unit] = summary
+        self._known[summary.unit] = summary
         self.lost.pop(summary.unit, None)
         self._unsaved.append(summary)
+        if summary.unit != PRIOR:
+            self.summaries[summary.unit] = summary
 
     def save(self, *, force: bool = False) -> None:
         """Write new summaries down, every few seconds."""

@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from skllm_ray.batch.asking import JournalledBackend
 from skllm_ray.batch.fence import Fence
-from skllm_ray.batch.inputs import Unit, read, short
+from skllm_ray.batch.inputs import read, short
 from skllm_ray.batch.journal import Journal
 from skllm_ray.batch.ledger import SPENT, Progress, SharedLedger
 from skllm_ray.batch.manifest import Manifest, read_schema
@@ -42,7 +42,8 @@ _KEPT_ERRORS: Final = frozenset({"missing_text"})
 class Call:
     """What is to be done with a unit."""
 
-    unit: Unit
+    unit: Any
+    """A `Unit`, or what stands for one."""
     resumes: bool = False
     """Whether there may be a journal of it."""
     retries: bool = False
@@ -53,7 +54,7 @@ class Call:
     @property
     def key(self) -> str:
         """The unit's."""
-        return self.unit.key
+        return str(self.unit.key)
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,7 @@ class UnitWork:
                 folder.delete("")
                 return done
         try:
-            table = read(
-                open_folder(self.input_uri, self.options, secrets), call.unit, self._columns, self._input_schema
-            )
+            table = self._read(call, secrets)
             old = OldPart.read(output, call.unit) if call.retries else None
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             return Unfinished("unreadable", short(error))
@@ -164,35 +163,32 @@ class UnitWork:
         started, clock = time.time(), time.perf_counter()
         worker = f"{call.key} {uuid.uuid4().hex[:6]}"
         ledger, guard = rules
-        backend = JournalledBackend(backends[0], journal, ledger, worker, self.terms, guard)
+        counts = self._counts_rows
+        backend = JournalledBackend(backends[0], journal, ledger, worker, self.terms, guard, counts_rows=counts)
         embedder = None
         if backends[1] is not None:
             terms = self.embedder_terms
             embedder = JournalledBackend(backends[1], journal, ledger, worker, terms, guard, counts_rows=False)
         try:
-            if old is None:
-                found, rows = self._ask(self._texts(table), backend, embedder)
-                result = self._table(table, found)
-            else:
-                result, rows = self._mend(old.table, table, backend, embedder)
+            result, rows = self._answers(call, table, old, backend, embedder)
         finally:  # what was paid for is told even where the unit stops
-            counts = backend.finish()
+            total = backend.finish()
             if embedder is not None:
-                counts.add(embedder.finish().bill())
+                total.add(embedder.finish().bill())
         journal.check()
-        counts.add(journal.before)
+        total.add(journal.before)
         for before in (call.before, old.summary.progress if old else None):
             if before is not None:
-                counts.add(before)
+                total.add(before)
         summary = UnitSummary(
             unit=call.key,
             file=call.unit.path,
-            rows=result.num_rows,
+            rows=self._n_rows(result),
             errors=self._errors(result),
             reasons=self._reasons(result),
-            reused=counts.reused,
-            duplicates=counts.duplicates,
-            **{name: getattr(counts, name) for name in SPENT},
+            reused=total.reused,
+            duplicates=total.duplicates,
+            **{name: getattr(total, name) for name in SPENT},
             attempts=tuple(journal.attempts),
             started=started,
             seconds=time.perf_counter() - clock,
@@ -201,6 +197,31 @@ class UnitWork:
         )
         part = self._serialise(result, summary)
         return replace(summary, size=part.size), part
+
+    _counts_rows: ClassVar[bool] = True
+    """Whether an answer is a row's result."""
+
+    def _read(self, call: Call, secrets: Mapping[str, Secret]) -> pa.Table:
+        source = open_folder(self.input_uri, self.options, secrets)
+        return read(source, call.unit, self._columns, self._input_schema)
+
+    def _n_rows(self, table: pa.Table) -> int:
+        return int(table.num_rows)
+
+    def _answers(
+        self,
+        call: Call,
+        table: pa.Table,
+        old: OldPart | None,
+        backend: JournalledBackend,
+        embedder: JournalledBackend | None,
+    ) -> tuple[pa.Table, list[Row[Any]]]:
+        """Return the unit's part, and the rows that were asked for it."""
+        del call
+        if old is not None:
+            return self._mend(old.table, table, backend, embedder)
+        found, rows = self._ask(self._texts(table), backend, embedder)
+        return self._table(table, found), rows
 
     def _ask(
         self, texts: Sequence[Any], backend: JournalledBackend, embedder: JournalledBackend | None

@@ -1,0 +1,176 @@
+"""The labels' prior of a job: asked for once, before the first row, and written down beside the parts.
+
+It is done as a unit is: under the budget, journalled, again where its worker dies. What it cost stands in its own file,
+as with a part. Every later row, and every later run, takes the prior from there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from skllm_ray.batch.asking import JournalledBackend
+from skllm_ray.batch.parts import PRIOR, PRIOR_PART, OldPart, UnitSummary
+from skllm_ray.batch.running import Outcome
+from skllm_ray.batch.state import OutputState
+from skllm_ray.batch.storage import Folder
+from skllm_ray.batch.work import Call, UnitWork
+from skllm_ray.errors import JobFailedError, OutputMismatchError
+from skllm_ray.execution.block import process
+from skllm_ray.tasks.base import Row, RowError, Task
+from skllm_ray.tasks.classification import ZeroShotTask
+from skllm_ray.tasks.prior import LabelPrior, estimate_prior
+
+_LABEL: Final = "label"
+_PROBABILITY: Final = "probability"
+
+
+@dataclass(frozen=True)
+class PriorUnit:
+    """Stands for a unit of the input: the texts that the prior is estimated from."""
+
+    n_rows: int
+    key: str = PRIOR
+    part_name: str = PRIOR_PART
+    path: str = "label_prior"
+    start: int = 0
+    groups: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class PriorWork(UnitWork):
+    """Asks for the labels' prior."""
+
+    _counts_rows: ClassVar[bool] = False
+
+    def _read(self, call: Call, secrets: Any) -> pa.Table:
+        del call, secrets
+        return pa.table({})
+
+    def _answers(
+        self,
+        call: Call,
+        table: pa.Table,
+        old: OldPart | None,
+        backend: JournalledBackend,
+        embedder: JournalledBackend | None,
+    ) -> tuple[pa.Table, list[Row[Any]]]:
+        del call, table, old
+        prior = prior_to_ask(self.task)
+        rows = process(prior.texts if prior else (), self.task, backend, self.spec, embedder)
+        return self._prior_table(estimated(rows)), rows
+
+    def write_down(self, output: Folder, probabilities: Sequence[float]) -> UnitSummary:
+        """Write a prior that cost nothing, so that every run of the output takes the same."""
+        summary = UnitSummary(PRIOR, PriorUnit.path, model=self.manifest.model)
+        part = self._serialise(self._prior_table(probabilities), summary)
+        output.write(PRIOR_PART, part)
+        return replace(summary, size=part.size)
+
+    def _prior_table(self, probabilities: Sequence[float]) -> pa.Table:
+        return pa.table({_LABEL: list(self.manifest.labels or ()), _PROBABILITY: list(probabilities)})
+
+    def _n_rows(self, table: pa.Table) -> int:
+        del table
+        return 0
+
+    def _errors(self, table: pa.Table) -> dict[str, int]:
+        del table
+        return {}
+
+    def _reasons(self, table: pa.Table) -> dict[str, str]:
+        del table
+        return {}
+
+
+def prior_to_ask(task: Task[Any]) -> LabelPrior | None:
+    """Return the prior that a task lacks before its first row; None where it lacks none."""
+    prior = task.prior if isinstance(task, ZeroShotTask) else None
+    return prior if prior is not None and prior.probabilities is None else None
+
+
+def with_prior(task: Any, probabilities: Sequence[float]) -> Any:
+    """Return a task that takes this prior out."""
+    return replace(task, prior=replace(task.prior, probabilities=tuple(probabilities)))
+
+
+def estimated(rows: Sequence[Row[Any]]) -> tuple[float, ...]:
+    """Return the prior that the answers to its texts tell.
+
+    Raises
+    ------
+    JobFailedError
+        If most of them tell nothing.
+    """
+    found = estimate_prior(rows)
+    if isinstance(found, RowError):
+        raise JobFailedError(f"label_prior cannot be estimated ({found.kind}: {found.message})", found.hint)
+    return found
+
+
+def read_prior(output: Folder) -> tuple[float, ...] | None:
+    """Return the prior that an output was begun with; None where there is none.
+
+    Raises
+    ------
+    OutputMismatchError
+        If it is damaged: another one must not take its place.
+    """
+    try:
+        with output.filesystem.open_input_file(output.at(PRIOR_PART)) as source:
+            return tuple(pq.read_table(source)[_PROBABILITY].to_pylist())
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise OutputMismatchError(
+            f"{output.at(PRIOR_PART)}, which holds the labels' prior of the output's rows, cannot be read "
+            f"({type(error).__name__}).",
+            "Bring it back from a copy, or write to another output.",
+        ) from None
+
+
+def ready_work(
+    work: UnitWork,
+    output: Folder,
+    state: OutputState,
+    check: Callable[[], None],
+    ask: Callable[[deque[Call], UnitWork], Outcome],
+) -> UnitWork | Outcome:
+    """Return the work with the labels' prior that all rows of the output take, or how the run ended before.
+
+    Parameters
+    ----------
+    work : UnitWork
+        What every unit needs.
+    output : Folder
+        The output: what it has been begun with holds.
+    state : OutputState
+        Gets the summary.
+    check : callable
+        Raises where the run does not hold the output any more.
+    ask : callable
+        Does what it is given as units are done.
+    """
+    if not isinstance(work.task, ZeroShotTask) or work.task.prior is None:
+        return work
+    found = read_prior(output)
+    if found is None:
+        own = PriorWork(**{one.name: getattr(work, one.name) for one in fields(work)})
+        if work.task.prior.probabilities is None:
+            lost = state.lost.get(PRIOR)
+            before = lost.progress.bill() if lost else None
+            unit = PriorUnit(len(work.task.prior.texts))
+            outcome = ask(deque([Call(unit, PRIOR in state.journals, before=before)]), own)
+            found = read_prior(output)
+            if outcome.kind or found is None:
+                return outcome
+        else:  # the estimator brought it with it
+            found = work.task.prior.probabilities
+            check()
+            state.add(own.write_down(output, found))
+    return replace(work, task=with_prior(work.task, found))
