@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Final, Generic, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
@@ -189,9 +188,9 @@ TRUNCATED: Final = RowError("truncated", "The answer was cut off at the largest 
 UNSEEN_PROBABILITY: Final = 1e-9
 """Stands for the probability of a choice that a server told nothing of, because it is none of its few alternatives."""
 
-NOT_ASKED: Final = MappingProxyType({"in_question": False})
+NOT_ASKED: Final[Mapping[str, object]] = {"in_question": False}
 """Marks a task's field that changes nothing of what is asked."""
-ASKED_IF_SET: Final = MappingProxyType({"in_question": "if set"})
+ASKED_IF_SET: Final[Mapping[str, object]] = {"in_question": "if set"}
 """Marks a task's field that came after the first release: at its default, it is no part of a question's identity."""
 
 

@@ -24,7 +24,7 @@ class FewShotGPTClassifier(FewShotClassifier, SingleLabelGPT):
     ----------
     model, default_label, prompt_template, key, org, on_error, label_descriptions, random_state, request_options
         As in ``ZeroShotGPTClassifier``; the template holds ``{x}``, ``{labels}`` and ``{training_data}``.
-    label_names
+    label_names, label_prior
         As in ``ZeroShotGPTClassifier``.
 
     Examples
@@ -83,7 +83,7 @@ class DynamicFewShotGPTClassifier(DynamicFewShotClassifier, SingleLabelGPT):
     ----------
     model, default_label, prompt_template, key, org, on_error, label_descriptions, random_state, request_options
         As in ``FewShotGPTClassifier``.
-    label_names
+    label_names, label_prior
         As in ``ZeroShotGPTClassifier``.
     n_examples : int, default=3
         How many examples of each class a prompt holds; of a class with fewer, all.

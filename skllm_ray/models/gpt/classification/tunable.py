@@ -28,8 +28,6 @@ class GPTClassifier(GPTTunable, TunableClassifier):
         ``"custom_url::<model>"`` for any server with OpenAI's fine-tuning API.
     default_label, key, org, prompt_template, on_error, label_descriptions, random_state, request_options
         As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
-    label_names
-        As in :class:`ZeroShotGPTClassifier`.
     n_epochs : int or None, default=None
         OpenAI's ``n_epochs``; None leaves it to the service.
     custom_suffix : str or None, default="skllm"

@@ -42,6 +42,12 @@ class ZeroShotGPTClassifier(SingleLabelGPT):
         The names of labels that are integers, in their order or by label: `y` and the predictions hold the integers,
         the prompt the names. With the sorted labels, scikit-learn's meta-estimators can encode `y`. A `y` of the names
         themselves is taken, too.
+    label_prior : {"uniform"} or None, default=None
+        "uniform" takes the labels' prior out: how likely the model finds each label whatever the text is. It is each
+        label's mean log-probability, over up to 200 of the texts given to `fit` (chosen by `random_state`), where there
+        are 20 or more, as in batch calibration [2]_, else over texts without content, as in contextual calibration
+        [1]_. It is subtracted from the scores, so that labels are taken to be about equally frequent. It is asked for
+        at the first call, once, and costs as many requests.
 
     Attributes
     ----------
@@ -49,6 +55,17 @@ class ZeroShotGPTClassifier(SingleLabelGPT):
         The labels, sorted, of the dtype of `y`.
     class_probabilities_ : ndarray of shape (n_classes,)
         Their frequencies in `y`.
+    prior_texts_ : tuple of str
+        The texts that the labels' prior is estimated from; with `label_prior` alone.
+    label_prior_ : ndarray of shape (n_classes,)
+        The prior that is taken out, as probabilities; with `label_prior`, after the first call.
+
+    References
+    ----------
+    .. [1] Zhao, Wallace, Feng, Klein, Singh: Calibrate Before Use: Improving Few-Shot Performance of Language Models.
+       ICML 2021.
+    .. [2] Zhou, Wan, Proleev, Mincu, Chen, Heller, Roy: Batch Calibration: Rethinking Calibration for In-Context
+       Learning and Prompt Engineering. ICLR 2024 (arXiv 2309.17249, 2023).
 
     Examples
     --------

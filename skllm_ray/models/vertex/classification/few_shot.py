@@ -24,7 +24,7 @@ class FewShotVertexClassifier(FewShotClassifier, SingleLabelVertex):
     ----------
     model, default_label, prompt_template, on_error, label_descriptions, random_state, request_options
         As in ``ZeroShotVertexClassifier``; the template holds ``{x}``, ``{labels}`` and ``{training_data}``.
-    label_names
+    label_names, label_prior
         As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
 
     Examples
@@ -83,7 +83,7 @@ class DynamicFewShotVertexClassifier(DynamicFewShotClassifier, SingleLabelVertex
     ----------
     model, default_label, prompt_template, on_error, label_descriptions, random_state, request_options
         As in ``FewShotVertexClassifier``.
-    label_names
+    label_names, label_prior
         As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
     n_examples : int, default=3
         How many examples of each class a prompt holds; of a class with fewer, all.

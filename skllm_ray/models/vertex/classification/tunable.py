@@ -29,8 +29,6 @@ class VertexClassifier(VertexTunable, TunableClassifier):
         scikit-llm's name. Gemini knows no steps: it is taken as the number of epochs.
     default_label, prompt_template, on_error, label_descriptions, random_state, request_options
         As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
-    label_names
-        As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
     epoch_count : int or None, default=None
         Vertex AI's ``epochCount``; None takes `n_update_steps`.
     adapter_size : {1, 2, 4, 8, 16, 32} or None, default=None

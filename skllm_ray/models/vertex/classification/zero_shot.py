@@ -26,7 +26,7 @@ class ZeroShotVertexClassifier(SingleLabelVertex):
         The Gemini model.
     default_label, prompt_template, on_error, label_descriptions, random_state, request_options
         As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
-    label_names
+    label_names, label_prior
         As in :class:`~skllm_ray.classification.ZeroShotGPTClassifier`.
 
     Examples
