@@ -1,7 +1,7 @@
 """Every architecture that could be built, with random 32-bit weights, against one full pass per label.
 
-``python -m benchmarks.architectures`` prints a table. Each architecture has a process of its own, because llama.cpp
-aborts the process where it stumbles. llama.cpp's source archive holds tokenizers of many models; with them vocabularies
+``python -m benchmarks.architectures`` prints a table. The work is done in other processes, because llama.cpp aborts
+the process where it stumbles. llama.cpp's source archive holds tokenizers of many models; with them vocabularies
 are as large as real ones are::
 
     pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36
@@ -14,13 +14,14 @@ Without them, or without the one that an architecture names, the demo model's to
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -110,15 +111,24 @@ def check(architecture: Architecture, folder: Path | None) -> Result:
     )
 
 
-def check_elsewhere(name: str, folder: Path | None) -> Result | str:
-    """Check an architecture in another process; return what it said last if it died."""
-    command = [sys.executable, "-m", "benchmarks.architectures", "--one", name]
+def check_elsewhere(names: Sequence[str], folder: Path | None) -> Iterator[tuple[str, Result | str]]:
+    """Check architectures in other processes; yield each one's result, or what was said last where a process died.
+
+    Those of one tokenizer share a process: it reads the tokenizer once.
+    """
+    command = [sys.executable, "-m", "benchmarks.architectures", "--these"]
     environment = os.environ | {"GGML_NO_BACKTRACE": "1", VOCABULARIES: str(folder or "")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode == 0:
-        return Result(**json.loads(done.stdout.splitlines()[-1]))
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    return said[-1][-200:] if said else f"ended with {done.returncode}"
+    waiting = sorted(names, key=lambda name: (str(vocabulary_file(ARCHITECTURES[name], folder)), names.index(name)))
+    for _, group in itertools.groupby(waiting, lambda name: vocabulary_file(ARCHITECTURES[name], folder)):
+        left = list(group)
+        while left:
+            done = subprocess.run([*command, *left], capture_output=True, text=True, env=environment, check=False)
+            lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+            for line in lines:
+                yield left.pop(0), Result(**json.loads(line))
+            if left:
+                said = [line for line in done.stderr.splitlines() if line.strip()]
+                yield left.pop(0), said[-1][-200:] if said else f"ended with {done.returncode}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -126,32 +136,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a regular expression of names")
     parser.add_argument("--vocabularies", type=Path, help=f"llama.cpp's folder models; else ${VOCABULARIES}")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--these", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     folder = given.vocabularies or (Path(os.environ[VOCABULARIES]) if os.environ.get(VOCABULARIES) else None)
-    if given.one:
-        sys.stdout.write(json.dumps(asdict(check(ARCHITECTURES[given.one], folder))) + "\n")
+    if given.these:
+        for name in given.these:
+            sys.stdout.write(json.dumps(asdict(check(ARCHITECTURES[name], folder))) + "\n")
+            sys.stdout.flush()
         return
     say = partial(Console(soft_wrap=True).print, markup=False, highlight=False)
     say("| architecture | recurrent layers | tokenizer | tokens | alone | together | spread | best label |")
     say("|---|---|---|---|---|---|---|---|")
-    results = {name: _told(name, folder, say) for name in ARCHITECTURES if re.search(given.only, name)}
-    hold = [found.name for found in results.values() if isinstance(found, Result) and found.holds]
+    names = [name for name in ARCHITECTURES if re.search(given.only, name)]
+    hold = []
+    for name, found in check_elsewhere(names, folder):
+        say(_line(name, found))
+        if isinstance(found, Result) and found.holds:
+            hold.append(name)
     n_recurrent = sum(name in RECURRENT for name in hold)
-    say(f"\n{len(hold)} of {len(results)} hold, {n_recurrent} with recurrent layers among them.")
+    say(f"\n{len(hold)} of {len(names)} hold, {n_recurrent} with recurrent layers among them.")
 
 
-def _told(name: str, folder: Path | None, say: Callable[[str], None]) -> Result | str:
-    found = check_elsewhere(name, folder)
+def _line(name: str, found: Result | str) -> str:
     kind = "yes" if name in RECURRENT else ""
     if isinstance(found, str):
-        say(f"| {name} | {kind} | failed: {found} |")
-    else:
-        say(
-            f"| {name} | {kind} | {found.vocabulary} | {found.n_vocab:,} | {found.alone:.0e} | {found.together:.0e} "
-            f"| {found.spread:.2f} | {found.best:.0%} |" + ("" if found.holds else " **differs**")
-        )
-    return found
+        return f"| {name} | {kind} | failed: {found} |"
+    return (
+        f"| {name} | {kind} | {found.vocabulary} | {found.n_vocab:,} | {found.alone:.0e} | {found.together:.0e} "
+        f"| {found.spread:.2f} | {found.best:.0%} |{'' if found.holds else ' **differs**'}"
+    )
 
 
 def _with(request: ChatRequest, **values: bool) -> ChatRequest:

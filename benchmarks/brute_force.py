@@ -48,16 +48,19 @@ class BruteForce:
         if request.choices is None:
             raise ValueError("The request has no labels.")
         prompt = self.chat.render(request.messages)
-        n_shared = len(self.chat.tokens(prompt))
+        begun = self.chat.tokens(prompt)
         scores = []
         for label in request.choices.labels:
-            answer = request.choices.answer([label])[:-1]
-            tokens = self.chat.tokens(prompt + answer)
-            first = min(n_shared, common_length(tokens, self.chat.tokens(prompt)))
-            found = log_softmax(self.logits(tokens[:-1], first - 1))
-            inner = sum(found[at, token] for at, token in enumerate(tokens[first:-1]))
-            scores.append(inner + np.log(np.exp(found[-1, self._tokenizer.quoted_tokens]).sum()))
+            tokens = self.chat.tokens(prompt + request.choices.answer([label])[:-1])
+            first = common_length(tokens, begun)
+            scores.append(self.score(tokens[:first], tokens[first:]))
         return log_softmax(np.asarray(scores))
+
+    def score(self, prompt: Sequence[int], answer: Sequence[int]) -> float:
+        """Return the log-probability of an answer that ends with a quote, or any token that begins with one."""
+        found = log_softmax(self.logits([*prompt, *answer[:-1]], len(prompt) - 1))
+        inner = sum(found[at, token] for at, token in enumerate(answer[:-1]))
+        return float(inner + np.log(np.exp(found[-1, self._tokenizer.quoted_tokens]).sum()))
 
     def written(self, prompt: Sequence[int], most: int) -> list[int]:
         """Return the greedy continuation of a prompt, each token by a pass over everything before it."""

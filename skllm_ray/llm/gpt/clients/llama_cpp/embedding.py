@@ -49,6 +49,7 @@ class Embedder:
         trained = int(lib.llama_model_n_ctx_train(engine.model))
         self.n_ctx = min(trained, max(engine.n_ctx, _TOKENS), 8192)
         self._width = min(_TOKENS, self.n_ctx)
+        self._most_texts = min(_MOST_TEXTS, engine.n_sequences)  # a recurrent state is allocated for each
         self._pooling_type = lib.LLAMA_POOLING_TYPE_UNSPECIFIED
         self._context: Any = self._open()
         if lib.llama_pooling_type(self._context) == lib.LLAMA_POOLING_TYPE_NONE:  # a chat model: the mean over the text
@@ -62,8 +63,8 @@ class Embedder:
         lib, engine = self._lib, self._engine
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = self._width  # pooling needs a whole text in one pass
-        params.n_seq_max = _MOST_TEXTS
-        params.n_outputs_max = params.n_outputs_max_per_seq = max(self._width, _MOST_TEXTS)  # fewer abort
+        params.n_seq_max = self._most_texts
+        params.n_outputs_max = params.n_outputs_max_per_seq = max(self._width, self._most_texts)  # fewer abort
         params.n_threads = params.n_threads_batch = max(1, engine.options.n_threads)
         params.embeddings = True
         params.pooling_type = self._pooling_type
@@ -100,7 +101,7 @@ class Embedder:
                 rows.append((index, tokens))
         rows.sort(key=lambda row: len(row[1]))
         self._widen(len(rows[-1][1]) if rows else 0)
-        for group in _packed(rows):
+        for group in _packed(rows, self._most_texts):
             self._batch.clear()
             for sequence, (_, tokens) in enumerate(group):
                 self._batch.add(tokens, 0, sequence, wanted=True)
@@ -123,11 +124,11 @@ class Embedder:
             self._context = None
 
 
-def _packed(rows: Sequence[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list[int]]]]:
+def _packed(rows: Sequence[tuple[int, list[int]]], most: int) -> Iterator[list[tuple[int, list[int]]]]:
     group: list[tuple[int, list[int]]] = []
     n_tokens = 0
     for row in rows:
-        if group and (n_tokens + len(row[1]) > _TOKENS or len(group) == _MOST_TEXTS):
+        if group and (n_tokens + len(row[1]) > _TOKENS or len(group) == most):
             yield group
             group, n_tokens = [], 0
         group.append(row)

@@ -129,7 +129,7 @@ class Engine:
         lib, options = self.lib, self.options
         n_states = 0
         if is_recurrent(lib, self.model):
-            n_states = recurrent_memory(lib, options.path, self.n_ctx, self.n_sequences).n_states
+            n_states = self._n_states()
             self.n_sequences = n_states - N_MARKS
         params = lib.llama_context_default_params()
         params.n_ctx = self.n_ctx
@@ -154,6 +154,13 @@ class Engine:
                 f"It takes {memory_needed(options.path, self.n_ctx)}: that memory may be missing.",
             )
         return context
+
+    def _n_states(self) -> int:
+        try:
+            return recurrent_memory(self.lib, self.options.path, self.n_ctx, self.n_sequences).n_states
+        except ModelLoadError:
+            self.lib.llama_model_free(self.model)
+            raise
 
     def _sequences(self) -> Sequences:
         memory = self.lib.llama_get_memory(self._context) if self._context else None

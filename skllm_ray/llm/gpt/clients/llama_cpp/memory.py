@@ -24,7 +24,8 @@ from skllm_ray.llm.gpt.clients.llama_cpp.sequences import N_MARKS
 _STATES_MB = 256  # of all recurrent states
 _STATES_SHARE = 1 / 4  # of the weights' size, which those of a larger model may take
 _FEWEST_SEQUENCES = N_MARKS + 4  # the shared beginning, a row, and two of its continuations
-_SIZE = re.compile(r"^(llama_kv_cache|llama_memory_recurrent)\w*: size = +([\d.]+) MiB", re.MULTILINE)
+_STATE = re.compile(r"^llama_memory_recurrent:.* size = +([\d.]+) MiB \(", re.MULTILINE)
+_CACHE = re.compile(r"^(?:llama_kv_cache:|llama_dsv4.* layers =.*) size = +([\d.]+) MiB", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +114,21 @@ def recurrent_memory(lib: ModuleType, path: str, n_ctx: int, most_sequences: int
     model = load_model(lib, path, params)
     try:
         weights_mb = lib.llama_model_size(model) / 1e6
-        kv_mb, state_mb = _one_sequence(lib, model, path, n_ctx)
+        (state_mb, kv_mb), (_, of_two_mb) = (_sequences_mb(lib, model, path, n_ctx, n) for n in (1, 2))
     finally:
         lib.llama_model_free(model)
+    each_mb = max(0.0, of_two_mb - kv_mb)  # one architecture has a cache for each sequence as well
+    state_mb, kv_mb = state_mb + each_mb, kv_mb - each_mb
     affordable = int(max(_STATES_MB, _STATES_SHARE * weights_mb) // state_mb) if state_mb else most_sequences
     n_states = max(_FEWEST_SEQUENCES, min(most_sequences, affordable))
     return ModelMemory(Path(path).stat().st_size / 1e6, kv_mb, n_ctx, n_states * state_mb, n_states)
 
 
-def _one_sequence(lib: ModuleType, model: Any, path: str, n_ctx: int) -> tuple[float, float]:
-    """Return the MB of the KV cache, which is not allocated here, and those of one sequence's state."""
+def _sequences_mb(lib: ModuleType, model: Any, path: str, n_ctx: int, n_sequences: int) -> tuple[float, float]:
+    """Return the MB of the recurrent states of so many sequences, and of their cache, which is not allocated here."""
     params = lib.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, 32, 32
-    params.n_seq_max = 1
+    params.n_seq_max = n_sequences
     params.kv_unified = True
     take_errors()
     with log_lines() as lines:
@@ -133,10 +136,9 @@ def _one_sequence(lib: ModuleType, model: Any, path: str, n_ctx: int) -> tuple[f
     if not context:
         raise ModelLoadError(f"llama.cpp cannot open a context of {n_ctx} tokens for {path}: {take_errors()}")
     lib.llama_free(context)
-    sizes = {"llama_kv_cache": 0.0, "llama_memory_recurrent": 0.0}
-    for name, size in _SIZE.findall("".join(lines)):
-        sizes[name] += float(size) * (1 << 20) / 1e6
-    return sizes["llama_kv_cache"], sizes["llama_memory_recurrent"]
+    text = "".join(lines)
+    state, cache = (sum(map(float, pattern.findall(text))) * (1 << 20) / 1e6 for pattern in (_STATE, _CACHE))
+    return state, cache
 
 
 def _memory(lib: ModuleType, model: Any, path: str, n_ctx: int | None) -> ModelMemory:

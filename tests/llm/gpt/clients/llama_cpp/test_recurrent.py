@@ -14,11 +14,12 @@ from benchmarks.brute_force import BruteForce
 from benchmarks.random_weights import write_model
 from skllm_ray.llm.gpt.clients.llama_cpp import memory
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
-from skllm_ray.llm.gpt.clients.llama_cpp.branching import best, score
+from skllm_ray.llm.gpt.clients.llama_cpp.branching import BranchScorer, best, score
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.memory import memory_needed
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Trie
-from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, ZeroShotTask
+from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, PromptStyle, ZeroShotTask
+from tests.llm.gpt.clients.llama_cpp.test_thinking import NAMED
 
 TOLERANCE = 1e-4  # of a log-probability
 TEXTS = ["I love it.", "Broke after two days.", "It arrived on a Tuesday.", "👩‍👩‍👧 ça va?", 'a "quote" \\ {x}', ""]
@@ -213,6 +214,27 @@ def test_a_grammar_is_kept(opened):
         assert json.loads(reply.text)["label"] in ("up", "down")
 
 
+def test_labels_are_scored_after_each_row_s_own_thought(files, opened, monkeypatch):
+    backend = opened("qwen35")
+    scored = []
+    add = BranchScorer.add
+
+    def recorded(self, prompts, tries):
+        scored.append((prompts, tries, add(self, prompts, tries)))
+        return scored[-1][-1]
+
+    monkeypatch.setattr(BranchScorer, "add", recorded)
+    style = PromptStyle(template=NAMED, think=7)
+    replies = backend.complete([replace(question(text, LABELS["three"]), style=style) for text in TEXTS])
+    assert all(reply.usage.completion_tokens > 0 for reply in replies)
+    ((prompts, tries, found),) = scored
+    assert len({tuple(prompt[-20:]) for prompt in prompts}) > 1  # the thoughts differ
+    with BruteForce(files("qwen35")) as brute:
+        for prompt, trie, one in zip(prompts, tries, found, strict=True):
+            expected = [brute.score([*prompt, *trie.shared], tail) for tail in trie.tails]
+            np.testing.assert_allclose(one, expected, atol=1e-3)
+
+
 def test_several_labels(opened):
     backend = opened("granitehybrid")
     labels = ("delivery", "price", "quality", "delivery time")
@@ -237,9 +259,9 @@ def test_the_states_are_told_before_loading(files, monkeypatch):
     told = memory_needed(str(files("falcon-h1")))
     assert told.n_states == 256
     one = 2 * (128 * 16 + 3 * (128 + 2 * 2 * 16)) * 4 / 1e6  # two layers' states, and inputs of three tokens, in floats
-    assert told.state_mb / told.n_states == pytest.approx(one, abs=0.006)
-    assert told.kv_mb == pytest.approx(2 * 2048 * 2 * 2 * 16 * 2 / 1e6, rel=0.01)
+    assert told.state_mb / told.n_states == pytest.approx(one, abs=0.006)  # llama.cpp tells 0.01 MiB
+    assert told.kv_mb == pytest.approx(2 * 2048 * 2 * 2 * 16 * 2 / 1e6, abs=0.021)
     assert "MB of recurrent states for 256 sequences" in str(told)
     monkeypatch.setattr(memory, "_STATES_MB", 10 * one)
     monkeypatch.setattr(memory, "_STATES_SHARE", 0)
-    assert 8 <= memory_needed(str(files("falcon-h1"))).n_states <= 12
+    assert 7 <= memory_needed(str(files("falcon-h1"))).n_states <= 20
