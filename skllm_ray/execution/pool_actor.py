@@ -35,8 +35,8 @@ from skllm_ray.execution.model_actor import IdleExit, ModelActor, ReplicaInfo
 from skllm_ray.execution.placement import Share, fits_a_node, no_room, nodes_to_avoid, replicas_to_add, share_of
 from skllm_ray.execution.session import NAMESPACE, shared_name
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
+from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
 from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, Reply, RowError, Usage
 
 DIED: Final = (

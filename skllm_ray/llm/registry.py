@@ -131,8 +131,8 @@ def count_prompt_tokens(spec: BackendSpec, requests: Sequence[ChatRequest]) -> t
     Elsewhere four bytes are taken for a token, and four tokens for what stands around a message.
     """
     if spec.model.startswith("gguf::"):
-        from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
-        from skllm_ray.llm.gpt.clients.llama_cpp.backend import count_prompt_tokens as counted
+        from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
+        from skllm_ray.llm.gpt.clients.llama_cpp.spec import count_prompt_tokens as counted
 
         found = counted(spec, requests) if isinstance(spec, GGUFSpec) else None
         if found is not None:
@@ -213,8 +213,8 @@ def _patience() -> Patience:
 
 
 def _gguf(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:
-    from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
     from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
+    from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
 
     del key, org
     return GGUFSpec(

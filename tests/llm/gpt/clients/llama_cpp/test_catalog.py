@@ -11,7 +11,6 @@ import pytest
 
 from skllm_ray.config import GGUFResources
 from skllm_ray.errors import ModelLoadError, UnknownModelError
-from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import (
     DEMO_FILE,
     RECOMMENDED,
@@ -26,6 +25,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.download import local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.library import set_verbose
 from skllm_ray.llm.gpt.clients.llama_cpp.memory import memory_needed
+from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
 from skllm_ray.tasks import ChatRequest
 
 SIZE = DEMO_FILE.stat().st_size

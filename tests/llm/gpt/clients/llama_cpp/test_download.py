@@ -22,7 +22,7 @@ SCRIPT = """
 import json, sys
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ModelLoadError
-from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFSpec
+from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
 from skllm_ray.tasks import ZeroShotTask
 try:
     backend = GGUFSpec("owner/repo/" + sys.argv[2], download_path=sys.argv[1]).open(None)

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from skllm_ray.errors import ConfigurationError, PartialResultError
-from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend, GGUFSpec
+from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import Prompts
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generated, Generator
 from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError
+from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.truncation import shortened
 from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, PromptStyle, ZeroShotTask
 

@@ -1,0 +1,144 @@
+"""Which GGUF model, and how it is loaded and asked: the spec that travels."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from skllm_ray.config import GGUFResources, RateLimit
+from skllm_ray.llm.base import Placement, SecretResolver
+from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
+from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name, supported_models
+from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
+from skllm_ray.llm.gpt.clients.llama_cpp.download import file_if_here, local_file
+from skllm_ray.llm.gpt.clients.llama_cpp.embedding import CutText
+from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
+from skllm_ray.llm.gpt.clients.llama_cpp.library import require_installed
+from skllm_ray.llm.gpt.clients.llama_cpp.memory import memory_needed
+from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
+from skllm_ray.tasks.base import ChatRequest
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFSpec:
+    """A GGUF model and how it is loaded. The settings of the driver travel in it."""
+
+    name: str
+    """What follows ``gguf::``: a catalogue name, a path, or ``owner/repo/file.gguf``."""
+    n_gpu_layers: int = 0
+    download_path: str = ""
+    verbose: bool = False
+    resources: GGUFResources = field(default_factory=GGUFResources)
+    n_threads: int | None = None
+    """llama.cpp threads; a model actor sets its own share, None takes this machine's cores, eight at most."""
+    options: GGUFOptions = field(default_factory=GGUFOptions, compare=False)
+    """How answers are asked for; does not concern how the model is loaded."""
+    best_only: bool = field(default=False, compare=False)
+    """Whether this call wants labels alone, without probabilities."""
+
+    @property
+    def model(self) -> str:
+        """The model's name, with its namespace."""
+        return f"gguf::{self.name}"
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether labels are scored."""
+        return self.options.decoding == "score"
+
+    @property
+    def placement(self) -> Placement:
+        """One actor per replica; a GPU each where layers go to a GPU."""
+        given = self.resources
+        default_gpus = 0.0 if self.n_gpu_layers == 0 else 1.0
+        return Placement(
+            stateful=True,
+            num_cpus=given.num_cpus,
+            num_gpus=default_gpus if given.num_gpus is None else given.num_gpus,
+            min_replicas=given.min_replicas,
+            max_replicas=given.max_replicas,
+            keep_alive_s=given.keep_alive_s,
+            placement_timeout_s=given.placement_timeout_s,
+        )
+
+    @property
+    def limit(self) -> RateLimit | None:
+        """A local model has no quota."""
+        return None
+
+    @property
+    def key(self) -> str:
+        """The model alone: a changed GPU setting does not reload a loaded model."""
+        return self.model
+
+    def adapt(self, requests: Sequence[ChatRequest], texts: Sequence[str]) -> list[ChatRequest]:
+        """Return the requests as the options want them."""
+        style = self.options.style
+        adapted = [replace(request, style=style) for request in requests]
+        if self.options.truncate:
+            adapted = [replace(request, cut_text=text) for request, text in zip(adapted, texts, strict=True)]
+        if self.options.decoding == "compat":
+            adapted = [replace(request, choices=None, json_schema=None) for request in adapted]
+        if self.best_only or self._exact:
+            adapted = [self._constrained(request) for request in adapted]
+        return [self._bounded(request) if request.choices is None else request for request in adapted]
+
+    def _constrained(self, request: ChatRequest) -> ChatRequest:
+        if request.choices is None:
+            return request
+        best_only = self.best_only and not self._exact  # a search decodes the labels in another order
+        return replace(request, choices=replace(request.choices, best_only=best_only, exact=self._exact))
+
+    @property
+    def _exact(self) -> bool:
+        if self.options.exact is None:
+            return self.n_gpu_layers == 0 and not self.best_only
+        return self.options.exact
+
+    def adapt_texts(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts that are to be embedded as the options want them."""
+        return [CutText(text) for text in texts] if self.options.truncate else list(texts)
+
+    def _bounded(self, request: ChatRequest) -> ChatRequest:
+        if self.options.max_tokens is None and not self.options.stop:
+            return request
+        most = self.options.max_tokens or request.max_output_tokens
+        return replace(request, max_output_tokens=most, stop=self.options.stop)
+
+    def check(self) -> None:
+        """Raise if llama.cpp is missing, the name is unknown, or the file is on this machine and damaged."""
+        require_installed()
+        check_name(self.name)
+
+    def open(self, resolve_secret: SecretResolver) -> GGUFBackend:  # noqa: ARG002 - a local model has no secret
+        """Load the model into this process, downloading the file first if needed."""
+        path = local_file(self.name, self.download_path)
+        known = supported_models.get(self.name)
+        n_ctx = self.resources.n_ctx or (known.n_ctx if known else None)
+        _logger.info("loading %s: %s", self.model, memory_needed(str(path), n_ctx))
+        threads = self.n_threads or _own_threads()
+        return GGUFBackend(path, self.model, self.n_gpu_layers, threads, n_ctx=n_ctx, verbose=self.verbose)
+
+
+def count_prompt_tokens(spec: GGUFSpec, requests: Sequence[ChatRequest]) -> list[int] | None:
+    """Return the tokens of each prompt by the model's own tokenizer; None where its file is not on this machine."""
+    require_installed()
+    path = file_if_here(spec.name, spec.download_path)
+    if path is None:
+        return None
+    engine = Engine(EngineOptions(str(path), vocab_only=True))
+    try:
+        chat = ChatFormat(engine, spec.options.style)
+        opened = [request.choices.opening if request.choices else "" for request in requests]
+        texts = [chat.render(request.messages) + begun for request, begun in zip(requests, opened, strict=True)]
+        return [len(chat.tokens(text)) for text in texts]
+    finally:
+        engine.close()
+
+
+def _own_threads() -> int:
+    return min(8, os.cpu_count() or 1)
