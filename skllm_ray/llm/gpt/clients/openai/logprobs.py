@@ -38,7 +38,7 @@ def read_log_probs(
     if not all(_is_told(token) for token in tokens):
         return None, RowError("malformed_response", "The log probabilities of the answer's tokens are no such numbers.")
     found = label_log_probs(tokens, labels)
-    if found is None and label_log_probs([{"token": text}], labels) is not None:
+    if found is None and label_log_probs([{"token": text, "logprob": 0.0}], labels) is not None:
         return None, RowError("malformed_response", "The log probabilities are not those of the answer's tokens.")
     return found, None
 
