@@ -79,6 +79,8 @@ def converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if here == kind:
         return array
     if isinstance(kind, pa.BaseExtensionType):
+        if isinstance(here, pa.BaseExtensionType):
+            raise ValueError(f"{here} has no equal in {kind}")
         return kind.wrap_array(converted(array, kind.storage_type))
     if isinstance(here, pa.BaseExtensionType):
         return converted(array.storage, kind)

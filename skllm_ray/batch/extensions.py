@@ -59,6 +59,8 @@ def bare(kind: pa.DataType) -> pa.DataType:
 
 def told_of(field: pa.Field) -> bytes | None:
     """Return what a foreign extension type tells besides its name, such as the unit of periods."""
+    if isinstance(field.type, pa.ExtensionType):  # those of other packages; Arrow's own are equal, or are not
+        return field.type.__arrow_ext_serialize__() or None
     return (field.metadata or {}).get(TOLD) or None
 
 
@@ -89,7 +91,10 @@ def unwrapped(array: pa.Array, field: pa.Field) -> pa.Array:
         raise ValueError(f"values of the extension type {name} mean nothing without it")
     if isinstance(array.type, pa.BaseExtensionType):
         array = array.storage
-    return known(array, field)
+    try:
+        return known(array, field)
+    except (KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise ValueError(f"what the extension type {name} tells is damaged ({type(error).__name__})") from None
 
 
 # --- inside -------------------------------------------------------------------------------------------------------
@@ -138,6 +143,7 @@ def _periods(array: pa.Array, field: pa.Field) -> pa.Array:
     import pandas as pd
 
     freq = _told(field)["freq"]
+    pd.Period(ordinal=0, freq=freq)  # raises, for a column without rows, too
     found = [None if n is None else str(pd.Period(ordinal=n, freq=freq)) for n in array.to_pylist()]
     return pa.array(found, pa.string())
 

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from pandas.core.arrays.arrow.extension_types import ArrowPeriodType
 
 from skllm_ray.batch import inputs
 from skllm_ray.batch.exact import converted
@@ -293,7 +295,12 @@ def test_uuids_go_with_texts_as_texts(tmp_path):
     assert (kind, values) == (pa.string(), ["30313233-3435-3637-3839-616263646566", None, "x"])
 
 
-def test_extension_types_inside_of_others(tmp_path):
+@pytest.mark.parametrize("known", [False, True])
+def test_extension_types_inside_of_others(tmp_path, known):
+    with suppress(pa.ArrowKeyError):  # whether this process knows them is of no matter
+        pa.unregister_extension_type("pandas.period")
+    if known:
+        pa.register_extension_type(ArrowPeriodType("D"))
     uuids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0123456789abcdef", None], pa.binary(16)))
     text = "30313233-3435-3637-3839-616263646566"
     lists = pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), uuids)

@@ -210,3 +210,18 @@ def test_a_half_part_is_never_taken_for_a_whole_one(tmp_path):
     result = batch.run(classifier(), source, str(tmp_path / "out"), unit_rows=20)
     assert (result.complete, result.this_run.rows) == (True, 40)
     assert read_parts(tmp_path / "out")["id"].tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("told", [b"{}", b"[]", b'{"freq": "nonsense"}', b"\xff", b'"M"'])
+def test_damaged_extension_types_are_told(tmp_path, told):
+    """Some of them, pandas itself cannot read."""
+    import pandas.core.arrays.arrow.extension_types  # noqa: F401  known to this process
+
+    damaged = pa.field(
+        "p", pa.int64(), metadata={"ARROW:extension:name": "pandas.period", "ARROW:extension:metadata": told}
+    )
+    write(tmp_path / "a.parquet", ["bad"], p=["2026"])
+    pq.write_table(pa.table([pa.array([5])], schema=pa.schema([damaged])), tmp_path / "b.parquet")
+    scanned = scan(open_folder(str(tmp_path), NONE, {}), list_inputs(str(tmp_path), NONE, {}))
+    assert scanned.files[0].error is None
+    assert scanned.files[1].error or "pandas.period" in scanned.clashes["p"] or "nonsense" in scanned.clashes["p"]
