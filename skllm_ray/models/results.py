@@ -184,7 +184,7 @@ def _kind(row: Row[Any]) -> str | None:
 def _message(row: Row[Any]) -> str | None:
     if row.error is not None:
         return row.error.message
-    return None if row.valid else "The answer is not one that the task allows."
+    return None if row.valid else row.reason or "The answer is not one that the task allows."
 
 
 def _costs(costs: Sequence[float | None], attempts: Sequence[int], models: Sequence[str]) -> list[float]:

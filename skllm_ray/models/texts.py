@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,9 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
-from skllm_ray.errors import InputError
+from skllm_ray.errors import InputError, warn
 from skllm_ray.models.columns import column
+from skllm_ray.tasks.base import normal_form
 
+_HALF: Final = re.compile("[\ud800-\udfff]")
 _SHOWN: Final = 5
 _SUCH_AS: Final = "Such as [['price', 'quality'], ['delivery']]."
 _PLAIN: Final = frozenset({str, type(None)})
@@ -116,6 +119,7 @@ def as_labels(y: Any, n_texts: int | None, described: bool) -> np.ndarray[Any, A
         )
     values, _ = column(y, "y")
     _check_labels(list(values), described)
+    _warn_of_like_labels(values)
     array = np.asarray(y if isinstance(y, np.ndarray) else list(values))
     if n_texts is not None and len(array) != n_texts:
         raise InputError(f"X has {n_texts} texts but y has {len(array)} labels.", "Pass one label per text.")
@@ -157,6 +161,7 @@ def as_label_lists(y: Any, n_texts: int | None, names: Sequence[str] | None = No
     if n_texts is not None and len(lists) != n_texts:
         raise InputError(f"X has {n_texts} texts but y has {len(lists)} label lists.", "Pass one list per text.")
     _check_labels([label for labels in lists for label in labels], described=False)
+    _warn_of_like_labels(label for labels in lists for label in labels)
     if n_texts is None and len(lists) == 1:
         repeated = sorted({label for label in lists[0] if lists[0].count(label) > 1})
         if repeated:
@@ -215,6 +220,11 @@ def _check_labels(labels: Sequence[Any], described: bool) -> None:
                 raise InputError(
                     f"y[{position}] is an empty label.", "Every label needs a name that says what it means."
                 )
+            if not label.isascii() and _HALF.search(label):
+                raise InputError(
+                    f"y[{position}] is {label!r}, which holds half of a surrogate pair: no request can carry it.",
+                    "Read the labels with their right encoding.",
+                )
         elif _is_na(label):
             raise InputError(f"y[{position}] is missing.", "Drop the row, or give it a label.")
         elif not described or not isinstance(label, (int, np.integer)):
@@ -225,6 +235,19 @@ def _check_labels(labels: Sequence[Any], described: bool) -> None:
                 "cross_val_predict with method='predict_proba', number the sorted labels so. "
                 "label_descriptions={0: '…'} tells what a number means where the prompt shall show the number.",
             )
+
+
+def _warn_of_like_labels(labels: Iterable[Any]) -> None:
+    """Warn of labels that an answer hardly tells apart."""
+    forms: dict[str, list[str]] = {}
+    for label in dict.fromkeys(one for one in labels if isinstance(one, str)):
+        forms.setdefault(normal_form(label), []).append(label)
+    alike = next((found for found in forms.values() if len(found) > 1), None)
+    if alike is not None:
+        warn(
+            f"The labels {_quoted(alike)} differ by their case, white space or Unicode form alone, so that an answer "
+            "in any other spelling is none of them. If they mean the same, spell them alike."
+        )
 
 
 def _is_na(value: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
@@ -238,6 +239,8 @@ class Row(Generic[T]):
     """What the backend said."""
     request: ChatRequest | None = None
     """What the backend was asked, where the call keeps it; None where nothing was sent."""
+    reason: str = ""
+    """Why the answer is not valid, where there is more to say than that."""
 
     @property
     def error(self) -> RowError | None:
@@ -262,6 +265,11 @@ _THOUGHT = re.compile(
     r"\s*(?:<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z))",
     re.DOTALL | re.IGNORECASE,
 )
+_FINAL_CHANNEL = re.compile(
+    r".*<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>|\s*analysis.*assistantfinal", re.DOTALL
+)
+"""Where gpt-oss's own format, Harmony, turns to the answer; some servers leave its marks out, and its words in."""
+_OTHER_CHANNEL = re.compile(r"\s*(?:<\|start\|>\s*assistant\s*)?<\|channel\|>")
 _END_OF_THOUGHT = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 
 
@@ -274,8 +282,13 @@ def answer_start(text: str) -> int:
     >>> text[answer_start(text) :]
     'b'
     """
+    channel = _FINAL_CHANNEL.match(text) if "final" in text else None
+    if channel is not None:
+        return channel.end()
     if "</think" not in text and "THINK]" not in text and not text.lstrip().startswith("<"):
         return 0
+    if _OTHER_CHANNEL.match(text):  # it never came to an answer
+        return len(text)
     thought = _THOUGHT.match(text)
     if thought is not None:
         return thought.end()
@@ -285,11 +298,13 @@ def answer_start(text: str) -> int:
 
 
 def normal_form(label: str) -> str:
-    """Return `label` as it is compared where no label is spelled so: without regard to case and white space.
+    """Return `label` as it is compared where no label is spelled so: without case, white space and Unicode form.
 
     Examples
     --------
     >>> normal_form("Very  Good ")
     'very good'
     """
+    if not label.isascii():
+        label = unicodedata.normalize("NFC", label)
     return " ".join(label.split()).casefold()

@@ -15,8 +15,8 @@ from skllm_ray.prompts.templates import (
     ZERO_SHOT_CLF_PROMPT_TEMPLATE,
     ZERO_SHOT_MLCLF_PROMPT_TEMPLATE,
 )
-from skllm_ray.tasks.answers import find_label, find_labels, labels_by_name, read_json
-from skllm_ray.tasks.base import ASKED_IF_SET, ChatRequest, Choices, Message, Reply, Row, answer_start
+from skllm_ray.tasks.answers import find_label, find_labels, find_plain_label, labels_by_name, read_json, value_of
+from skllm_ray.tasks.base import ASKED_IF_SET, ChatRequest, Choices, Message, Reply, Row
 from skllm_ray.tasks.prior import LabelPrior
 
 
@@ -96,22 +96,20 @@ def describe(labels: Sequence[str], descriptions: Mapping[str, str]) -> str:
     return "\n".join([format_labels(labels), *(["What they mean:", *lines] if lines else [])])
 
 
-def _answer(text: str | None) -> object:
-    """Return the value of the answer's ``label`` key, or None where the text holds no such JSON."""
-    parsed = read_json(text)
-    return parsed.get("label") if isinstance(parsed, dict) else None
-
-
 def _single(text: str | None, by_name: Mapping[object, str]) -> str | None:
-    answer = _answer(text)
+    answer = value_of(read_json(text, field="label"), "label")
     if answer is None:  # a model that ignores the format may still have answered with a label alone
-        text = (text or "")[answer_start(text or "") :].strip()
-        answer = find_label(text, by_name) or text.strip("\"'`.").strip()
+        return find_plain_label(text, by_name)
     if isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
     return find_label(answer, by_name)
 
 
 def _multiple(reply: Reply, by_name: Mapping[object, str], max_labels: int) -> Row[tuple[str, ...]]:
-    labels = find_labels(_answer(reply.text), by_name, max_labels)
+    parsed = read_json(reply.text, field="label")
+    answer = value_of(parsed, "label")
+    if parsed is None:  # the labels alone, in an array or as one of them
+        one = find_plain_label(reply.text, by_name)
+        answer = read_json(reply.text, "[") if one is None else [one]
+    labels = find_labels(answer, by_name, max_labels)
     return Row(labels, labels is not None, reply)

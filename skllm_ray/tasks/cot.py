@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.prompts.templates import COT_CLF_PROMPT_TEMPLATE, COT_MLCLF_PROMPT_TEMPLATE
-from skllm_ray.tasks.answers import find_label, find_labels, labels_by_name, read_json
+from skllm_ray.tasks.answers import find_label, find_labels, labels_by_name, read_json, value_of
 from skllm_ray.tasks.base import ChatRequest, Reply, Row
 from skllm_ray.tasks.classification import MultiLabelZeroShotTask, ZeroShotTask
 
@@ -65,8 +65,7 @@ def _explained(requests: Sequence[ChatRequest]) -> list[ChatRequest]:
 
 
 def _row(reply: Reply, read: Any) -> Row[tuple[Any, str]]:
-    answer = read_json(reply.text)
-    if not isinstance(answer, dict):
-        return Row(None, False, reply)
-    found = read(answer.get("label"))
-    return Row(None if found is None else (found, str(answer.get("explanation") or "")), found is not None, reply)
+    answer = read_json(reply.text, field="label")
+    found = read(value_of(answer, "label"))
+    explanation = str(value_of(answer, "explanation") or "")
+    return Row(None if found is None else (found, explanation), found is not None, reply)

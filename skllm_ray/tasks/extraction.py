@@ -50,11 +50,15 @@ class ExtractionTask:
     def _row(self, reply: Reply) -> Row[Mapping[str, Any]]:
         answer = read_json(reply.text)
         if not isinstance(answer, dict):
-            return Row(None, False, reply)
+            return Row(None, False, reply, reason="The answer holds no JSON object.")
+        fields, given = set(self.schema.get("properties", answer)), set(answer)
+        if not fields & given or (given - fields and fields - given):  # defaults must not pass for what was read
+            missing = ", ".join(map(repr, sorted(fields - given)))
+            return Row(None, False, reply, reason=f"The answer lacks {missing} and has other fields in place of them.")
         try:
             return Row(self.validate(answer), True, reply)
         except (ValueError, TypeError):
-            return Row(None, False, reply)
+            return Row(None, False, reply, reason="The answer does not follow the schema.")
 
 
 def strict(schema: Any) -> Any:

@@ -18,8 +18,8 @@ from skllm_ray.prompts.templates import (
     NER_SYSTEM_MESSAGE_SPARSE,
     NER_SYSTEM_MESSAGE_TEMPLATE,
 )
-from skllm_ray.tasks.answers import read_json, unfenced
-from skllm_ray.tasks.base import ChatRequest, Reply, Row, answer_start
+from skllm_ray.tasks.answers import final, read_json, unfenced, value_of
+from skllm_ray.tasks.base import ChatRequest, Reply, Row
 from skllm_ray.tasks.text import conversation
 
 _SEGMENT = re.compile(r"<not_entity>(.*?)</not_entity>|<entity>(.*?)</entity>", re.DOTALL)
@@ -69,10 +69,13 @@ class NERTask:
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[tuple[Span, ...]]]:
         """Return one row per reply. Of an answer counts what stands in the text and is of a known type."""
         read = self._listed if self.sparse else self._marked
-        rows = []
+        rows: list[Row[tuple[Span, ...]]] = []
         for text, reply in zip(texts, replies, strict=True):
-            found = None if reply.text is None else read(text, reply.text)
-            rows.append(Row(None if found is None else tuple(found), found is not None, reply))
+            found = read(text, reply.text) if reply.text is not None else ""
+            if isinstance(found, str):
+                rows.append(Row(None, False, reply, reason=found))
+            else:
+                rows.append(Row(tuple(found), True, reply))
         return rows
 
     def _schema(self) -> dict[str, Any]:
@@ -93,22 +96,23 @@ class NERTask:
             "additionalProperties": False,
         }
 
-    def _listed(self, text: str, answer: str) -> list[Span] | None:
-        start = answer[answer_start(answer) :].lstrip("`jsonJSON \n\t")
-        parsed = read_json(answer, "[") if start.startswith("[") else read_json(answer)
-        listed = parsed.get("entities") if isinstance(parsed, dict) else parsed
+    def _listed(self, text: str, answer: str) -> list[Span] | str:
+        """Return the spans of what a model listed, or why it is no such list."""
+        start = final(answer).lstrip("`jsonJSON \n\t")
+        parsed = read_json(answer, "[") if start.startswith("[") else read_json(answer, field="entities")
+        listed = value_of(parsed, "entities") if isinstance(parsed, dict) else parsed
         if not isinstance(listed, list):
-            return None
+            return "The answer holds no list of entities."
         entries = [entry for item in listed if (entry := self._entry(item)) is not None]
+        if listed and not entries:
+            return "The answer's entities have other fields than 'tag' and 'value', or none of the types asked for."
         return locate(text, entries)
 
     def _entry(self, item: object) -> tuple[str, str, str] | None:
-        if not isinstance(item, dict):
-            return None
-        value, tag = item.get("value"), self._tag(item.get("tag"))
+        value, tag = value_of(item, "value"), self._tag(value_of(item, "tag"))
         if not isinstance(value, str) or not value.strip() or tag is None:
             return None
-        return value, tag, str(item.get("reasoning") or "")
+        return value, tag, str(value_of(item, "reasoning") or "")
 
     def _tag(self, tag: object) -> str | None:
         """Return the type that `tag` names, as a whole: neither a pattern nor the beginning of another's name."""
@@ -119,11 +123,14 @@ class NERTask:
         alike = [name for name in self.entities if name.casefold() == tag.strip().casefold()]
         return alike[0] if len(alike) == 1 else None
 
-    def _marked(self, text: str, answer: str) -> list[Span] | None:
+    def _marked(self, text: str, answer: str) -> list[Span] | str:
         """Return the spans of a text that the model repeated, walking along the original: that alone is trusted."""
         segments = list(_SEGMENT.finditer(unfenced(answer)))
         if not segments:
-            return None
+            return "The answer marks nothing, neither as an entity nor as none."
+        named = [_element(segment[2], "tag") for segment in segments if segment[2] is not None]
+        if named and not any(map(self._tag, named)):
+            return "The answer's entities have no tag, or none of the types asked for."
         spans, position = [], 0
         for segment in segments:
             inner = segment[2]

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from skllm_ray.tasks.base import UNSEEN_PROBABILITY, RowError, answer_start, normal_form
 
-_LABEL = re.compile(r'"label"\s*:\s*(?:\[\s*)?("?)')
+_LABEL = re.compile(r'"label"\s*:\s*(?:\[\s*)?("?)', re.IGNORECASE)
 _QUOTED = re.compile(r'((?:[^"\\]|\\.)*)(")?', re.DOTALL)
 _BARE = re.compile(r"[^,\]}\s]*")
-_AROUND = "\"'`."  # what may stand around a label that is all of an answer
+_AROUND = "\"'`.*_ "  # what may stand around a label that is all of an answer
 _LEAST = -700.0
 _ROUNDING = 0.01
 _ALL = 1.05
