@@ -21,7 +21,7 @@ from skllm_ray.batch.folder_columns import check_folder, folder_array, folder_va
 from skllm_ray.batch.jsonl_input import read_jsonl, scan_jsonl
 from skllm_ray.batch.parquet_input import read_parquet, scan_parquet
 from skllm_ray.batch.storage import FileInfo, Folder, format_of
-from skllm_ray.batch.units import MOST_ROWS, SCHEMA_KEY, InputFile, Look, Unit, cut, rows_per_unit
+from skllm_ray.batch.units import MOST_ROWS, SCHEMA_KEY, InputFile, Look, Unit, cut, rows_in_memory, rows_per_unit
 from skllm_ray.errors import InputError
 
 __all__ = ["MOST_ROWS", "InputFile", "Scanned", "Unit", "cut", "read", "rows_per_unit", "scan", "short"]
@@ -165,9 +165,9 @@ def _column(folder: Folder, look: Look, at: int) -> Column:
 
 
 def _values(folder: Folder, look: Look, one: pa.Field) -> Iterator[pa.Array]:
-    """Yield a column's values, as many rows at once as a unit has; what cannot be read is passed over."""
+    """Yield a column's values, as many rows at once as have room; what cannot be read is passed over."""
     own = _Places().write([one])
-    for unit in cut([look.file], rows_per_unit([look.file])):
+    for unit in cut([look.file], rows_in_memory([look.file])):
         try:
             table = read(folder, unit, [one.name], own)
         except (OSError, pa.ArrowException):  # told when the unit is to be asked

@@ -77,10 +77,12 @@ def _of_group(
     told = parquet.metadata.row_group(group)
     if rows == told.num_rows or told.total_byte_size <= _WHOLE_BYTES:
         key = (identity, group, tuple(columns))
-        if key not in _decoded:  # the next unit is often of the same row group
+        whole = _decoded.get(key)  # the next unit is often of the same row group
+        if whole is None:
+            whole = parquet.read_row_group(group, list(columns), use_threads=False)
             _decoded.clear()
-            _decoded[key] = parquet.read_row_group(group, list(columns), use_threads=False)
-        return _decoded[key].slice(skip, rows)
+            _decoded[key] = whole
+        return whole.slice(skip, rows)
     found, at = [], 0
     batch_rows = min(MOST_ROWS, rows)  # a unit of few rows has wide ones
     for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=list(columns), use_threads=False):

@@ -110,9 +110,13 @@ class Unit:
 def rows_per_unit(files: Sequence[InputFile]) -> int:
     """Return how many rows a unit has: enough units to share out, none needlessly small, none too large for memory."""
     total = sum(file.n_rows for file in files)
-    wide = sum(file.n_bytes for file in files) / max(1, total)
-    by_memory = int(_MOST_BYTES / max(1.0, wide))
-    return max(1, min(MOST_ROWS, by_memory, max(_LEAST_ROWS, -(-total // _UNITS))))
+    return min(MOST_ROWS, rows_in_memory(files), max(_LEAST_ROWS, -(-total // _UNITS)))
+
+
+def rows_in_memory(files: Sequence[InputFile]) -> int:
+    """Return how many rows, with all their columns, have room in memory."""
+    wide = sum(file.n_bytes for file in files) / max(1, sum(file.n_rows for file in files))
+    return max(1, int(_MOST_BYTES / max(1.0, wide)))
 
 
 def cut(files: Sequence[InputFile], unit_rows: int, cuts: Sequence[tuple[int, int]] = ()) -> Iterator[Unit]:
