@@ -50,7 +50,8 @@ def test_model_actors_answer_and_the_output_is_that_of_predict(ray_here, tmp_pat
     assert set(found["cost_usd"]) == {0.0}
 
 
-def test_a_worker_that_is_killed_loses_nothing_and_pays_for_little(ray_here, tmp_path):
+@pytest.mark.parametrize(("how", "twice"), [(signal.SIGKILL, 8 + 64), (signal.SIGTERM, 8)])
+def test_a_worker_that_is_killed_loses_nothing_and_pays_for_little(ray_here, tmp_path, how, twice):
     rows = texts(600)
     with ChatServer(latency_s=0.05) as server:
         SKLLMConfig.set_rate_limit("custom_url::m", max_concurrency=8)
@@ -60,14 +61,14 @@ def test_a_worker_that_is_killed_loses_nothing_and_pays_for_little(ray_here, tmp
         class Killer(batch.LineScreen):
             def show(self, state) -> None:
                 if not killed and server.n_requests > 200:
-                    killed.extend(kill_one("ray::_run_units"))
+                    killed.extend(kill_one("ray::_run_units", how))
 
         source = write(tmp_path / "in.parquet", rows)
         result = batch.run(clf, source, str(tmp_path / "out"), unit_rows=150, screen=Killer(str))
         assert killed
         assert result.complete
         assert read(tmp_path / "out")["id"].tolist() == list(range(600))
-        assert server.n_requests <= 600 + 8 + 64
+        assert server.n_requests <= 600 + twice
 
 
 def test_a_unit_that_kills_its_worker_costs_its_neighbours_nothing(ray_here):
@@ -116,12 +117,12 @@ def test_a_signal_ends_a_run_in_order_and_what_was_in_flight_is_kept(ray_here, t
     assert read(tmp_path / "out")["id"].tolist() == list(range(3000))
 
 
-def kill_one(title: str) -> list[int]:
+def kill_one(title: str, how: int = signal.SIGKILL) -> list[int]:
     """Kill one of this test's own processes that are called so; return its number."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if title in " ".join(process.cmdline()):
-                os.kill(process.pid, signal.SIGKILL)
+                os.kill(process.pid, how)
                 return [process.pid]
     return []
 
