@@ -124,13 +124,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--minutes", type=float, default=1e6, help="After so many nothing more is killed.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="k"))
     cluster = Cluster(folder)
     try:
-        tally = strike(cluster, folder, given.kills, given.rows, random.Random(given.seed))
+        ends = time.monotonic() + 60 * given.minutes
+        tally = strike(cluster, folder, given.kills, given.rows, random.Random(given.seed), ends)
     finally:
         cluster.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,10 +147,10 @@ def main() -> None:
         sys.exit("The promise was broken.")
 
 
-def strike(cluster: Cluster, folder: Path, n_kills: int, n_rows: int, chance: random.Random) -> Tally:
+def strike(cluster: Cluster, folder: Path, n_kills: int, n_rows: int, chance: random.Random, ends: float) -> Tally:
     """Run jobs and kill until enough is killed and the last job is complete."""
     tally = Tally()
-    while sum(tally.kills.values()) < n_kills:
+    while sum(tally.kills.values()) < n_kills and time.monotonic() < ends:
         tally.jobs += 1
         budget_usd = BUDGET_USD if tally.jobs % 2 else None
         job = Job(folder / f"job{tally.jobs}", n_rows, budget_usd, shared=tally.jobs % 4 in {2, 3})
@@ -159,7 +161,8 @@ def strike(cluster: Cluster, folder: Path, n_kills: int, n_rows: int, chance: ra
                 while driver.poll() is None:
                     job.wait_until_flowing(driver)
                     time.sleep(chance.uniform(0, 4))
-                    if driver.poll() is not None or sum(tally.kills.values()) >= n_kills:
+                    over = sum(tally.kills.values()) >= n_kills or time.monotonic() > ends
+                    if driver.poll() is not None or over:
                         break
                     target = chance.choice([*SIGNALS, "node", *TARGETS])
                     if target == "stopped driver":
