@@ -24,6 +24,7 @@ _SAVE_S: Final = 5.0
 _COMPACT_FILES: Final = 50
 _THREADS: Final = 16
 _PART: Final = re.compile(r"part-(\d+-\d+-\d+)\.parquet")
+_TORN: Final = re.compile(r"\.part-[\w.-]+\.tmp")
 _KEY: Final = re.compile(r"(\d+)-(\d+)-(\d+)")
 
 
@@ -139,6 +140,8 @@ class OutputState:
 
     def tidy(self) -> None:
         """Put in order what earlier runs left: for who holds the output's lock alone."""
+        for name in (name for name in self.output.names() if _TORN.fullmatch(name)):  # killed while it was written
+            self.output.delete(name)
         names = sorted(self.output.below(_DONE).names())
         if len(names) > _COMPACT_FILES:
             self._write([*self.lost.values(), *self._known.values()])

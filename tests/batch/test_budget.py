@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import skllm_ray
@@ -418,3 +420,67 @@ def test_a_bound_that_is_none_is_refused_with_a_budget(world):
         with pytest.raises(ConfigurationError, match="max_tokens"):
             batch.run(clf, world.source, str(world.output), budget_usd=1.0, **PRICES)
     assert world.paid == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 5000,
+        '{"i": [["a", NaN]]}',
+        '{"i": [["a", -5.0]]}',
+        '{"i": 3}',
+        '{"s": [["a", 1e999, 0.0]]}',
+        '{"k": "x"}',
+        '{"k": "x", "u": [1, 2, 3, -9.0], "m": "m", "a": 1, "t": "text", "l": null}',
+        '{"k": "x", "u": ["1", 2, 3, 0.5], "m": "m", "a": 1, "t": "text", "l": null}',
+        '{"k": "x", "u": [1, 2, 3, 0.5], "m": null, "a": 1, "t": "text", "l": null}',
+        '{"k": "x", "u": [1, 2, 3, 0.5], "m": "m", "a": 1, "v": 7, "l": null}',
+        "gASVHQAAAAAAAACMBXBvc2l4lIwGc3lzdGVtlJOU",
+    ],
+)
+def test_a_line_that_is_none_of_ours_is_passed_over(world, line):
+    world.fault = lambda n: StatusFault(401, "bad key") if len(world.paid) >= 30 else None
+    with ChatServer(world.answer) as server:
+        world.run(server, budget_usd=100)
+        before = world.spent()
+        (folder,) = (world.output / work.JOURNAL).iterdir()
+        (folder / "00000000-000009.jsonl").write_text(f"{line}\n\x00\xff\n{line[:20]}", "latin-1")
+        assert world.spent() == pytest.approx(before)
+        (world.output / work.SYSTEM / "done").mkdir(exist_ok=True)
+        (world.output / work.SYSTEM / "done" / "x.jsonl").write_text(line, "latin-1")
+        world.fault = lambda n: None
+        done = world.run(server, budget_usd=100)
+    assert done.complete
+    assert len(world.paid) == 60
+
+
+def test_a_vector_that_is_none_is_passed_over(tmp_path):
+    folder = open_folder(str(tmp_path), StorageOptions(), {})
+    line = '{"k": "x", "u": [1, 2, 3, 0.5], "m": "m", "a": 1, "v": "no base64!", "l": null}'
+    folder.write("00000000-000009.jsonl", line.encode())
+    assert Journal(folder, resumes=True).resumed == {}
+
+
+def test_a_part_that_was_killed_while_it_was_written_leaves_nothing(world):
+    world.output.mkdir()
+    torn = world.output / ".part-00000-0000000000-0000060.parquet.0a1b2c3d.tmp"
+    torn.write_bytes(b"PAR1 torn")
+    with ChatServer(world.answer) as server:
+        assert world.run(server).complete
+    assert not torn.exists()
+    assert len(read(world.output)) == 60
+
+
+def test_a_part_that_tells_impossible_costs_is_done_again(world):
+    with ChatServer(world.answer) as server:
+        world.run(server)
+        (part,) = world.output.glob("part-*")
+        table = pq.read_table(part)
+        told = json.loads(table.schema.metadata[b"skllm_ray"])
+        for name, value in (("cost_usd", float("nan")), ("unknown_usd", -5.0), ("rows", "many"), ("errors", [1])):
+            odd = {b"skllm_ray": json.dumps({**told, name: value}).encode()}
+            pq.write_table(table.replace_schema_metadata(odd), part)
+            for log in (world.output / work.SYSTEM / "done").iterdir():
+                log.unlink()
+            assert world.run(server).complete
+    assert len(world.paid) == 60 * 5
