@@ -168,8 +168,9 @@ class GGUFBackend:
         ]
 
     def _is_searched(self, request: ChatRequest, split: tuple[list[int], Trie]) -> bool:
-        many = split[1].n_nodes > _MANY_NODES or not self._engine.sequences.shares_tokens
-        return _choices(request).best_only and many
+        engine, n_nodes = self._engine, split[1].n_nodes
+        many = n_nodes > _MANY_NODES or (not engine.overlaps and n_nodes * engine.n_vocab > _MANY_LOGITS)
+        return _choices(request).best_only and (many or not engine.sequences.shares_tokens)
 
     def _split_one(self, request: ChatRequest, chat: Prompts) -> tuple[list[int], Trie]:
         choices = _choices(request)
@@ -314,6 +315,7 @@ _SINGLE, _MULTIPLE, _FREE = "single", "multiple", "free"
 _KEPT_FORMATS = 8
 _WRITTEN_TOKENS = 256  # room for an answer that nobody bounded, where a text is cut
 _TOKENISED_AHEAD = 64  # rows: what a GPU decodes while the next ones are tokenised
+_MANY_LOGITS = 1 << 18  # of a row, the same on a CPU
 _MANY_NODES = 64  # of a trie, from which on a search for the best label alone is faster than scoring all
 
 

@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from skllm_ray.llm.gpt.clients.llama_cpp import scoring
+from skllm_ray.llm.gpt.clients.llama_cpp import search
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
+from skllm_ray.llm.gpt.clients.llama_cpp.logarithms import log_sum_exp
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import (
     ContextOverflowError,
+    Row,
     Scorer,
     Scores,
     Trie,
     _closing,
-    _fitting,
-    _Row,
-    log_sum_exp,
+    fitting,
 )
 
 _Path = tuple[int, ...]
@@ -100,7 +100,7 @@ def _nodes(trie: Trie, numbers: dict[_Path, int], paths: Sequence[_Path]) -> lis
 class _Standing:
     """A row whose prompt stands in a sequence of its own, and what is known of its continuations."""
 
-    row: _Row
+    row: Row
     paths: Paths
     sequence: int
     scores: NDArray[np.float64] = field(init=False)
@@ -167,7 +167,7 @@ class BranchScorer:
     def add(self, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]) -> list[Scores]:
         """Return every row's log-probabilities, one per continuation."""
         results: list[Scores] = [np.zeros(0)] * len(prompts)
-        for standing in _standings(self._engine, _fitting(self._engine, prompts, tries, results)):
+        for standing in _standings(self._engine, fitting(self._engine, prompts, tries, results)):
             _decode(
                 self._engine,
                 [_Step(one, path) for one in standing for path in np.flatnonzero(one.open).tolist()],
@@ -197,11 +197,11 @@ def score(
 
 
 def best(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]) -> list[int | ContextOverflowError]:
-    """Return the most likely continuation of every prompt; see :func:`.scoring.best`."""
+    """Return the most likely continuation of every prompt; see :func:`.search.best`."""
     if engine.sequences.shares_tokens:
-        return scoring.best(engine, prompts, tries)
+        return search.best(engine, prompts, tries)
     results: list[Scores] = [np.zeros(0)] * len(prompts)
-    rows = _fitting(engine, prompts, tries, results)
+    rows = fitting(engine, prompts, tries, results)
     found = [entry if isinstance(entry, ContextOverflowError) else 0 for entry in results]
     for standing in _standings(engine, rows):
         width = 1
@@ -220,7 +220,7 @@ def _can_win(standing: _Standing, most: int) -> list[_Step]:
     return [_Step(standing, path) for path in likeliest.tolist() if bounds[path] > -np.inf]
 
 
-def _standings(engine: Engine, rows: Sequence[_Row]) -> Iterator[list[_Standing]]:
+def _standings(engine: Engine, rows: Sequence[Row]) -> Iterator[list[_Standing]]:
     """Decode the rows' prompts, so many at once as there is room for; they stand until the next are asked for."""
     paths = {id(trie): Paths(trie) for trie in {id(row.trie): row.trie for row in rows}.values()}
     for run, n_prefix in engine.runs([row.common for row in rows]):
@@ -235,9 +235,9 @@ def _standings(engine: Engine, rows: Sequence[_Row]) -> Iterator[list[_Standing]
                 engine.release()
 
 
-def _groups(engine: Engine, rows: Sequence[_Row], n_prefix: int) -> Iterator[list[_Row]]:
+def _groups(engine: Engine, rows: Sequence[Row], n_prefix: int) -> Iterator[list[Row]]:
     most_rows = min(max(1, (engine.n_sequences - 1) // 2), engine.n_outputs)
-    group: list[_Row] = []
+    group: list[Row] = []
     tokens = 0
     for row in rows:
         need = len(row.common) - n_prefix
@@ -257,7 +257,9 @@ def _decode_prompts(engine: Engine, standing: Sequence[_Standing], n_prefix: int
         engine.sequences.open(one.sequence)
         batch.add(one.row.common[n_prefix:], n_prefix, one.sequence, last_wanted=True)
     logits = engine.decode(batch)
-    for output, (one, total) in enumerate(zip(standing, log_sum_exp(logits).tolist(), strict=True)):
+    for output, (one, total) in enumerate(
+        zip(standing, log_sum_exp(logits, engine.options.n_threads).tolist(), strict=True)
+    ):
         one.known[0] = True
         one.note(engine, 0, logits[output : output + 1], total)
 
@@ -289,7 +291,7 @@ def _decode_at_once(engine: Engine, steps: Sequence[_Step], first_free: int) -> 
         batch.add(tokens, len(standing.row.common), sequence, wanted=wanted)
         at[i], n_wanted = n_wanted, n_wanted + len(new[i])
     logits = engine.decode(batch)
-    totals = log_sum_exp(logits).tolist()
+    totals = log_sum_exp(logits, engine.options.n_threads).tolist()
     for i, step in enumerate(steps):  # in the order in which nodes were taken: a node's parent comes before it
         for output, node in enumerate(new[i], at[i]):
             step.standing.note(engine, node, logits[output : output + 1], totals[output])

@@ -329,6 +329,11 @@ class Engine:
         return len(prefix)
 
     @property
+    def overlaps(self) -> bool:
+        """Whether decoding goes on while this process does something else: on a GPU."""
+        return self.options.n_gpu_layers != 0
+
+    @property
     def n_prefix(self) -> int:
         """Tokens of the shared prefix."""
         return len(self._prefix)

@@ -9,7 +9,6 @@ on with ``"}`` as well as with ``"``.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Decoding, Engine, common_length
+from skllm_ray.llm.gpt.clients.llama_cpp.logarithms import log_sum_exp
 
 _LANES = 16
 """Floats that a CPU adds up at once: with AVX-512, and fewer elsewhere.
@@ -25,7 +25,6 @@ Attention adds up the cells of the cache in such groups. A row that begins at an
 alone is added up in another order; the last bits of its floats differ, and where they tip the rounding of an activation
 to 8 bits, its log-probabilities differ visibly. Exact scores begin every row, and end the shared prefix, at a multiple.
 """
-_FRONTIER = 16  # partial labels that the best-first search follows at once
 
 
 class ContextOverflowError(Exception):
@@ -139,9 +138,13 @@ class Trie:
 
 
 @dataclass(slots=True)
-class _Row:
+class Row:
+    """A prompt, and how it may go on."""
+
     index: int
+    """Its place among the rows of the call."""
     common: list[int]
+    """The prompt's tokens, and those that all continuations begin with."""
     trie: Trie
 
 
@@ -199,10 +202,12 @@ class Scorer:
     def add(self, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]) -> list[Scores]:
         """Begin to score some rows; what is returned is complete after :meth:`finish`."""
         results: list[Scores] = [np.zeros(len(trie)) for trie in tries]
-        rows = _fitting(self._engine, prompts, tries, results)
+        rows = fitting(self._engine, prompts, tries, results)
         for decoded in _decoded_groups(self._engine, rows, self._step):
             self.finish()
             self._under_way = decoded, results
+            if not self._engine.overlaps:  # what is decoded stands in llama.cpp's buffer, and need not be copied
+                self.finish()
         return results
 
     def finish(self) -> None:
@@ -213,37 +218,14 @@ class Scorer:
             _collect(self._engine, decoded, results)
 
 
-def best(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]) -> list[int | ContextOverflowError]:
-    """Return the most likely continuation of every prompt, without scoring all of them.
-
-    A best-first search: the likeliest partial continuations are followed, and as a partial score can only fall, it ends
-    when a whole one is at least as likely as all partial ones. It pays for hundreds of labels; for few, one decode with
-    all of them is faster (see :func:`score`).
-
-    Returns
-    -------
-    list of int or ContextOverflowError
-        The position of each row's best continuation.
-    """
-    overflows: list[Scores] = [np.zeros(0)] * len(prompts)
-    rows = _fitting(engine, prompts, tries, overflows)
-    found: list[int | ContextOverflowError] = [
-        entry if isinstance(entry, ContextOverflowError) else 0 for entry in overflows
-    ]
-    for run, n_prefix in engine.runs([row.common for row in rows]):
-        for i in run:
-            found[rows[i].index] = _search(engine, rows[i], n_prefix)
-    return found
-
-
 def tokens_needed(prompt: Sequence[int], trie: Trie) -> int:
     """Return how many tokens of the context it takes to compare the continuations of a prompt."""
     return len(prompt) + len(trie.shared) + max(len(part.tokens) for part in trie.parts)
 
 
-def _fitting(
+def fitting(
     engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie], results: list[Scores]
-) -> list[_Row]:
+) -> list[Row]:
     """Return the rows that the context can hold; the others' `results` say that it cannot."""
     rows = []
     for index, (prompt, trie) in enumerate(zip(prompts, tries, strict=True)):
@@ -254,13 +236,13 @@ def _fitting(
         if needed > engine.n_ctx:
             results[index] = ContextOverflowError(needed, engine.n_ctx)
         else:
-            rows.append(_Row(index, common, trie))
+            rows.append(Row(index, common, trie))
     return rows
 
 
-def _groups(engine: Engine, rows: Sequence[_Row], n_prefix: int, step: int) -> Iterator[list[_Row]]:
+def _groups(engine: Engine, rows: Sequence[Row], n_prefix: int, step: int) -> Iterator[list[Row]]:
     """Yield sets of rows that fit into one decode; a row whose continuations do not fit at once comes alone."""
-    group: list[_Row] = []
+    group: list[Row] = []
     tokens = sequences = outputs = 0
     for row in rows:
         part = row.trie.parts[0]
@@ -284,17 +266,17 @@ def _groups(engine: Engine, rows: Sequence[_Row], n_prefix: int, step: int) -> I
         yield group
 
 
-_Decoded = tuple[Decoding, list[tuple[_Row, _Part]]]
+_Decoded = tuple[Decoding, list[tuple[Row, _Part]]]
 """A decode, and whose continuations' logits it gives, in their order."""
 
 
-def _decoded_groups(engine: Engine, rows: Sequence[_Row], step: int) -> Iterator[_Decoded]:
+def _decoded_groups(engine: Engine, rows: Sequence[Row], step: int) -> Iterator[_Decoded]:
     for run, n_prefix in engine.runs([row.common for row in rows], step):
         for group in _groups(engine, [rows[i] for i in run], n_prefix, step):
             yield from _decode_group(engine, group, n_prefix, step)
 
 
-def _decode_group(engine: Engine, group: Sequence[_Row], n_prefix: int, step: int) -> Iterator[_Decoded]:
+def _decode_group(engine: Engine, group: Sequence[Row], n_prefix: int, step: int) -> Iterator[_Decoded]:
     batch = engine.new_batch()
     sequence = 1
     parts = group[0].trie.parts
@@ -322,7 +304,7 @@ def _collect(engine: Engine, decoded: _Decoded, results: list[Scores]) -> None:
     """Add up the log-probabilities of the continuations' tokens, of all rows together."""
     decoding, scored = decoded
     logits = decoding.logits()
-    totals = log_sum_exp(logits)
+    totals = log_sum_exp(logits, engine.options.n_threads)
     begun = np.cumsum([(0, 0), *((len(row.trie), part.n_outputs) for row, part in scored)], axis=0)
     offsets = [(n_scores, n_outputs, 0) for n_scores, n_outputs in begun.tolist()]
     scores = np.zeros(offsets[-1][0])
@@ -343,59 +325,4 @@ def _closing(
     if quotes.any():
         nodes, back = np.unique(outputs[quotes], return_inverse=True)
         found[quotes] = log_sum_exp(logits[np.ix_(nodes, engine.quoted_tokens)])[back]
-    return found
-
-
-def _search(engine: Engine, row: _Row, n_prefix: int) -> int:
-    """Return the row's best continuation."""
-    children: dict[tuple[int, ...], dict[int, int | None]] = {}  # path → token → continuation where it ends there
-    for index, tail in enumerate(row.trie.tails):
-        for depth, token in enumerate(tail):
-            ends = index if depth == len(tail) - 1 else None
-            children.setdefault(tail[:depth], {})[token] = ends
-    batch = engine.new_batch()
-    batch.add(row.common[n_prefix:], n_prefix, 1, engine.n_sequences - 1, last_wanted=True)
-    paths: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
-    partial: list[tuple[float, tuple[int, ...]]] = []
-    winner, highest = -1, -np.inf
-    while True:
-        logits = engine.decode(batch)
-        totals = log_sum_exp(logits)
-        for output, (path, before) in enumerate(paths):
-            for token, ends in children[path].items():
-                if ends is None:
-                    value = before + float(logits[output, token]) - totals[output]
-                    heapq.heappush(partial, (-value, (*path, token)))
-                    continue
-                closing = _closing(engine, logits, np.asarray([output]), np.asarray([token]))
-                value = before + float(closing[0]) - totals[output]
-                if value > highest:
-                    winner, highest = ends, value
-        engine.trim(len(row.common))
-        if not partial or -partial[0][0] <= highest:
-            engine.release()
-            return winner
-        paths = []
-        batch = engine.new_batch()
-        room = min(engine.n_batch, engine.room - (len(row.common) - n_prefix), engine.n_outputs)
-        while partial and -partial[0][0] > highest and len(paths) < min(_FRONTIER, engine.n_sequences - 1):
-            value, path = heapq.heappop(partial)
-            if paths and len(batch) + len(path) > room:
-                heapq.heappush(partial, (value, path))
-                break
-            batch.add(path, len(row.common), 1 + len(paths), last_wanted=True)
-            paths.append((path, -value))
-
-
-def log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the logarithm of the sum of exponentials over the last axis, of shape (n_rows,).
-
-    Row by row, because a row fits into a core's cache where all of them do not: twice as fast for large vocabularies.
-    """
-    found = np.empty(len(logits))
-    powers = np.empty(logits.shape[1], np.float32)
-    for index, row in enumerate(logits):
-        highest = row.max()
-        np.exp(np.subtract(row, highest, out=powers), out=powers)
-        found[index] = highest + np.log(powers.sum(dtype=np.float64))
     return found
