@@ -46,26 +46,27 @@ def read_parquet(folder: Folder, unit: Unit, columns: Sequence[str], schema: pa.
         doubtful = set(_doubtful_times(parquet)) & set(held)
         found = _read(parquet, unit, held)
         if doubtful:
-            finer = _read(_open(source, "ns"), unit, sorted(doubtful))
+            finer = _read(_open(source, "ns"), unit, sorted(doubtful), "ns")
             for name in doubtful:
                 exact = _exact_times(found.column(name).combine_chunks(), finer.column(name).combine_chunks())
                 found = found.set_column(found.column_names.index(name), name, exact)
     return found
 
 
-def _open(source: pa.NativeFile, unit: str = "us") -> pq.ParquetFile:
+def _open(source: pa.NativeFile, times: str = "us") -> pq.ParquetFile:
     """Open a file whose 96-bit times are read in a unit; a row group is streamed, not fetched at once."""
-    return pq.ParquetFile(source, coerce_int96_timestamp_unit=unit, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+    return pq.ParquetFile(source, coerce_int96_timestamp_unit=times, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
-def _read(parquet: pq.ParquetFile, unit: Unit, columns: Sequence[str]) -> pa.Table:
-    unit_ns = unit.path, unit.file, tuple(map(str, parquet.schema_arrow.types))
-    parts = [_of_group(parquet, unit_ns, group, skip, rows, columns) for group, skip, rows in unit.groups]
+def _read(parquet: pq.ParquetFile, unit: Unit, columns: Sequence[str], times: str = "us") -> pa.Table:
+    identity = unit.path, unit.file, times
+    parts = [_of_group(parquet, identity, group, skip, rows, columns) for group, skip, rows in unit.groups]
     return pa.concat_tables(parts)
 
 
 _decoded: dict[Any, pa.Table] = {}
-"""The row group that this process decoded last."""
+"""The row groups that this process decoded last: two, as 96-bit times are read in two ways."""
+_MOST_DECODED: Final = 2
 
 
 def _of_group(
@@ -80,7 +81,8 @@ def _of_group(
         whole = _decoded.get(key)  # the next unit is often of the same row group
         if whole is None:
             whole = parquet.read_row_group(group, list(columns), use_threads=False)
-            _decoded.clear()
+            for old in list(_decoded)[: len(_decoded) + 1 - _MOST_DECODED]:  # other threads may do the same
+                _decoded.pop(old, None)
             _decoded[key] = whole
         return whole.slice(skip, rows)
     found, at = [], 0
