@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -21,13 +22,16 @@ from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process, process
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
 from skllm_ray.execution.news import News, tell, with_news
 from skllm_ray.execution.open_backends import opened
+from skllm_ray.execution.rate_limiter import end_call
 from skllm_ray.execution.vault import fetch_secrets, hand_over
 from skllm_ray.execution.workers import compare_workers
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.calls import Call
 from skllm_ray.llm.lessons import Lessons, known, teach
-from skllm_ray.tasks.base import Row, Task
+from skllm_ray.tasks.base import Row, RowError, Task
 
+_FLUSH_S = 5.0  # for a worker to write down what it has, before the process that waits for it ends
+_NOTICE_S = 1.0  # for all workers to hear that a call is over
 _API_TASKS = 8  # Dataset tasks of a stateless backend at once; each keeps many requests in flight
 
 
@@ -106,7 +110,9 @@ def _one_block(texts: Sequence[str], work: Connected) -> list[Row[Any]]:
         rows, news = ray.get(answer)
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, SkllmRayError) else error) from None
-    except BaseException:
+    except BaseException:  # Ctrl-C or SIGTERM
+        _end(work)
+        ray.wait([answer], timeout=_FLUSH_S)
         ray.cancel(answer)
         raise
     tell(news, set())
@@ -141,11 +147,22 @@ def _through_dataset(
             zero_copy_batch=True,
         )
         told: set[str] = set()
-        for batch in _raising(mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)):
-            for positions, packed in zip(batch["positions"], batch["rows"], strict=True):
-                rows, news = pickle.loads(packed.as_py())  # noqa: S301 - written by our own task below
-                tell(news, told)
-                yield positions.as_py(), rows
+        try:
+            for batch in _raising(mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)):
+                for positions, packed in zip(batch["positions"], batch["rows"], strict=True):
+                    rows, news = pickle.loads(packed.as_py())  # noqa: S301 - written by our own task below
+                    tell(news, told)
+                    yield positions.as_py(), rows
+        except BaseException:  # Ctrl-C or SIGTERM, or what stops the call
+            _end(work)
+            time.sleep(_NOTICE_S)
+            raise
+
+
+def _end(work: Connected) -> None:
+    """Let the workers send nothing more for a call that nobody waits for any more; what is in flight, they keep."""
+    if work.call is not None:
+        end_call(work.call.name, RowError("cancelled", "The call was interrupted.", fatal=True))
 
 
 def _shared_out(work: Connected) -> tuple[int, Connected]:

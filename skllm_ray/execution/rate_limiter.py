@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,9 @@ class _LimiterActor:
 
     def show(self) -> list[BucketInfo]:
         return self._quotas.show()
+
+    def end(self, call: str, error: RowError) -> None:
+        self._quotas.end(call, error)
 
     def _look_after_silent(self) -> None:
         """Find out which silent holders are dead, so that nobody waits for their requests' deadlines."""
@@ -110,6 +114,13 @@ def use_cluster_limiter() -> None:
         limiter = current_limiter()
         if not isinstance(limiter, ClusterLimiter) or limiter.job != job_key():
             install_limiter(ClusterLimiter())
+
+
+def end_call(call: str, error: RowError) -> None:
+    """Let no process of the cluster send anything more for `call`; those that work for it notice within a second."""
+    with suppress(RayError, ValueError, TimeoutError):  # nobody asks a server, or the limiter is just starting anew
+        actor: Any = ray.get_actor(_NAME, namespace=NAMESPACE)
+        ray.get(actor.end.remote(call, error), timeout=_ANSWER_S)
 
 
 def show_limits() -> list[BucketInfo]:

@@ -19,6 +19,7 @@ from skllm_ray.execution import session
 from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process_here
 from skllm_ray.execution.children import inherited
 from skllm_ray.execution.progress import progress_bar
+from skllm_ray.execution.termination import ends_on_sigterm
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.calls import Call
 from skllm_ray.tasks.base import Row, Task
@@ -76,7 +77,8 @@ def run(
 
         blocks = on_cluster(texts, task, spec, secrets, call)
     rows: list[Row[Any] | None] = [None] * len(texts)
-    with progress_bar(len(texts), spec.model, show=show_progress) as bar, closing(blocks):
+    bar: Any = progress_bar(len(texts), spec.model, show=show_progress)
+    with ends_on_sigterm(), bar, closing(blocks):
         for positions, finished in blocks:
             for position, row in zip(positions, finished, strict=True):
                 rows[position] = row

@@ -219,6 +219,10 @@ class Quotas:
         )
         return holder.grant
 
+    def end(self, call: str, error: RowError) -> None:
+        """Let every holder that works for `call` send nothing more for it, from its next report on."""
+        self._end([(call, error)])
+
     def show(self) -> list[BucketInfo]:
         """Return every bucket as it is now."""
         now = self._clock()

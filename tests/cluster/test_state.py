@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from skllm_ray.config import Secret, SKLLMConfig
 from skllm_ray.execution import vault
 from skllm_ray.execution.session import NAMESPACE
 from skllm_ray.testing import ChatServer
+from tests.execution.test_termination import interrupted
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 KEY = "sk-planted-0123456789abcdef"
@@ -57,3 +59,13 @@ def test_a_worker_fills_an_actor_that_came_back_empty(server) -> None:
 
     assert ray.get(twice.remote()) == [1, 1]
     assert ray.get(Fresh.remote().fetch.remote()) == {Secret(KEY).fingerprint: True}
+
+
+@pytest.mark.parametrize("n_rows", [200, 2000])
+def test_sigterm_ends_a_call_and_keeps_what_was_answered(tmp_path, n_rows: int) -> None:
+    options = f"{ray.get_runtime_context().gcs_address!r}"
+    done, sent, kept = interrupted(tmp_path, signal.SIGTERM, options, n_rows)
+    assert (done.returncode, done.stdout) == (143, "the user's own finally\n")
+    assert "SIGTERM received" not in done.stderr
+    assert sent - 4 <= kept
+    assert sent < 200
