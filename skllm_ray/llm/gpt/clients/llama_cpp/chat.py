@@ -20,6 +20,7 @@ _WORD_JOINER = "\u2060"
 _CUT = re.compile(r"(?<!\s) (?=[A-Za-z])")
 _WORTH_KEEPING = 200  # characters
 _BARS = re.compile(r"<\||\|>|<｜|｜>")
+_PLAIN = re.compile(rf"{_BARS.pattern}|^\[|^</?[A-Z_]+>$")  # what structures prompts though it may be no token
 _TAIL = 80  # characters that are shown of a prompt's end
 
 
@@ -56,7 +57,7 @@ class ChatFormat:
         self._suffix, self.thought = self._template.start.suffix, self._template.thought
         self._suffix = self._spaced_once(self._suffix)
         self._ask_model()
-        if style.think and self.thought is None:
+        if style.think and self.thought is None and not engine.options.vocab_only:
             raise no_form(engine.options.path)
         self._separable: bool | None = None
         self._tries: dict[tuple[str, Hashable], Trie] = {}
@@ -114,9 +115,12 @@ class ChatFormat:
         openings = {text: form for form in FORMS for text in [form.opening.strip().encode()]}
         if not silent or engine.options.vocab_only or openings.keys().isdisjoint(engine.marked_pieces.values()):
             return
+        tokens = self.tokens(self.render(_QUESTION))
+        if len(tokens) >= engine.n_ctx:
+            return
         engine.forget()
         batch = engine.new_batch()
-        batch.add(self.tokens(self.render(_QUESTION)), 0, 0, last_wanted=True)
+        batch.add(tokens, 0, 0, last_wanted=True)
         likeliest = int(engine.decode(batch)[-1].argmax())
         engine.forget()
         form = openings.get(engine.marked_pieces.get(likeliest, b""))
@@ -154,7 +158,7 @@ class ChatFormat:
         marks = self._template.markup
         thoughts = {mark for form in FORMS for mark in (form.opening, form.ending) if MARKUP.fullmatch(mark)}
         structural = {text for text in others if _BARS.search(text) or text in marks or text in thoughts}
-        return structural | {mark for mark in marks if _BARS.search(mark) or mark.startswith("[")}
+        return structural | {mark for mark in marks if _PLAIN.search(mark) or mark in thoughts}
 
     def tokens(self, prompt: str) -> list[int]:
         """Return the tokens of a rendered prompt."""

@@ -381,7 +381,7 @@ def _format(text: str, *values: Any) -> str:
 
 
 def _now(form: str) -> str:
-    if len(form) > 100 or re.search(r"\d{2}", form):
+    if len(form) > 100 or re.search(r"%[^%a-zA-Z]*\d{2}", form):
         raise TemplateLimitError("it formats a date in a way that is too long")
     return datetime.now().strftime(form)
 

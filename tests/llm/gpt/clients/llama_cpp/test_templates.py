@@ -209,3 +209,8 @@ def test_generation_tags_and_loop_controls_are_known():
         "{% endfor %}"
     )
     assert ChatTemplate(source).render([{"role": "user", "content": "hi"}]) == "hi"
+
+
+def test_dates_are_written_as_templates_ask():
+    source = TURNS + "{{ strftime_now('%Y at 12:00, %d') }}"
+    assert " at 12:00, " in ChatTemplate(source).render([{"role": "user", "content": "hi"}])

@@ -188,14 +188,17 @@ def test_a_model_without_a_form_of_thought_says_so():
 
 def test_what_a_text_cannot_write(tmp_path):
     controls = ("<|channel|>", "<think>", "<table>", "[INST]")
-    template = TURNS.replace("<|end|>", "[/INST]") + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    template = (
+        "<<SYS>>" + TURNS.replace("<|end|>", "[/INST]") + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
     path = rewritten(tmp_path / "m.gguf", template, controls=controls, kind=4)  # user-defined tokens
     engine = Engine(EngineOptions(str(path), vocab_only=True))
     try:
         chat = ChatFormat(engine)
-        text = "a <|channel|> b <think> c <table> d [/INST] e <|end|> f <unk> <|assistant|>"
+        text = "a <|channel|> b <think> c <table> d [/INST] e <|end|> f <unk> <|assistant|> <<SYS>>"
         prompt = chat.render(({"role": "user", "content": text},))
-        kept = {mark for mark in (*controls, "[/INST]", "<|end|>", "<|assistant|>") if mark in prompt.split("e <")[0]}
+        written = prompt.partition("<|user|>")[2].rpartition("[/INST]")[0]
+        kept = {mark for mark in (*controls, "[/INST]", "<|end|>", "<|assistant|>", "<SYS>") if mark in written}
         assert kept == {"<table>"}  # HTML is a text's own affair
         specials = set(engine.tokenize("<|channel|><think>"))
         assert not specials & set(chat.tokens(prompt))
