@@ -76,8 +76,9 @@ def evaluate_models(jobs: Mapping[str, Job], label_column: str, sample: int = 20
         )
     manifest = first.plan()
     drawn = draw(first, manifest, list(first.units(manifest)), label_column, seed, _ENOUGH_UNITS)
+    names = dict(zip(manifest.labels or (), choices.labels, strict=False))  # by what the column may hold in their place
     labelled = [
-        (text, _true_labels(label, choices))
+        (text, _true_labels(label, choices, names))
         for text, label in zip(drawn.texts, drawn.extra, strict=True)
         if text is not None and text.strip() and label is not None
     ][:sample]
@@ -123,9 +124,9 @@ def _evaluate(model: str, job: Job, truth: list[Labels], asked: Asked, choices: 
     )
 
 
-def _true_labels(told: Any, choices: Choices) -> Labels:
+def _true_labels(told: Any, choices: Choices, names: Mapping[str, str]) -> Labels:
     if not choices.multiple or str(told) in choices.labels:
-        return frozenset([str(told)])
+        return frozenset([names.get(str(told), str(told))])
     if isinstance(told, str):
         try:
             told = json.loads(told)

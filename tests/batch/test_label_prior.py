@@ -211,3 +211,15 @@ def test_a_kill_in_the_middle_loses_no_answer_that_was_written_down(tmp_path):
     assert len(read(tmp_path / "out")) == 12
     assert sum(prior_in(tmp_path / "out")) == pytest.approx(1)
     assert not math.isnan(read(tmp_path / "out")["probability"].sum())
+
+
+def test_integer_labels_are_evaluated_and_predicted_by_their_names(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(12), label=[int(i % 3 > 0) for i in range(12)])
+    with ChatServer(answer) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        clf = ZeroShotGPTClassifier(model="custom_url::m", key="sk-test", label_names=LABELS).fit(None, [0, 1])
+        [found] = evaluate_models({"m": batch.job_for(clf, source, str(tmp_path / "out"), **PRICES)}, "label", 12)
+        assert (found.accuracy, found.foreign) == (1.0, 0)
+        assert batch.run(clf, source, str(tmp_path / "out"), **PRICES).complete
+    parts = pq.read_table(tmp_path / "out")
+    assert parts["prediction"].to_pylist() == parts["label"].to_pylist()
