@@ -132,8 +132,8 @@ def _true_labels(told: Any, choices: Choices, names: Mapping[str, str]) -> Label
             told = json.loads(told)
         except ValueError:
             told = told.split(",")
-    names = (str(label).strip() for label in (told if isinstance(told, list) else [told]))
-    return frozenset(name for name in names if name)
+    several = (str(label).strip() for label in (told if isinstance(told, list) else [told]))
+    return frozenset(label for label in several if label)
 
 
 def _labels_of(job: Job, row: Row[Any]) -> Labels | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -40,13 +41,14 @@ from skllm_ray.batch.template import check_formats, template_fields
 from skllm_ray.batch.terms import Terms
 from skllm_ray.batch.work import Call, UnitWork
 from skllm_ray.config import Price, Secret
-from skllm_ray.errors import ConfigurationError, InputError, OutputMismatchError
+from skllm_ray.errors import ConfigurationError, InputError, OutputMismatchError, warn
 from skllm_ray.execution.block import embedding_of
 from skllm_ray.execution.runner import run as run_rows
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import most_output_tokens, price_of_spec
 from skllm_ray.tasks.base import ChatRequest, Row
 from skllm_ray.tasks.embedding import EmbeddingTask
+from skllm_ray.tasks.label_mass import low_mass
 
 _MOST_OUTPUT_TOKENS: Final = 1024
 _EMPTY: Final = "part-00000-0000000000-0000000.parquet"
@@ -391,7 +393,16 @@ class Job:
             lock.check()
             state.save(force=True)
             state.read_journals()
+            self._warn_low_mass(state)
             return self._result(manifest, state, outcome, (datetime.now(UTC) - began).total_seconds())
+
+    def _warn_low_mass(self, state: OutputState) -> None:
+        found = [one for one in state.summaries.values() if one.label_mass is not None]
+        if found:
+            median = statistics.median(one.label_mass or 0.0 for one in found)
+            told = low_mass(self.spec.model, median, sum(one.rows for one in found))
+            if told:
+                warn(told)
 
     def result(self) -> JobResult:
         """Return how the job stands, without running anything."""

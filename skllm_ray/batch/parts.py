@@ -58,6 +58,8 @@ class UnitSummary:
     """The part's, in bytes; 0 where it is not known."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Why the first row of each kind of failure failed."""
+    label_mass: float | None = None
+    """The median of its rows' label masses; None where none is known."""
 
     @property
     def progress(self) -> Progress:
@@ -76,7 +78,7 @@ class UnitSummary:
         KeyError
             If it holds no summary.
         """
-        held = {name: told[name] for name in cls.__dataclass_fields__ if name != "reasons" or name in told}
+        held = {name: told[name] for name in cls.__dataclass_fields__ if name not in _LATER or name in told}
         found = cls(**{**held, "attempts": tuple(held["attempts"])})
         numbers = [getattr(found, name) for name in (*_COUNTED, "started", "seconds", "size")]
         numbers += found.errors.values()
@@ -85,6 +87,8 @@ class UnitSummary:
         return found
 
 
+_LATER: Final = frozenset({"reasons", "label_mass"})
+"""What the first release's summaries lack."""
 _COUNTED: Final = ("rows", "reused", "duplicates", *SPENT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 import uuid
 from collections import Counter
@@ -194,6 +195,7 @@ class UnitWork:
             seconds=time.perf_counter() - clock,
             node=node_name(),
             model=next((row.reply.model for row in rows if row.reply.model), self.manifest.model),
+            label_mass=_median([row.reply.label_mass for row in rows if row.reply.label_mass is not None]),
         )
         part = self._serialise(result, summary)
         return replace(summary, size=part.size), part
@@ -346,6 +348,10 @@ def _array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
         return pa.array(values, kind)
     except UnicodeEncodeError:  # a server's answer holds half of a character
         return pa.array([whole(value) if isinstance(value, str) else value for value in values], kind)
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def _all_one(values: Sequence[Any]) -> bool:

@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score
 
 from skllm_ray.errors import warn
 from skllm_ray.tasks.base import ChatRequest, Reply, Row, RowError, Usage
+from skllm_ray.tasks.label_mass import low_mass
 
 _DTYPES: Final = {
     "prediction": "object",
@@ -30,12 +31,6 @@ _DTYPES: Final = {
     "label_mass": "float64",
 }
 _NAN: Final = float("nan")
-_LOW_MASS: Final = 0.06
-"""Measured on Gemma 3 270M, a weak model, and bank customers' questions: the median is 0.09 to 0.38 for six sets of
-labels that fit (BANKING77's own, topics, moods, urgency), and 0.011 to 0.051 for those that do not (emotions, zebra and
-quasar, sports and politics), under two plain chat templates."""
-_FEW_MASSES: Final = 8
-"""Texts, from which on a median says something of the call and not of one odd text."""
 _ARROW: Final = {"object": pa.string(), "float64": pa.float64(), "bool": pa.bool_(), "int64": pa.int64()}
 
 DETAIL_COLUMNS: Final = tuple(_DTYPES)
@@ -141,16 +136,9 @@ def warn_invalid(rows: Sequence[Row[Any]], what: str, default: str) -> None:
 def warn_low_mass(model: str, rows: Sequence[Row[Any]]) -> None:
     """Warn once where the model would hardly answer with any of the labels: then they do not fit what is asked."""
     found = [row.reply.label_mass for row in rows if row.reply.label_mass is not None]
-    if len(found) < _FEW_MASSES:
-        return
-    median = float(np.median(found))
-    if median < _LOW_MASS:
-        warn(
-            f"{model} would answer with one of the labels with a probability of {median:.2g} only (the median of "
-            f"{len(found)} texts), so that what it says of them may mean little. Look at whether the labels are names "
-            "that answer the prompt's question, at prompt_template, and at the model's chat template; "
-            "predict_details(X)['label_mass'] shows each text's."
-        )
+    told = low_mass(model, float(np.median(found)), len(found)) if found else ""
+    if told:
+        warn(told)
 
 
 def accuracy(predictions: Sequence[Any], truth: Sequence[Any], weights: Any) -> float:

@@ -19,7 +19,7 @@ from skllm_ray import batch
 from skllm_ray.batch.journal import Journal, digest
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.classification import ZeroShotGPTClassifier
-from skllm_ray.errors import InputError
+from skllm_ray.errors import InputError, SkllmRayWarning
 from skllm_ray.execution.reply_cache import SQLiteReplyCache, _load
 from skllm_ray.tasks.base import Reply
 
@@ -98,3 +98,11 @@ def test_estimators_of_the_first_release_load_and_answer():
         if name == "ZeroShotGPTClassifier":
             found = estimator.predict_details(["I love it, works like a charm."])
             assert 0 <= found["label_mass"].iloc[0] <= 1
+
+
+def test_labels_that_the_model_would_hardly_say_are_one_warning_of_a_job(tmp_path):
+    source, _ = begun(tmp_path)
+    odd = ZeroShotGPTClassifier(model="gguf::demo", on_error="coerce").fit(None, ["zebra", "xylophone"])
+    with pytest.warns(SkllmRayWarning, match=r"probability of .* only \(the median of 12 texts\)") as told:
+        batch.run(odd, source, str(tmp_path / "odd"), keep_columns=["id"], unit_rows=5)
+    assert len(told) == 1
