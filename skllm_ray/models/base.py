@@ -37,7 +37,7 @@ from skllm_ray.models.hiding import hidden, refuse_credentials
 from skllm_ray.models.texts import Texts, as_texts, refuse_missing
 from skllm_ray.prompts import check_template
 from skllm_ray.tasks.base import ChatRequest, Row, Task
-from skllm_ray.tasks.embedding import EmbeddingTask
+from skllm_ray.tasks.embedding import EmbeddingTask, of_one_length
 
 OnError = Literal["raise", "default", "coerce"]
 """What becomes of rows that fail: an exception after all rows were tried, the default, or None."""
@@ -281,7 +281,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
     def _vectors(self, texts: Sequence[str], embedding: BackendSpec) -> NDArray[np.float32]:
         from skllm_ray.execution.runner import run
 
-        rows = run(texts, EmbeddingTask(), embedding, self._secrets())
+        rows = of_one_length(run(texts, EmbeddingTask(), embedding, self._secrets()))
         failed = next((row.error for row in rows if row.error is not None), None)
         if failed is not None:
             message = f"{embedding.model} embedded not every text ({failed.kind}): {failed.message}"

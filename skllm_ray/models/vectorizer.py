@@ -13,11 +13,12 @@ from sklearn.exceptions import NotFittedError
 
 from skllm_ray.errors import InputError
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.models.base import OnError
+from skllm_ray.models.base import OnError, Process
 from skllm_ray.models.constraints import Constraints, Whole
+from skllm_ray.models.texts import Texts
 from skllm_ray.models.transformer import TextTransformer
 from skllm_ray.tasks.base import Row
-from skllm_ray.tasks.embedding import EmbeddingTask
+from skllm_ray.tasks.embedding import EmbeddingTask, of_one_length
 
 
 class LLMVectorizer(TextTransformer):
@@ -77,6 +78,9 @@ class LLMVectorizer(TextTransformer):
     def _resolve(self) -> BackendSpec:
         spec = super()._resolve()
         return replace(spec, embeds=True) if hasattr(spec, "embeds") else spec  # type: ignore[type-var]
+
+    def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
+        return super()._rows(texts, mode, lambda present: of_one_length(process(present)))
 
     def _array(self, values: Sequence[Any]) -> NDArray[np.float64]:
         width = next((len(value) for value in values if value is not None), getattr(self, "n_features_out_", 0))

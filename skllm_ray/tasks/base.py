@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
@@ -246,6 +247,27 @@ class Row(Generic[T]):
     def error(self) -> RowError | None:
         """Why the row failed, if it did."""
         return self.reply.error
+
+
+def odd_lengths(vectors: Sequence[NDArray[np.float32] | None]) -> dict[int, RowError]:
+    """Return an error for each vector that is not as long as most of them, by its position.
+
+    Examples
+    --------
+    >>> list(odd_lengths([np.zeros(2), None, np.zeros(3), np.zeros(2)]))
+    [2]
+    """
+    lengths = Counter(len(vector) for vector in vectors if vector is not None)
+    if len(lengths) < 2:
+        return {}
+    usual = lengths.most_common(1)[0][0]
+    return {
+        position: RowError(
+            "malformed_response", f"The vector has {len(vector):,} numbers, and most others have {usual:,}."
+        )
+        for position, vector in enumerate(vectors)
+        if vector is not None and len(vector) != usual
+    }
 
 
 @runtime_checkable

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Row
+from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Row, odd_lengths
 
 
 @dataclass(frozen=True)
@@ -29,3 +29,12 @@ class EmbeddingTask:
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[NDArray[np.float32]]]:  # noqa: ARG002
         """Refuse: an answer is no vector."""
         raise TypeError("An embedding task has no answers to parse: call the backend's embed and this task's rows.")
+
+
+def of_one_length(rows: Sequence[Row[NDArray[np.float32]]]) -> list[Row[NDArray[np.float32]]]:
+    """Return `rows` with an error in place of each vector that is not as long as most of them."""
+    odd = odd_lengths([row.value for row in rows])
+    return [
+        replace(row, value=None, valid=False, reply=replace(row.reply, error=odd[i])) if i in odd else row
+        for i, row in enumerate(rows)
+    ]

@@ -52,10 +52,10 @@ class VertexBackend:
         self._client = _open_client(spec, token, self._http)
         self._dialect = VertexDialect(spec)
         self._tokens = TokenEstimate()
-        self._refusals = Refusals()
         account = token.fingerprint if token else "default credentials"
         bucket = f"{spec.base_url or 'vertex'} {spec.project}/{spec.location} {spec.model} {account}"
         self._where = spec.base_url or f"Vertex AI, {spec.project}/{spec.location}"
+        self._refusals = Refusals(self._where)
         self._dispatcher = Dispatcher(spec.patience, bucket, spec.limit, self._where)
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:

@@ -70,8 +70,8 @@ class OpenAIBackend:
         self._response_type = response_type()
         self._dialect = Dialect(spec)
         self._tokens = TokenEstimate()
-        self._refusals = Refusals()
         self._where = spec.base_url or _OPENAI_URL
+        self._refusals = Refusals(self._where)
         bucket = f"{self._where} {spec.model} {key.fingerprint}{' ' + spec.org if spec.org else ''}"
         self._dispatcher = Dispatcher(spec.patience, bucket, spec.limit, self._where)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from skllm_ray.llm.gpt.clients.openai.errors import AnswerError, count_of, row_error
 from skllm_ray.llm.gpt.clients.openai.told import told_in
 from skllm_ray.llm.gpt.clients.openai.wire import UnreadableError
-from skllm_ray.tasks.base import LOST, Embedding, RowError, Usage
+from skllm_ray.tasks.base import LOST, Embedding, RowError, Usage, odd_lengths
 
 _MOST_TEXTS = 128
 _MOST_CHARACTERS = 200_000
@@ -31,7 +30,7 @@ _MOST_FRUITLESS = 5  # times that the texts were halved, and nobody got a vector
 
 _NO_VECTOR: Final[RowError] = row_error(
     "malformed_response",
-    "The text's vector is missing, empty, no finite numbers, or not as long as those of other texts.",
+    "The text's vector is missing, empty, or holds what is no finite number.",
     retryable=False,
 )
 
@@ -84,24 +83,14 @@ def tries_of(texts: Sequence[str]) -> int | None:
 
 def of_one_length(found: Sequence[Embedding]) -> list[Embedding]:
     """Return `found` with an error in place of each vector that is not as long as most of them."""
-    lengths = Counter(len(one.vector) for one in found if one.vector is not None)
-    if len(lengths) < 2:
-        return list(found)
-    usual = lengths.most_common(1)[0][0]
-    kept = []
-    for one in found:
-        if one.vector is None or len(one.vector) == usual:
-            kept.append(one)
-            continue
-        message = f"The vector has {len(one.vector):,} numbers, and most others have {usual:,}."
-        kept.append(replace(one, vector=None, error=row_error("malformed_response", message, retryable=False)))
-    return kept
+    odd = odd_lengths([one.vector for one in found])
+    return [replace(one, vector=None, error=odd[i]) if i in odd else one for i, one in enumerate(found)]
 
 
 def read(answer: object, n_texts: int, headers: Mapping[str, str] = _NONE) -> Embedding:
     """Return the vectors in a server's answer, as one matrix; vectors come as base64 or as lists, in any order.
 
-    What is no vector of finite numbers, or not as long as most of the others, is a row of NaN.
+    A row ends in NaN where its vector is shorter than others; what is no vector of finite numbers is NaN alone.
 
     Raises
     ------
@@ -138,13 +127,12 @@ def _matrix(data: Sequence[Any]) -> NDArray[np.float32] | None:
         place = position if index is None else _place(index)
         if place is not None:
             vectors[place] = _vector(value)
-    lengths = Counter(len(vector) for vector in vectors.values() if vector.size)
-    if vectors.keys() != set(range(len(data))) or not lengths:
+    if vectors.keys() != set(range(len(data))):
         return None
-    matrix = np.full((len(data), lengths.most_common(1)[0][0]), np.nan, np.float32)
+    matrix = np.full((len(data), max(map(len, vectors.values()))), np.nan, np.float32)
     for place, vector in vectors.items():
-        if len(vector) == matrix.shape[1] and np.isfinite(vector).all():
-            matrix[place] = vector
+        if np.isfinite(vector).all():
+            matrix[place, : len(vector)] = vector
     return None if np.isnan(matrix).all() else matrix
 
 
@@ -204,7 +192,7 @@ def _split(answer: Embedding, texts: Sequence[str], tried: int) -> list[Embeddin
     cost, whole = answer.usage.cost_usd, max(1, answer.usage.prompt_tokens)
     return [
         Embedding(
-            None if np.isnan(vector[0]) else vector,
+            None if np.isnan(vector[0]) else vector[~np.isnan(vector)] if np.isnan(vector[-1]) else vector,
             Usage(prompt_tokens=int(n), cost_usd=None if cost is None else cost * int(n) / whole),
             _NO_VECTOR if np.isnan(vector[0]) else None,
             attempts,

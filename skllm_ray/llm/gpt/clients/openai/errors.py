@@ -167,9 +167,15 @@ class Refusals:
     and some gateways call all of these a bad request. So refusals end the job that came one after the other, without an
     answer in between, and with no older request in flight that may still get one. Twenty do, but of bad requests, once
     there was an answer before, two hundred that say the same.
+
+    Parameters
+    ----------
+    where : str
+        The address, for messages.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, where: str) -> None:
+        self._where = where
         self._asked = 0
         self._open: set[int] = set()
         self._began = 0
@@ -207,7 +213,8 @@ class Refusals:
         is_older_open = any(number <= self._began for number in self._open)
         if self._said[alike] < (most if not is_older_open else 10 * most):
             return failure
-        told = f"{failure.message.rstrip('. ')}. {self._said[alike]} requests in a row were refused so."
+        told = f"{failure.message.rstrip('. ')}. {self._said[alike]} requests in a row were refused so"
+        told += "." if self._where in told else f" [{self._where}]."
         return replace(failure, message=told, fatal=True)
 
     def answered(self) -> None:

@@ -282,7 +282,10 @@ def test_twenty_bad_requests_alike_end_the_job(status, message):
         assert 20 <= server.n_requests <= 100
     kinds = {reply.error.kind for reply in replies}
     assert kinds == {"bad_request", "cancelled"}
-    assert any(reply.error.fatal and "in a row" in reply.error.message for reply in replies)
+    assert any(
+        reply.error.fatal and "in a row" in reply.error.message and server.url in reply.error.message
+        for reply in replies
+    )
 
 
 def test_bad_requests_among_slow_good_ones_end_nothing():

@@ -7,6 +7,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
@@ -158,6 +159,30 @@ def test_a_vector_of_another_length_costs_its_text_alone(odd):
     assert n_requests == 1
     found, _ = embedded(answer, [*texts * 60])  # in several requests
     assert [i for i, one in enumerate(found) if one.error is not None] == list(range(2, 240, 4))
+
+
+def test_a_vector_of_another_length_loses_no_paid_vector():
+    from skllm_ray.config import SKLLMConfig
+    from skllm_ray.errors import PartialResultError
+    from skllm_ray.vectorization import GPTVectorizer
+
+    def answer(body):
+        vectors = [[1.0] * (3 if "odd" in text else 2) for text in body["input"]]
+        data = [{"index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+        return RawAnswer({"data": data, "model": "m"})
+
+    # a hundred long texts fill a request, so that all of one request's vectors are odd
+    texts = ["a", *["odd " + "x" * 2_000] * 100, *(f"text {i} " + "y" * 2_000 for i in range(150))]
+    with ChatServer(answer) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        vectorizer = GPTVectorizer(model="custom_url::m")
+        found = vectorizer.transform(texts, on_error="coerce")
+        assert found.shape == (251, 2)
+        assert np.isnan(found).any(axis=1).sum() == 100
+        with pytest.raises(PartialResultError, match="3 numbers") as caught:
+            vectorizer.transform(texts)
+        SKLLMConfig.reset()
+    assert caught.value.details["error_kind"].eq("malformed_response").sum() == 100
 
 
 # --- secure connections ----------------------------------------------------------------------------------------------
