@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
+from ray.data.exceptions import SystemException
+from ray.exceptions import RayError, RayTaskError
 
 from skllm_ray.config import Secret
 from skllm_ray.errors import InputError, SkllmRayError
@@ -28,9 +29,10 @@ from skllm_ray.execution.workers import compare_workers
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.calls import Call
 from skllm_ray.llm.lessons import Lessons, known, teach
-from skllm_ray.tasks.base import Row, RowError, Task
+from skllm_ray.tasks.base import Reply, Row, RowError, Task
 
 _FLUSH_S = 5.0  # for a worker to write down what it has, before the process that waits for it ends
+_LONGEST_REASON = 200
 _NOTICE_S = 1.0  # for all workers to hear that a call is over
 _API_TASKS = 8  # Dataset tasks of a stateless backend at once; each keeps many requests in flight
 
@@ -45,10 +47,27 @@ def on_cluster(
         yield from process_here(texts, task, spec, secrets, call)
         return
     work = replace(Connected.connect(task, spec, secrets), call=call)
-    if len(texts) <= BLOCK_ROWS:
-        yield range(len(texts)), work.process(texts, secrets) if work.backend is not None else _one_block(texts, work)
+    if work.backend is not None and len(texts) <= BLOCK_ROWS:
+        yield range(len(texts)), work.process(texts, secrets)
         return
-    yield from _through_dataset(texts, work)
+    waiting = set(range(len(texts)))
+    try:
+        for positions, rows in _one_block(texts, work) if len(texts) <= BLOCK_ROWS else _through_dataset(texts, work):
+            waiting.difference_update(positions)
+            yield positions, rows
+    except RayTaskError:  # a fault of ours in a task
+        raise
+    except (RayError, SystemException) as error:
+        rest = sorted(waiting)
+        yield rest, [_lost(error)] * len(rest)
+
+
+def _lost(error: Exception) -> Row[Any]:
+    """Return the row of a text whose worker Ray has lost, so that those which are done are not lost with it."""
+    cause = error.__cause__ or error
+    reason = next(iter(str(cause).strip().splitlines()), "")
+    message = f"Ray lost the work on this row ({type(cause).__name__}: {reason[:_LONGEST_REASON]})."
+    return Row(None, False, Reply(error=RowError("cancelled", message, retryable=True), attempts=0))
 
 
 @dataclass(frozen=True)
@@ -103,21 +122,22 @@ class Connected:
             return process(texts, self.task, backend, self.spec, embedder)
 
 
-def _one_block(texts: Sequence[str], work: Connected) -> list[Row[Any]]:
+def _one_block(texts: Sequence[str], work: Connected) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
     """Process one block on a worker without a Dataset, which would take a hundred milliseconds to start and end."""
     answer = _process_remotely.remote(work, list(texts))
     try:
         rows, news = ray.get(answer)
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, SkllmRayError) else error) from None
+    except RayError:
+        raise
     except BaseException:  # Ctrl-C or SIGTERM
         _end(work)
         ray.wait([answer], timeout=_FLUSH_S)
         ray.cancel(answer)
         raise
     tell(news, set())
-    found: list[Row[Any]] = rows
-    return found
+    yield range(len(texts)), rows
 
 
 @ray.remote(num_cpus=0)

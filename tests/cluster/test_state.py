@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +13,7 @@ import ray
 
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import Secret, SKLLMConfig
-from skllm_ray.execution import vault
+from skllm_ray.execution import dataset, rate_limiter, vault
 from skllm_ray.execution.session import NAMESPACE
 from skllm_ray.testing import ChatServer
 from tests.execution.test_termination import interrupted
@@ -69,3 +71,36 @@ def test_sigterm_ends_a_call_and_keeps_what_was_answered(tmp_path, n_rows: int) 
     assert "SIGTERM received" not in done.stderr
     assert sent - 4 <= kept
     assert sent < 200
+
+
+@pytest.mark.parametrize("n_rows", [3, 600])
+def test_rows_whose_workers_are_lost_end_typed_and_the_others_stay(server, monkeypatch, n_rows: int) -> None:
+    clf = classifier(on_error="coerce")
+    clf.predict(["a"])
+
+    def through(texts, work):
+        yield range(2), [dataset.Row("good", True, dataset.Reply("good"))] * 2
+        raise ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nMore lines")
+
+    monkeypatch.setattr(dataset, "_one_block" if n_rows <= 256 else "_through_dataset", through)
+    found = clf.predict_details(["a"] * n_rows)
+    assert found["prediction"].tolist()[:2] == ["good", "good"]
+    assert set(found["error_kind"][2:]) == {"cancelled"}
+    assert found["error"][2].startswith("Ray lost the work on this row (OutOfMemoryError: Task was killed due to")
+
+
+def test_a_limiter_that_is_stopped_and_continued_lets_no_quota_pass(tmp_path) -> None:
+    with ChatServer(lambda body: '{"label": "good"}', requests_per_minute=120) as running:
+        SKLLMConfig.set_gpt_url(running.url)
+        SKLLMConfig.set_rate_limit("custom_url::quota", requests_per_minute=120)
+        clf = ZeroShotGPTClassifier(model="custom_url::quota").fit(None, ["good", "bad"])
+        clf.predict(["first"])
+        actor = ray.get_actor(rate_limiter._NAME, namespace=NAMESPACE)
+        pid = ray.get(actor.__ray_call__.remote(lambda limiter: os.getpid()))
+        stop = threading.Timer(2, os.kill, (pid, signal.SIGSTOP))
+        go_on = threading.Timer(9, os.kill, (pid, signal.SIGCONT))
+        stop.start()
+        go_on.start()
+        assert clf.predict([f"text {number}" for number in range(30)]).tolist() == ["good"] * 30
+        go_on.join()
+        assert running.n_refused == 0
