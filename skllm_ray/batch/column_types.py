@@ -227,6 +227,8 @@ def _certain(here: pa.DataType, kind: pa.DataType) -> bool:
     """Return whether every value of a type has an equal in another."""
     if here == kind or (is_text(kind) and not _may_hold_bytes(here)) or (is_text(here) and is_bytes(kind)):
         return True
+    if pa.types.is_timestamp(here) and pa.types.is_timestamp(kind):  # the same instants, told in UTC
+        return bool(here.unit == kind.unit and here.tz and kind.tz)
     if pa.types.is_floating(here):
         return bool(pa.types.is_floating(kind))
     if pa.types.is_decimal(here) and pa.types.is_decimal(kind):

@@ -10,9 +10,8 @@ from typing import Final
 
 import pyarrow as pa
 
-from skllm_ray.batch import text_input
 from skllm_ray.batch.storage import Folder
-from skllm_ray.batch.text_input import BOM, Utf8Check, indexed, stretch, text_start
+from skllm_ray.batch.text_input import BOM, MOST_BYTES, SCAN_BYTES, Utf8Check, indexed, stretch, text_start
 from skllm_ray.batch.units import INDEX_ROWS, InputFile, Look, Unit, is_exact
 
 _END: Final = "\0end"
@@ -100,7 +99,7 @@ def _rows(lines: Iterable[str], separator: str) -> Iterator[list[str]]:
     """Yield the rows in some lines, which keep their ends; blank lines are passed over."""
     # Without a limit, a quote that is never closed would take all that follows into memory; the usual one, 128 KiB, is
     # less than a long text.
-    csv.field_size_limit(text_input.MOST_BYTES)
+    csv.field_size_limit(MOST_BYTES)
     reader = csv.reader(lines, delimiter=separator)
     try:
         yield from filter(None, reader)
@@ -114,9 +113,7 @@ class _Lines:
     def __init__(self, folder: Folder, file: InputFile) -> None:
         self.at = text_start(folder, file)
         self.utf8 = Utf8Check()
-        self._stream = folder.filesystem.open_input_stream(
-            file.path, compression=None, buffer_size=text_input.SCAN_BYTES
-        )
+        self._stream = folder.filesystem.open_input_stream(file.path, compression=None, buffer_size=SCAN_BYTES)
 
     def __iter__(self) -> Iterator[str]:
         with self._stream as stream:

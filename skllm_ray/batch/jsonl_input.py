@@ -10,10 +10,9 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from skllm_ray.batch import text_input
 from skllm_ray.batch.json_types import JsonType, json_array
 from skllm_ray.batch.storage import Folder
-from skllm_ray.batch.text_input import Utf8Check, chunks, indexed, stretch, text_start
+from skllm_ray.batch.text_input import MOST_BYTES, Utf8Check, chunks, indexed, stretch, text_start
 from skllm_ray.batch.units import INDEX_ROWS, InputFile, Look, Unit, is_exact
 
 MOST_COLUMNS: Final = 2000
@@ -87,9 +86,9 @@ def _blocks(folder: Folder, file: InputFile, start: int) -> Iterator[list[tuple[
             number += 1
             found.append((at, number, line))
             at += len(line) + 1
-        if len(rest) > text_input.MOST_BYTES:
+        if len(rest) > MOST_BYTES:
             raise ValueError(
-                f"line {number + 1:,} is longer than {text_input.MOST_BYTES:,} bytes; an object belongs into each line"
+                f"line {number + 1:,} is longer than {MOST_BYTES:,} bytes; an object belongs into each line"
             )
         if found:
             yield found

@@ -121,7 +121,7 @@ def test_short_and_long_rows_and_large_fields(tmp_path):
 
 
 def test_a_field_beyond_all_measure_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("skllm_ray.batch.text_input.MOST_BYTES", 1000)
+    monkeypatch.setattr("skllm_ray.batch.csv_input.MOST_BYTES", 1000)
     assert "larger than field limit" in error_of(put(tmp_path / "in.csv", "text\n" + "x" * 2000))
 
 

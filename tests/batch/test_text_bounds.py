@@ -94,7 +94,7 @@ def test_too_many_columns_are_told(tmp_path):
 
 
 def test_a_line_without_an_end_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("skllm_ray.batch.text_input.MOST_BYTES", 1000)
+    monkeypatch.setattr("skllm_ray.batch.jsonl_input.MOST_BYTES", 1000)
     monkeypatch.setattr("skllm_ray.batch.text_input.SCAN_BYTES", 300)
     path = put(tmp_path / "a.jsonl", {"text": "a"}, {"text": "x" * 5000})
     assert "line 2 is longer than 1,000 bytes" in error(path)
