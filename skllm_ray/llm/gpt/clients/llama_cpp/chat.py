@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from skllm_ray.errors import ConfigurationError, ModelLoadError, SkllmRayError
@@ -16,6 +17,8 @@ from skllm_ray.llm.gpt.clients.llama_cpp.thoughts import FORMS, MARKUP, ThoughtF
 from skllm_ray.tasks.base import Message, PromptStyle
 
 _KEPT_TRIES = 256
+_LONGEST_REST = 100  # characters behind the last control token; where there are more, a row's text may be among them
+_KEPT_BEFORE_END = 2  # tokens of a prompt's end, before which nothing is seen to change how its continuation is cut
 _WORD_JOINER = "\u2060"
 _CUT = re.compile(r"(?<!\s) (?=[A-Za-z])")
 _WORTH_KEEPING = 200  # characters
@@ -61,6 +64,7 @@ class ChatFormat:
             raise no_form(engine.options.path)
         self._separable: bool | None = None
         self._tries: dict[tuple[str, Hashable], Trie] = {}
+        self._ends: dict[Hashable, _End] = {}
         self._beginning = _SharedBeginning(engine)
         self._lock = threading.Lock()
 
@@ -169,7 +173,8 @@ class ChatFormat:
 
         llama.cpp tokenises the stretches between control tokens one by one, so that what comes from the last control
         token on does not depend on the text before it: that part's trie is kept under `key`, and `continuations` is
-        called only where it is not there. Whether a model's tokenizer really keeps them apart is tried once.
+        called only where it is not there. Whether a model's tokenizer really keeps them apart is tried once. Where the
+        text stands behind the last control token, as in Llama 2's prompts, see `_split_behind`.
         """
         with self._lock:
             return self._split(prompt, key, continuations)
@@ -179,9 +184,9 @@ class ChatFormat:
         if self._control is not None and self._separable is not False:
             for match in self._control.finditer(prompt):
                 at = match.start()
+        if not at or len(prompt) - at > _LONGEST_REST:
+            return self._split_behind(prompt, key, continuations)
         head, rest = self._with_bos(self._beginning.tokens(prompt[:at])), prompt[at:]
-        if not at:  # nothing to keep, the texts differ
-            return head, self._trie(rest, continuations())
         trie = self._tries.get((rest, key))
         if trie is None:
             texts = continuations()
@@ -192,12 +197,38 @@ class ChatFormat:
                     return self._split(prompt, key, continuations)
             if len(self._tries) >= _KEPT_TRIES:
                 self._tries.clear()
-            trie = self._tries[(rest, key)] = self._trie(rest, texts)
+            trie = self._trie([self._engine.tokenize(rest + text) for text in texts])
+            self._tries[(rest, key)] = trie
         return head, trie
 
-    def _trie(self, rest: str, continuations: Sequence[str]) -> Trie:
-        engine = self._engine
-        return Trie([engine.tokenize(rest + text) for text in continuations], engine.n_outputs, engine.n_sequences - 1)
+    def _trie(self, continuations: Sequence[Sequence[int]]) -> Trie:
+        return Trie(continuations, self._engine.n_outputs, self._engine.n_sequences - 1)
+
+    def _split_behind(
+        self, prompt: str, key: Hashable, continuations: Callable[[], Sequence[str]]
+    ) -> tuple[list[int], Trie]:
+        """Split where no control token does, a few tokens before the prompt's end.
+
+        The continuations' tokens are kept with those few. They hold for another prompt if its tokens, with the first
+        continuation behind it, end in the same ones: what differs stands further away.
+        """
+        kept = self._ends.get(key)
+        if kept is not None:
+            whole = self._with_bos(self._beginning.tokens(prompt + kept.first))
+            at = len(whole) - len(kept.tokens)
+            if at > 0 and whole[at:] == kept.tokens:
+                return whole[:at], kept.trie
+        texts = continuations()
+        wholes = [self._with_bos(self._beginning.tokens(prompt + text)) for text in texts]
+        bare = self._with_bos(self._beginning.tokens(prompt))
+        at = min(common_length(bare, whole) for whole in wholes) - _KEPT_BEFORE_END
+        if at <= 0:
+            return [], self._trie(wholes)
+        trie = self._trie([whole[at:] for whole in wholes])
+        if len(self._ends) >= _KEPT_TRIES:
+            self._ends.clear()
+        self._ends[key] = _End(texts[0], wholes[0][at:], trie)
+        return wholes[0][:at], trie
 
     def _with_bos(self, tokens: list[int]) -> list[int]:
         return tokens if self._bos is None else [self._bos, *tokens]
@@ -235,6 +266,17 @@ class Prompts:
     def put(self, messages: Sequence[Message], prompt: str) -> None:
         """Let `prompt` be that of `messages` from here on."""
         self._rendered[id(messages)] = (messages, prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What stands behind the last tokens of prompts that end alike."""
+
+    first: str
+    """The first continuation."""
+    tokens: list[int]
+    """Its tokens, and those of the prompt's end."""
+    trie: Trie
 
 
 class _SharedBeginning:

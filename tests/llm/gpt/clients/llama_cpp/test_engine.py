@@ -615,3 +615,21 @@ def test_a_template_that_cannot_be_used_is_named(tmp_path, template, why):
             opened.complete([question("x")])
     finally:
         opened.close()
+
+
+def test_prompts_without_a_control_token_behind_the_text_are_tokenised_about_once(tmp_path):
+    template = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+    engine = Engine(EngineOptions(str(rewritten(tmp_path / "model.gguf", template)), vocab_only=True))
+    try:
+        chat = ChatFormat(engine)
+        plain, tokenized = engine.tokenize, []
+        engine.tokenize = lambda text: tokenized.append(text) or plain(text)
+        ends = [f'{{"label": "{colour} {number}"' for colour in ("red", "été") for number in range(40)]
+        for number in range(40):
+            prompt = chat.render([{"role": "user", "content": f"{INSTRUCTIONS}{number} {TEXTS[number % 5]}```"}])
+            head, trie = chat.split(prompt, "key", lambda: ends)
+            found = [[*head, *trie.shared, *tail] for tail in trie.tails]
+            assert found == [chat._with_bos(plain(prompt + end)) for end in ends]
+        assert len(tokenized) < 80 + 4 * 40
+    finally:
+        engine.close()
