@@ -104,8 +104,8 @@ class NERTask:
         if not isinstance(listed, list):
             return "The answer holds no list of entities."
         entries = [entry for item in listed if (entry := self._entry(item)) is not None]
-        if listed and not entries:
-            return "The answer's entities have other fields than 'tag' and 'value', or none of the types asked for."
+        if listed and not any(_is_entry(item) for item in listed):
+            return "The answer's entities have other fields than 'tag' and 'value'."
         return locate(text, entries)
 
     def _entry(self, item: object) -> tuple[str, str, str] | None:
@@ -129,8 +129,8 @@ class NERTask:
         if not segments:
             return "The answer marks nothing, neither as an entity nor as none."
         named = [_element(segment[2], "tag") for segment in segments if segment[2] is not None]
-        if named and not any(map(self._tag, named)):
-            return "The answer's entities have no tag, or none of the types asked for."
+        if named and not any(named):
+            return "The answer's entities have no tags."
         spans, position = [], 0
         for segment in segments:
             inner = segment[2]
@@ -227,6 +227,11 @@ def flat(spans: Sequence[Span]) -> list[Span]:
         if not any(_overlap((span.start, span.end), (other.start, other.end)) for other in kept):
             kept.append(span)
     return sorted(kept, key=lambda span: span.start)
+
+
+def _is_entry(item: object) -> bool:
+    """Return whether a model listed an entity in the form asked for, be it of a type that was not."""
+    return isinstance(value_of(item, "value"), str) and isinstance(value_of(item, "tag"), str)
 
 
 def _places(text: str, value: str) -> list[tuple[int, int]]:

@@ -57,7 +57,7 @@ def test_what_is_marked_gives_the_text_back_whatever_it_holds():
         ('{"entities": []}', []),
         ('[{"tag": "PERSON", "value": "Ann"}]', [(0, 3)]),
         ('```json\n[{"tag": "person", "value": "Ann"}]\n```', [(0, 3)]),
-        ('{"entities": [{"tag": "PERSONS", "value": "Ann"}, {"tag": "CITY", "value": ""}, 5, {"value": "Ann"}]}', None),
+        ('{"entities": [{"tag": "PERSONS", "value": "Ann"}, {"tag": "CITY", "value": ""}, 5, {"value": "Ann"}]}', []),
         ("no JSON", None),
         ('{"entities": "Ann"}', None),
         ("[[[", None),

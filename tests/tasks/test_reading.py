@@ -152,7 +152,6 @@ def test_entities_are_read_however_they_are_wrapped(text):
     [
         '{"entities": [{"entity": "Ann", "type": "PERSON"}]}',
         '{"entities": [{"value": "Ann", "label": "PERSON"}]}',
-        '{"entities": [{"value": "Ann", "tag": "PER"}]}',
         '{"entities": ["Ann"]}',
         '{"persons": ["Ann"]}',
         '{"entities": {"PERSON": ["Ann"]}}',
@@ -165,15 +164,19 @@ def test_entities_in_other_words_are_invalid_with_a_reason_and_never_none_found(
     assert "entities" in row.reason
 
 
+def test_entities_of_other_types_do_not_count():
+    assert entities('{"entities": [{"value": "Ann", "tag": "DATE"}]}').value == ()
+
+
 def test_no_entities_are_no_entities():
     assert (entities('{"entities": []}').valid, entities('{"entities": []}').value) == (True, ())
 
 
-def test_marked_entities_without_known_types_are_invalid():
+def test_marked_entities_without_tags_are_invalid():
     dense = NERTask({"PERSON": "people"}, sparse=False)
     good = "<entity><tag>PERSON</tag><value>Ann</value></entity><not_entity> met Bob in Rome</not_entity>"
     assert entities(good, dense).valid
-    assert not entities(good.replace("PERSON", "PER"), dense).valid
+    assert not entities(good.replace("<tag>PERSON</tag>", ""), dense).valid
     assert entities("<not_entity>Ann met Bob in Rome</not_entity>", dense).value == ()
 
 
