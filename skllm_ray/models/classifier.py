@@ -298,13 +298,17 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         return np.exp(row.reply.log_probs)
 
     def _reader(self) -> Callable[[Any], Any]:
-        return dict(zip(self._names(), self.classes_.tolist(), strict=True)).__getitem__
+        return self._by_name().__getitem__
+
+    def _by_name(self) -> dict[str, Any]:
+        """Return the classes by the names under which the model is asked about them."""
+        return dict(zip(self._names(), self.classes_.tolist(), strict=True))
 
     def _default(self, text: str | None) -> Any:
         if self.default_label == "Random":
             return results.draw(text or "", self.classes_, self.class_probabilities_, self.random_state)
         if self.label_names is not None and self.default_label in self._names():
-            return self._reader()(self.default_label)
+            return self._by_name()[self.default_label]
         return self.default_label
 
     def _array(self, values: Sequence[Any]) -> NDArray[Any]:

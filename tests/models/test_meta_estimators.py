@@ -88,6 +88,13 @@ def test_a_default_label_is_the_label_and_not_its_name(fake):
     clf = ZeroShotGPTClassifier(label_names=["cat", "dog"], default_label="dog").fit(None, [0, 1])
     with pytest.warns(UserWarning, match="named none"):
         assert clf.predict(["cat", "horse"]).tolist() == [0, 1]
+    explained = CoTGPTClassifier(label_names=["cat", "dog"], default_label="dog").fit(None, [0, 1])
+    with pytest.warns(UserWarning, match="named none"):
+        assert explained.predict(["cat", "horse"]).tolist() == [[0, "why"], [1, ""]]
+    several = MultiLabelZeroShotGPTClassifier(label_names=["cat", "dog"], default_label="dog", max_labels=2)
+    with pytest.warns(UserWarning, match="named none"):
+        found = several.fit(None, ["cat", "dog"]).predict(["cat", "horse"])
+    assert found.tolist() == [["cat", ""], ["dog", ""]]
 
 
 @pytest.mark.parametrize(
