@@ -55,6 +55,7 @@ _LARGEST_CONCURRENCY = 512
 _FIRST_PAUSE_S = 1.0
 _FIRST_EXTRA_S = 0.05  # what the server itself asked for has proved too short before
 _MOST_ENDED = 1000
+_MOST_BUCKETS = 1000
 
 
 class _Meter:
@@ -202,6 +203,7 @@ class Quotas:
         now = self._clock()
         bucket = self._buckets.get(report.bucket)
         if bucket is None:
+            self._forget_idle(now)
             bucket = _Bucket(report.bucket, now, _Meter(now), _Meter(now))
             self._buckets[report.bucket] = bucket
         holder = bucket.holders.setdefault(report.holder, _Holder())
@@ -245,6 +247,16 @@ class Quotas:
             )
             for bucket in self._buckets.values()
         ]
+
+    def _forget_idle(self, now: float) -> None:
+        """Forget buckets that nobody uses and in which nothing counts, where there are very many."""
+        if len(self._buckets) < _MOST_BUCKETS:
+            return
+        for name, bucket in list(self._buckets.items()):
+            self._expire(bucket, now)
+            counts = bucket.requests.used(now) or bucket.tokens.used(now) or bucket.paused_until > now
+            if not bucket.holders and not counts:
+                del self._buckets[name]
 
     # --- taking a report ------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -150,6 +151,17 @@ def test_the_command_shows_the_limits(cluster):
 
 
 PLANTED = "sk-planted-in-the-open-0123456789"
+TOKEN = "t" * 43
+PATHS = [
+    "api/jobs/",
+    "api/v0/tasks?detail=1&limit=1000",
+    "api/v0/actors?detail=1",
+    "api/v0/workers?detail=1",
+    "api/v0/objects?detail=1",
+    "api/v0/runtime_envs?detail=1",
+    "logical/actors",
+    "nodes?view=summary",
+]
 
 
 @pytest.fixture
@@ -175,6 +187,10 @@ with ChatServer(key=key) as server:
     SKLLMConfig.set_gpt_url(server.url)
     clf = ZeroShotGPTClassifier(model="custom_url::m", key=key).fit(None, ["even", "odd"])
     clf.predict(["row %d is odd" % i for i in range(400)])
+    SKLLMConfig.set_azure_api_base(server.root)
+    azure = ZeroShotGPTClassifier(model="azure::d").fit(None, ["even", "odd"])
+    azure.key = key
+    azure.predict(["row %d is odd" % i for i in range(20)])
     wrong = ZeroShotGPTClassifier(model="custom_url::m", key=key + "x").fit(None, ["even", "odd"])
     try:
         wrong.predict(["row %d is odd" % i for i in range(400)])
@@ -189,7 +205,7 @@ with ChatServer(key=key) as server:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},  # the dashboard would want a token
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN},
     )
     job.stdin.write(f"{PLANTED}\n")
     job.stdin.flush()
@@ -202,8 +218,11 @@ with ChatServer(key=key) as server:
     if url is None:
         raise AssertionError(job.communicate())
     answers = []
-    for path in ("api/jobs/", "api/v0/tasks", "api/v0/actors", "nodes?view=summary"):
-        with urllib.request.urlopen(f"http://{url}/{path}", timeout=60) as response:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://{url}/api/jobs/", timeout=60)
+    for path in PATHS:
+        request = urllib.request.Request(f"http://{url}/{path}", headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310  the dashboard
             answers.append(response.read().decode())
     files = [file for file in short_path.rglob("*") if file.is_file() and not file.is_symlink()]
     found = [str(file) for file in files if PLANTED.encode() in file.read_bytes()]

@@ -435,3 +435,13 @@ def test_the_limiter_of_a_process_serves_many_threads_at_once():
     assert failed == []
     buckets = limiter._quotas._buckets.values()
     assert [(bucket.requests.out, bucket.tokens.out, len(bucket.leases)) for bucket in buckets] == [(0, 0, 0)] * 7
+
+
+def test_a_limiter_that_lives_for_long_forgets_what_nobody_uses():
+    now = [0.0]
+    quotas = Quotas(clock=lambda: now[0])
+    for number in range(5000):
+        now[0] += 1.0
+        quotas.exchange(Report(f"bucket {number}", "me", 1, RateLimit(requests_per_minute=5), waiting=0))
+    assert len(quotas.show()) <= 1001
+    assert "bucket 4999" in {bucket.bucket for bucket in quotas.show()}
