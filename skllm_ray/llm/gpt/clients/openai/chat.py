@@ -129,7 +129,7 @@ class OpenAIBackend:
                 self._tokens.learn(question.request, reply.usage)
             except Exception as error:  # noqa: BLE001  the boundary: one row's failure must not lose the others' replies
                 texts = [message["content"] for message in body["messages"]]
-                failure = self._classify(error, texts, permit, is_one_rows=True)
+                failure = self._classify(error, texts, permit, 1)
                 if self._doubts(question, body, error, failure):
                     return None
                 self._dialect.failed(question, failure)
@@ -149,7 +149,7 @@ class OpenAIBackend:
                 answer, headers = await self._send("/embeddings", body, permit)
                 found = embeddings.read(answer, len(texts), headers)
             except Exception as error:  # noqa: BLE001  as above
-                failure = self._classify(error, texts, permit, is_one_rows=len(texts) == 1)
+                failure = self._classify(error, texts, permit, len(texts))
                 if self._doubts(question, body, error, failure):
                     return None
                 self._dialect.failed(question, failure)
@@ -194,9 +194,9 @@ class OpenAIBackend:
             return False  # some servers fail where a model's template has no such role
         return self._dialect.doubts(question, body, told.param, said)
 
-    def _classify(self, error: Exception, texts: Sequence[str], permit: Permit, *, is_one_rows: bool) -> RowError:
+    def _classify(self, error: Exception, texts: Sequence[str], permit: Permit, n_rows: int) -> RowError:
         found = classify(error, partial(redact, secrets=[*self._keys, *self._hidden], texts=texts), self._where)
-        failure = self._refusals.judge(found, is_one_rows=is_one_rows)
+        failure = self._refusals.judge(found, is_one_rows=n_rows == 1)
         headers = headers_of(error)
         if headers is not None:
             permit.left = left_of_quotas(headers)
