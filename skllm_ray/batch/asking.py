@@ -117,6 +117,8 @@ class JournalledBackend:
     _counted = 0
 
     def _bounded(self, requests: Sequence[ChatRequest]) -> Sequence[ChatRequest]:
+        if self._terms.max_output_tokens is None:
+            return requests
         return [self._terms.bounded(request) for request in requests]
 
     def _obtain(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,6 +93,7 @@ class Holder:
         return f"process {self.pid} on {self.host}{more}"
 
 
+@lru_cache(maxsize=64)
 def is_on_local_disk(path: str) -> bool:
     """Return whether a file lies on a disk of this machine alone, whose locks all its users see at once.
 

@@ -105,12 +105,40 @@ def table_bytes(table: pa.Table) -> pa.Buffer:
 
 
 def summary_of(output: Folder, part_name: str) -> UnitSummary | None:
-    """Return the summary in a part's own metadata; None where the part cannot be read."""
+    """Return the summary in a part's own metadata; None where there is no such part, or it is damaged.
+
+    Raises
+    ------
+    OSError
+        If a store gives no answer: a part that is merely out of reach must not be done, and paid for, again.
+    """
     try:
-        with output.filesystem.open_input_file(output.at(part_name)) as source:
+        with _opened(output, part_name) as source:
             return _summary_in(pq.read_schema(source), source.size())
+    except FileNotFoundError:
+        return None
+    except _UnreachableError as error:
+        raise error.cause from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException):
         return None
+
+
+class _UnreachableError(Exception):
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+def _opened(output: Folder, part_name: str) -> pa.NativeFile:
+    """Return a part: from a store, as a whole, since errors of the network and of the format look alike later."""
+    if output.is_local:
+        return output.filesystem.open_input_file(output.at(part_name))
+    try:
+        return pa.BufferReader(output.read(part_name))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _UnreachableError(error) from None
 
 
 def _summary_in(schema: pa.Schema, size: int) -> UnitSummary:

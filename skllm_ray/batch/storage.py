@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -19,10 +21,13 @@ import pyarrow.fs as pafs
 from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError, InputError
 
+T = TypeVar("T")
 _SCHEME: Final = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _WILD: Final = re.compile(r"[*?\[]")
 _QUERY: Final = re.compile(r"\?(region|scheme|endpoint_override|access_key|secret_key|retry_limit_seconds)=[^/]*$")
 _PACKED: Final = re.compile(r"(\.(csv|jsonl|ndjson|parquet|pq))\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip)$", re.IGNORECASE)
+_PAUSES_S: Final = (0.2, 1.0, 3.0)
+_FOR_GOOD: Final = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|NO_SUCH_BUCKET|HTTP status 40[134]")
 _NATIVE: Final = {"s3": "S3FileSystem", "gs": "GcsFileSystem", "gcs": "GcsFileSystem"}
 
 
@@ -87,7 +92,7 @@ class Folder:
         """Return the files in it, with their sizes in bytes; empty where it does not exist."""
         selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         start = len(self.path) + 1
-        found = self.filesystem.get_file_info(selector)
+        found = self.persist(lambda: self.filesystem.get_file_info(selector))
         return {info.path[start:]: info.size for info in found if info.type == pafs.FileType.File}
 
     def read(self, name: str) -> bytes:
@@ -98,8 +103,12 @@ class Folder:
         FileNotFoundError
             If there is none of this name.
         """
-        with self.filesystem.open_input_stream(self.at(name), compression=None) as stream:
-            return bytes(stream.read())
+
+        def read() -> bytes:
+            with self.filesystem.open_input_stream(self.at(name), compression=None) as stream:
+                return bytes(stream.read())
+
+        return self.persist(read)
 
     def read_if_there(self, name: str) -> bytes:
         """Return a file's bytes; none where it was deleted meanwhile."""
@@ -111,9 +120,8 @@ class Folder:
     def write(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a whole file: others see all of it or nothing, and a node that loses its power keeps it."""
         path = self.at(name)
-        if not self.is_local:  # an object store shows an object when it is complete
-            with self.filesystem.open_output_stream(path, compression=None) as stream:
-                stream.write(content)
+        if not self.is_local:
+            self.persist(lambda: self._put(path, content))
             return
         target = Path(path)
         part = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -156,6 +164,25 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it; nothing happens where there is none."""
+        self.persist(lambda: self._delete(name))
+
+    def persist(self, do: Callable[[], T]) -> T:
+        """Return what `do` returns, again where a store fails for a moment: not all clients do."""
+        for pause_s in () if self.is_local else _PAUSES_S:
+            try:
+                return do()
+            except OSError as error:
+                if isinstance(error, (FileNotFoundError, PermissionError)) or _FOR_GOOD.search(str(error)):
+                    raise
+            time.sleep(random.uniform(0.5, 1.0) * pause_s)
+        return do()
+
+    def _put(self, path: str, content: bytes | pa.Buffer) -> None:
+        """Write an object; a store shows it when it is complete."""
+        with self.filesystem.open_output_stream(path, compression=None) as stream:
+            stream.write(content)
+
+    def _delete(self, name: str) -> None:
         with suppress(FileNotFoundError):
             info = self.filesystem.get_file_info(self.at(name))
             if info.type == pafs.FileType.Directory:
@@ -216,7 +243,7 @@ def list_inputs(uri: str, options: StorageOptions, secrets: Mapping[str, Secret]
         )
     selector = pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
     try:
-        every = folder.filesystem.get_file_info(selector)
+        every = folder.persist(lambda: folder.filesystem.get_file_info(selector))
         found = [_file(one) for one in every if one.type == pafs.FileType.File]
     except UnicodeDecodeError:
         raise InputError(f"input={uri!r} holds a file whose name is no UTF-8.", "Rename it.") from None
@@ -233,7 +260,7 @@ def list_inputs(uri: str, options: StorageOptions, secrets: Mapping[str, Secret]
 
 def _info(folder: Folder, uri: str) -> pafs.FileInfo:
     try:
-        return folder.filesystem.get_file_info(folder.path)
+        return folder.persist(lambda: folder.filesystem.get_file_info(folder.path))
     except pa.ArrowInvalid as error:
         raise InputError(f"input={uri!r} cannot be looked up: {error}.") from None
 

@@ -119,7 +119,10 @@ class UnitWork:
         output, secrets = place
         folder = output.below(f"{JOURNAL}/{call.key}")
         if call.resumes and not call.retries:
-            done = summary_of(output, call.unit.part_name)
+            try:
+                done = summary_of(output, call.unit.part_name)
+            except OSError as error:
+                return Unfinished("storage", short(error))
             if done is not None:  # its worker died between the part and the word about it
                 folder.delete("")
                 return done
