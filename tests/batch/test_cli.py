@@ -422,7 +422,7 @@ def test_every_flag_of_the_docs_is_there():
 
 
 def test_a_job_whose_rows_mostly_fail_is_not_done_and_tells_the_first_reason(tmp_path):
-    source = write(tmp_path / "in.parquet", texts(20))
+    source = write(tmp_path / "in.parquet", texts(12))
     with ChatServer(lambda body: StatusFault(400, "no [/inst] \x1b[35m \x00 \ud800 here")) as server:
         flags = ["--model", "custom_url::m", "--gpt-url", server.url, "--labels", "a,b", "--input", source]
         done = call("run", "classify", *flags, "--output", tmp_path / "out")
