@@ -178,6 +178,8 @@ def _weights(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> NDA
         return 1 + drawn / 10
     if "ssm_a" in name:  # a state decays, and slowly: what is asked at the end of a prompt depends on all of it
         return -np.abs(drawn) / 30 - np.float32(0.01)
+    if re.search(r"time_mix_(decay|w0)\.weight$", name):
+        return drawn / 10 - 5
     if len(shape) == 1 or name.endswith(".bias"):
         return drawn / 10
     return _LOUD.get(name.split(".")[-2], 1) * drawn / np.float32(shape[-1]) ** 0.5
