@@ -34,6 +34,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.sequences import N_MARKS, TOGETHER, Seq
 
 _WORTH_A_RUN = 256  # tokens that a shorter prefix must cost before rows part into two runs
 _LONGEST = 1 << 31
+_EVEN = 16
 _CPU_BATCH = 256  # a token looks at all cells of its batch: on a CPU, wider decodes cost more than they save
 _GPU_BATCH = 2048
 _ACROSS = re.compile(rb"\S ")
@@ -311,10 +312,10 @@ class Engine:
                 length = max(length, common_length(row[:-1], self._prefix))
                 self._before = list(row)
             ahead = shared[stop - 1] if stop < len(order) else 0
-            yield run, self._share(rows[run[0]][: length - length % step], len(run), ahead)
+            yield run, self._share(rows[run[0]][: length - length % step], len(run), ahead, step)
             start = stop
 
-    def _share(self, prefix: Sequence[int], n_rows: int, ahead: int) -> int:
+    def _share(self, prefix: Sequence[int], n_rows: int, ahead: int, step: int) -> int:
         kept = common_length(prefix, self._prefix)
         if kept < len(self._prefix):
             kept = self.sequences.cut(kept)
@@ -323,8 +324,13 @@ class Engine:
         for stop in self.sequences.stops(kept, len(prefix), ahead) if kept < len(prefix) else ():
             batch = self.new_batch()
             batch.add(prefix[kept:stop], kept, 0, self.sequences.n_holders)
+            n_missing = -len(batch) % step if self.sequences.shares_tokens else 0
+            if n_missing:
+                batch.fill(n_missing, stop)
             self._prefix, kept = list(prefix[:stop]), stop
             self.start(batch)
+            if n_missing:
+                self.sequences.release(0, stop)
             self.sequences.mark(stop)
         return len(prefix)
 
@@ -401,6 +407,7 @@ class Engine:
     def _parts(self, batch: Batch) -> Iterator[tuple[int, int, int]]:
         """Yield starts, stops and wanted tokens of equal parts that one ``llama_decode`` can take each."""
         size = -(-len(batch) // max(1, -(-len(batch) // self.n_batch)))
+        size = min(self.n_batch, size + -size % _EVEN)  # the last part alone may be odd
         so_far = np.concatenate([[0], np.cumsum(batch.wanted[: len(batch)], dtype=np.int64)])
         start = 0
         for end in (len(batch),) if self.sequences.decode_together else batch.ends():

@@ -27,6 +27,11 @@ to 8 bits, its log-probabilities differ visibly. Exact scores begin every row, a
 """
 
 
+_KERNEL = 8
+"""Tokens that a CPU's kernels for 4-bit to 6-bit weights take at once, twice: what is left over at a decode's end is
+computed by others, which round otherwise. Exact scores decode multiples."""
+
+
 class ContextOverflowError(Exception):
     """A row needs more tokens than the context holds."""
 
@@ -287,6 +292,7 @@ def _decode_group(engine: Engine, group: Sequence[Row], n_prefix: int, step: int
         batch.add(row.common[n_prefix:], n_prefix, sequence, n_sequences, last_wanted=True)
         batch.add(part.tokens, len(row.common) + part.depths, sequence + part.firsts, part.counts, wanted=True)
         sequence += n_sequences
+    engine.fill_up(batch, _KERNEL if step > 1 else 1)
     yield engine.start(batch), [(row, row.trie.parts[0]) for row in group]
     if len(parts) > 1:  # a single row: its other continuations follow upon the same text, one part after the other
         row = group[0]
@@ -296,6 +302,7 @@ def _decode_group(engine: Engine, group: Sequence[Row], n_prefix: int, step: int
             batch = engine.new_batch()
             batch.add(last, len(row.common) - 1, 1, max(p.n_continuations for p in parts), last_wanted=True)
             batch.add(part.tokens, len(row.common) + part.depths, 1 + part.firsts, part.counts, wanted=True)
+            engine.fill_up(batch, _KERNEL if step > 1 else 1)
             yield engine.start(batch), [(row, part)]
     engine.release()
 
