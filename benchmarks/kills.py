@@ -206,7 +206,10 @@ def overtake(
         _send(pid, signal.SIGCONT)
     if not taken:
         tally.refused_beside_a_stopped_run += 1
-        tally.disorderly += job.shared  # there, it should have been taken over
+        if job.shared:  # there, it should have been taken over
+            tally.disorderly += 1
+            last = (job.folder / "driver.log").read_text("utf-8", "replace").splitlines()[-3:]
+            log(f"the second run did not take over; it ended with {second.poll()}: {' | '.join(last)}")
         return driver, (0, 0)
     tally.taken_over += 1
     with suppress(subprocess.TimeoutExpired):
