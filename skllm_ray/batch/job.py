@@ -16,7 +16,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from skllm_ray.batch.inputs import Scanned, Unit, cut, rows_per_unit, scan
+from skllm_ray.batch.input.files import Scanned, Unit, cut, rows_per_unit, scan
+from skllm_ray.batch.input.text_template import check_formats, template_fields
 from skllm_ray.batch.lock import OutputLock
 from skllm_ray.batch.manifest import (
     Manifest,
@@ -37,7 +38,6 @@ from skllm_ray.batch.running import Budget, Outcome, work_off
 from skllm_ray.batch.screen import Screen, State, open_screen
 from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, distinct, list_inputs, open_folder
-from skllm_ray.batch.template import check_formats, template_fields
 from skllm_ray.batch.terms import Terms
 from skllm_ray.batch.work import Call, UnitWork
 from skllm_ray.config import Price, Secret

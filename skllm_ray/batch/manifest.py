@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 import skllm_ray
-from skllm_ray.batch.inputs import InputFile
+from skllm_ray.batch.input.files import InputFile
 from skllm_ray.batch.storage import Folder
 from skllm_ray.config import Secret
 from skllm_ray.errors import OutputMismatchError

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skllm_ray.batch.inputs import Unit
+from skllm_ray.batch.input.files import Unit
 from skllm_ray.batch.ledger import SPENT, Progress
 from skllm_ray.batch.storage import Folder
 

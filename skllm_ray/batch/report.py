@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from skllm_ray.batch.inputs import cut
+from skllm_ray.batch.input.files import cut
 from skllm_ray.batch.manifest import load_manifest
 from skllm_ray.batch.parts import SYSTEM
 from skllm_ray.batch.state import OutputState

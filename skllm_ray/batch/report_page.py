@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from skllm_ray.batch.template import template_fields, texts_of
+from skllm_ray.batch.input.text_template import template_fields, texts_of
 from skllm_ray.errors import MissingExtraError
 from skllm_ray.plain_text import printable
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from skllm_ray.batch.inputs import Unit
+from skllm_ray.batch.input.files import Unit
 from skllm_ray.batch.journal import paid, split
 from skllm_ray.batch.ledger import Progress
 from skllm_ray.batch.parts import JOURNAL, PRIOR, PRIOR_PART, SYSTEM, UnitSummary, summary_of

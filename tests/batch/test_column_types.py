@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 import pytest
 from pandas.core.arrays.arrow.extension_types import ArrowPeriodType
 
-from skllm_ray.batch import inputs
-from skllm_ray.batch.exact import converted
-from skllm_ray.batch.extensions import stored
-from skllm_ray.batch.inputs import Scanned, cut, read, scan
-from skllm_ray.batch.json_types import json_array
+from skllm_ray.batch.input import files
+from skllm_ray.batch.input.exact import converted
+from skllm_ray.batch.input.extensions import stored
+from skllm_ray.batch.input.files import Scanned, cut, read, scan
+from skllm_ray.batch.input.json_types import json_array
 from skllm_ray.batch.manifest import read_schema, schema_text
 from skllm_ray.batch.storage import FileInfo, Folder
 
@@ -122,7 +122,7 @@ def test_numbers_are_exact_or_texts(tmp_path, columns, kind, wanted):
 
 def test_bounds_come_from_the_footers_alone_where_they_tell(tmp_path, monkeypatch):
     paths = put(tmp_path, pa.array([BIG, 5]), pa.array([0.5]), pa.array([7], pa.uint64()))
-    monkeypatch.setattr(inputs, "_values", lambda *_: pytest.fail("values were read"))
+    monkeypatch.setattr(files, "_values", lambda *_: pytest.fail("values were read"))
     _, scanned = look([paths[0], paths[2]])
     assert scanned.schema.types == [pa.int64()]
     _, scanned = look([paths[1], paths[2]])
@@ -366,7 +366,7 @@ def test_a_process_without_pandas_sees_the_same_types(tmp_path):
     text = """
 import sys
 import pyarrow.fs as pafs
-from skllm_ray.batch.inputs import cut, read, scan
+from skllm_ray.batch.input.files import cut, read, scan
 from skllm_ray.batch.manifest import read_schema
 from skllm_ray.batch.storage import FileInfo, Folder
 for name in [name for name in sys.modules if name.startswith("pandas.core.arrays.arrow")]:

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from skllm_ray import batch
-from skllm_ray.batch import parquet_input
-from skllm_ray.batch.inputs import cut, read, rows_per_unit, scan
+from skllm_ray.batch.input import parquet_files
+from skllm_ray.batch.input.files import cut, read, rows_per_unit, scan
 from skllm_ray.batch.storage import StorageOptions, base_of, list_inputs, open_folder
 from skllm_ray.errors import InputError
 from tests.batch.worlds import asked, classifier, texts, write
@@ -127,14 +127,14 @@ def test_a_file_that_was_cut_is_told_and_the_others_are_done(tmp_path, share):
 @pytest.mark.usefixtures("local_mode")
 def test_a_file_that_changes_while_it_is_read_gives_no_rows(tmp_path, monkeypatch):
     path = Path(write(tmp_path / "in/a.parquet", texts(30)))
-    decode = parquet_input._of_group
+    decode = parquet_files._of_group
 
     def slow(*args: Any) -> pa.Table:
         found = decode(*args)
         write(path, [f"another {text}" for text in texts(30)])
         return found
 
-    monkeypatch.setattr(parquet_input, "_of_group", slow)
+    monkeypatch.setattr(parquet_files, "_of_group", slow)
     result = batch.run(classifier(), str(path), str(tmp_path / "out"))
     assert "changed since the job was planned" in str(result.unreadable)
     assert result.rows_done == 0

@@ -14,8 +14,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from skllm_ray.batch import units
-from skllm_ray.batch.inputs import InputFile, cut, read, scan
+from skllm_ray.batch.input import slices
+from skllm_ray.batch.input.files import InputFile, cut, read, scan
 from skllm_ray.batch.storage import FileInfo, Folder
 
 
@@ -121,7 +121,7 @@ def test_short_and_long_rows_and_large_fields(tmp_path):
 
 
 def test_a_field_beyond_all_measure_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("skllm_ray.batch.csv_input.MOST_BYTES", 1000)
+    monkeypatch.setattr("skllm_ray.batch.input.csv_files.MOST_BYTES", 1000)
     assert "larger than field limit" in error_of(put(tmp_path / "in.csv", "text\n" + "x" * 2000))
 
 
@@ -171,7 +171,7 @@ def test_columns_get_the_type_that_fits_all_values(tmp_path):
 
 
 def test_types_that_only_another_chunk_of_the_file_tells(tmp_path, monkeypatch):
-    monkeypatch.setattr("skllm_ray.batch.text_input.SCAN_BYTES", 7)
+    monkeypatch.setattr("skllm_ray.batch.input.text_files.SCAN_BYTES", 7)
     values: list[Any] = [None, 1, 2**53 + 1, 0.5, None]
     path = put(tmp_path / "in.jsonl", "\n".join(json.dumps({"v": value, "text": "ü"}) for value in values))
     assert [row["v"] for row in rows_of(path)] == [None, "1", str(2**53 + 1), "0.5", None]
@@ -253,4 +253,4 @@ def test_types_that_differ_become_texts_whatever_the_order(tmp_path):
 
 def test_a_file_planned_before_is_cut_as_before():
     file = InputFile.load(InputFile("a.csv", 100, 5, index=(8, 50), n_rows=6, n_bytes=100).dump())
-    assert [unit.key for unit in units.cut([file], 4)] == ["00000-0000000000-0000003", "00000-0000000003-0000003"]
+    assert [unit.key for unit in slices.cut([file], 4)] == ["00000-0000000000-0000003", "00000-0000000003-0000003"]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from skllm_ray import batch
-from skllm_ray.batch.template import check_formats, check_template, texts_of
+from skllm_ray.batch.input.text_template import check_formats, check_template, texts_of
 from skllm_ray.errors import ConfigurationError
 from tests.batch.worlds import classifier, write
 

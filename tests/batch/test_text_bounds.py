@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from skllm_ray.batch.inputs import Scanned, cut, read, scan
+from skllm_ray.batch.input.files import Scanned, cut, read, scan
 from skllm_ray.batch.storage import FileInfo, Folder
 
 BIG = 9007199254740993
@@ -94,8 +94,8 @@ def test_too_many_columns_are_told(tmp_path):
 
 
 def test_a_line_without_an_end_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("skllm_ray.batch.jsonl_input.MOST_BYTES", 1000)
-    monkeypatch.setattr("skllm_ray.batch.text_input.SCAN_BYTES", 300)
+    monkeypatch.setattr("skllm_ray.batch.input.jsonl_files.MOST_BYTES", 1000)
+    monkeypatch.setattr("skllm_ray.batch.input.text_files.SCAN_BYTES", 300)
     path = put(tmp_path / "a.jsonl", {"text": "a"}, {"text": "x" * 5000})
     assert "line 2 is longer than 1,000 bytes" in error(path)
 
@@ -119,7 +119,7 @@ def test_numbers_of_any_size(tmp_path):
 
 @pytest.mark.parametrize("size", [7, 100, 10**6])
 def test_types_do_not_depend_on_how_the_file_is_cut(tmp_path, monkeypatch, size):
-    monkeypatch.setattr("skllm_ray.batch.text_input.SCAN_BYTES", size)
+    monkeypatch.setattr("skllm_ray.batch.input.text_files.SCAN_BYTES", size)
     lines = [
         {"a": 1, "n": {"x": [1]}},
         {"a": 0.5, "n": {"y": {}}},

@@ -25,9 +25,9 @@ from typing import Final
 
 import pyarrow as pa
 
-from skllm_ray.batch.exact import children, converted
-from skllm_ray.batch.extensions import extension_of, plain_type, unwrapped
-from skllm_ray.batch.kinds import inner_fields, is_bytes, is_list, is_text
+from skllm_ray.batch.input.exact import children, converted
+from skllm_ray.batch.input.extensions import extension_of, plain_type, unwrapped
+from skllm_ray.batch.input.kinds import inner_fields, is_bytes, is_list, is_text
 
 Bounds = tuple[int, int]
 _THREADS: Final = 16

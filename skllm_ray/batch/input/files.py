@@ -12,16 +12,25 @@ from typing import Final
 
 import pyarrow as pa
 
-from skllm_ray.batch.column_types import Column, common_field
-from skllm_ray.batch.csv_input import read_csv, scan_csv
-from skllm_ray.batch.exact import as_field, converted
-from skllm_ray.batch.extensions import stored
-from skllm_ray.batch.first_release import fitted_as_before
-from skllm_ray.batch.folder_columns import check_folder, folder_array, folder_values
-from skllm_ray.batch.jsonl_input import read_jsonl, scan_jsonl
-from skllm_ray.batch.parquet_input import read_parquet, scan_parquet
+from skllm_ray.batch.input.column_types import Column, common_field
+from skllm_ray.batch.input.csv_files import read_csv, scan_csv
+from skllm_ray.batch.input.exact import as_field, converted
+from skllm_ray.batch.input.extensions import stored
+from skllm_ray.batch.input.first_release import fitted_as_before
+from skllm_ray.batch.input.folder_columns import check_folder, folder_array, folder_values
+from skllm_ray.batch.input.jsonl_files import read_jsonl, scan_jsonl
+from skllm_ray.batch.input.parquet_files import read_parquet, scan_parquet
+from skllm_ray.batch.input.slices import (
+    MOST_ROWS,
+    SCHEMA_KEY,
+    InputFile,
+    Look,
+    Unit,
+    cut,
+    rows_in_memory,
+    rows_per_unit,
+)
 from skllm_ray.batch.storage import FileInfo, Folder, format_of
-from skllm_ray.batch.units import MOST_ROWS, SCHEMA_KEY, InputFile, Look, Unit, cut, rows_in_memory, rows_per_unit
 from skllm_ray.errors import InputError
 
 __all__ = ["MOST_ROWS", "InputFile", "Scanned", "Unit", "cut", "read", "rows_per_unit", "scan", "short"]
@@ -64,7 +73,7 @@ def scan(folder: Folder, files: Sequence[FileInfo], filename_column: str | None 
     """Look at every file: Parquet's footers alone, the others from end to end.
 
     What cannot be read is noted, not raised. A column gets the type in which all files' values have an equal
-    (`skllm_ray.batch.column_types`): text, where no other does. Folders such as ``country=DE`` are columns, too.
+    (`skllm_ray.batch.input.column_types`): text, where no other does. Folders such as ``country=DE`` are columns, too.
 
     Raises
     ------

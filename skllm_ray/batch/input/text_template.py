@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from skllm_ray.batch.exact import texts
-from skllm_ray.batch.extensions import extension_of, plain_type, unwrapped
-from skllm_ray.batch.kinds import is_bytes
+from skllm_ray.batch.input.exact import texts
+from skllm_ray.batch.input.extensions import extension_of, plain_type, unwrapped
+from skllm_ray.batch.input.kinds import is_bytes
 from skllm_ray.errors import ConfigurationError
 
 _MOST_WIDTH: Final = 10_000

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from skllm_ray.batch.kinds import inner_fields, is_list
+from skllm_ray.batch.input.kinds import inner_fields, is_list
 
 NAME: Final = b"ARROW:extension:name"
 TOLD: Final = b"ARROW:extension:metadata"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+from skllm_ray.batch.input.slices import InputFile, Unit
 from skllm_ray.batch.storage import Folder
-from skllm_ray.batch.units import InputFile, Unit
 
 BOM: Final = b"\xef\xbb\xbf"
 """What some programs put before UTF-8."""

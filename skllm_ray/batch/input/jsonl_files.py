@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from skllm_ray.batch.json_types import JsonType, json_array
+from skllm_ray.batch.input.json_types import JsonType, json_array
+from skllm_ray.batch.input.slices import INDEX_ROWS, InputFile, Look, Unit, is_exact
+from skllm_ray.batch.input.text_files import MOST_BYTES, Utf8Check, chunks, indexed, stretch, text_start
 from skllm_ray.batch.storage import Folder
-from skllm_ray.batch.text_input import MOST_BYTES, Utf8Check, chunks, indexed, stretch, text_start
-from skllm_ray.batch.units import INDEX_ROWS, InputFile, Look, Unit, is_exact
 
 MOST_COLUMNS: Final = 2000
 """The most different keys of a file's rows; each is a column."""

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from skllm_ray.batch.column_types import Bounds
-from skllm_ray.batch.exact import children
+from skllm_ray.batch.input.column_types import Bounds
+from skllm_ray.batch.input.exact import children
+from skllm_ray.batch.input.slices import MOST_ROWS, InputFile, Look, Unit
 from skllm_ray.batch.storage import Folder
-from skllm_ray.batch.units import MOST_ROWS, InputFile, Look, Unit
 
 _WHOLE_BYTES: Final = 16 << 20  # a row group that is decoded whole for any of its slices
 _BUFFER_BYTES: Final = 4 << 20

@@ -10,9 +10,9 @@ from typing import Final
 
 import pyarrow as pa
 
+from skllm_ray.batch.input.slices import INDEX_ROWS, InputFile, Look, Unit, is_exact
+from skllm_ray.batch.input.text_files import BOM, MOST_BYTES, SCAN_BYTES, Utf8Check, indexed, stretch, text_start
 from skllm_ray.batch.storage import Folder
-from skllm_ray.batch.text_input import BOM, MOST_BYTES, SCAN_BYTES, Utf8Check, indexed, stretch, text_start
-from skllm_ray.batch.units import INDEX_ROWS, InputFile, Look, Unit, is_exact
 
 _END: Final = "\0end"
 _SEPARATORS: Final = ",;\t|"

@@ -7,7 +7,7 @@ import json
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from skllm_ray.batch.exact import converted
+from skllm_ray.batch.input.exact import converted
 
 
 def fitted_as_before(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

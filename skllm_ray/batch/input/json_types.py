@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from skllm_ray.batch.exact import converted
-from skllm_ray.batch.kinds import is_bytes, is_list, is_text
+from skllm_ray.batch.input.exact import converted
+from skllm_ray.batch.input.kinds import is_bytes, is_list, is_text
 
 MOST_LEVELS: Final = 20
 """How deep values may nest to have columns of nested types; deeper ones are kept as JSON texts."""

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from skllm_ray.batch.extensions import bare, extension_of, plain_type, told_of, unwrapped
-from skllm_ray.batch.kinds import inner_fields, is_bytes, is_list, is_text
+from skllm_ray.batch.input.extensions import bare, extension_of, plain_type, told_of, unwrapped
+from skllm_ray.batch.input.kinds import inner_fields, is_bytes, is_list, is_text
 
 
 def children(array: pa.Array) -> list[pa.Array]:
