@@ -40,11 +40,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skllm_ray.batch.fence import LOCK_FILE
-from skllm_ray.batch.holder import Holder
-from skllm_ray.batch.journal import SEGMENT_REPLIES
-from skllm_ray.batch.parts import SYSTEM
-from skllm_ray.batch.state import OutputState
+from skllm_ray.batch.output.fence import LOCK_FILE
+from skllm_ray.batch.output.holder import Holder
+from skllm_ray.batch.output.journal import SEGMENT_REPLIES
+from skllm_ray.batch.output.part import SYSTEM
+from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.testing import ChatServer
 

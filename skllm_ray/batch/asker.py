@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from skllm_ray.batch.asking import JournalledBackend
-from skllm_ray.batch.fence import Fence
-from skllm_ray.batch.journal import Journal
-from skllm_ray.batch.ledger import Ledger
+from skllm_ray.batch.output.budget import Ledger
+from skllm_ray.batch.output.fence import Fence
+from skllm_ray.batch.output.journal import Journal
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.errors import ConfigurationError

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from skllm_ray.batch.journal import Journal, digest
-from skllm_ray.batch.ledger import Progress, SharedLedger
+from skllm_ray.batch.output.budget import Progress, SharedLedger
+from skllm_ray.batch.output.journal import Journal, digest
 from skllm_ray.batch.terms import Terms
 from skllm_ray.batch.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.llm.base import Backend

@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from skllm_ray.batch.input.files import Scanned, Unit, cut, rows_per_unit, scan
 from skllm_ray.batch.input.text_template import check_formats, template_fields
-from skllm_ray.batch.lock import OutputLock
-from skllm_ray.batch.manifest import (
+from skllm_ray.batch.options import BatchEstimator, JobOptions
+from skllm_ray.batch.output.lock import OutputLock
+from skllm_ray.batch.output.manifest import (
     Manifest,
     load_manifest,
     params_text,
@@ -30,13 +31,12 @@ from skllm_ray.batch.manifest import (
     veiled_identity,
     with_template,
 )
-from skllm_ray.batch.options import BatchEstimator, JobOptions
-from skllm_ray.batch.parts import SYSTEM, add_up, table_bytes
+from skllm_ray.batch.output.part import SYSTEM, add_up, table_bytes
+from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.prior import estimated, prior_to_ask, read_prior, ready_work, with_prior
 from skllm_ray.batch.result import JobResult
 from skllm_ray.batch.running import Budget, Outcome, work_off
 from skllm_ray.batch.screen import Screen, State, open_screen
-from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, distinct, list_inputs, open_folder
 from skllm_ray.batch.terms import Terms
 from skllm_ray.batch.work import Call, UnitWork

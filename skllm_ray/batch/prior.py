@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skllm_ray.batch.asking import JournalledBackend
-from skllm_ray.batch.parts import PRIOR, PRIOR_PART, OldPart, UnitSummary
+from skllm_ray.batch.output.part import PRIOR, PRIOR_PART, OldPart, UnitSummary
+from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.running import Outcome
-from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import Folder
 from skllm_ray.batch.work import Call, UnitWork
 from skllm_ray.errors import JobFailedError, OutputMismatchError

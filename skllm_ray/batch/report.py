@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from skllm_ray.batch.input.files import cut
-from skllm_ray.batch.manifest import load_manifest
-from skllm_ray.batch.parts import SYSTEM
-from skllm_ray.batch.state import OutputState
+from skllm_ray.batch.output.manifest import load_manifest
+from skllm_ray.batch.output.part import SYSTEM
+from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.errors import InputError
 

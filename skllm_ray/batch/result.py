@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from skllm_ray.batch.ledger import Progress
+from skllm_ray.batch.output.budget import Progress
 
 
 @dataclass(frozen=True)

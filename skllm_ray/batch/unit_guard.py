@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, Self
 
-from skllm_ray.batch.fence import Fence
+from skllm_ray.batch.output.fence import Fence
 from skllm_ray.errors import ClusterError, OutputInUseError
 from skllm_ray.tasks.base import RowError
 

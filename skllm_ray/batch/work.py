@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from skllm_ray.batch.asking import JournalledBackend
-from skllm_ray.batch.fence import Fence
 from skllm_ray.batch.input.files import read, short
 from skllm_ray.batch.input.text_template import template_fields, texts_of
-from skllm_ray.batch.journal import Journal
-from skllm_ray.batch.ledger import SPENT, Progress, SharedLedger
-from skllm_ray.batch.manifest import Manifest, read_schema
-from skllm_ray.batch.parts import JOURNAL, PART_META, SYSTEM, OldPart, UnitSummary, summary_of, table_bytes
+from skllm_ray.batch.output.budget import SPENT, Progress, SharedLedger
+from skllm_ray.batch.output.fence import Fence
+from skllm_ray.batch.output.journal import Journal
+from skllm_ray.batch.output.manifest import Manifest, read_schema
+from skllm_ray.batch.output.part import JOURNAL, PART_META, SYSTEM, OldPart, UnitSummary, summary_of, table_bytes
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.batch.terms import Terms
 from skllm_ray.batch.unit_guard import UnitGuard, UnitStopped

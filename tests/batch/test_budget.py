@@ -13,10 +13,10 @@ import pytest
 import skllm_ray
 from skllm_ray import batch
 from skllm_ray.batch import work
-from skllm_ray.batch.journal import Journal
-from skllm_ray.batch.ledger import Ledger
+from skllm_ray.batch.output.budget import Ledger
+from skllm_ray.batch.output.journal import Journal
+from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.report import write_report
-from skllm_ray.batch.state import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.work import UnitWork
 from skllm_ray.config import Price, SKLLMConfig

@@ -28,7 +28,7 @@ from skllm_ray.batch.input.exact import converted
 from skllm_ray.batch.input.extensions import stored
 from skllm_ray.batch.input.files import Scanned, cut, read, scan
 from skllm_ray.batch.input.json_types import json_array
-from skllm_ray.batch.manifest import read_schema, schema_text
+from skllm_ray.batch.output.manifest import read_schema, schema_text
 from skllm_ray.batch.storage import FileInfo, Folder
 
 BIG = 9007199254740993
@@ -367,7 +367,7 @@ def test_a_process_without_pandas_sees_the_same_types(tmp_path):
 import sys
 import pyarrow.fs as pafs
 from skllm_ray.batch.input.files import cut, read, scan
-from skllm_ray.batch.manifest import read_schema
+from skllm_ray.batch.output.manifest import read_schema
 from skllm_ray.batch.storage import FileInfo, Folder
 for name in [name for name in sys.modules if name.startswith("pandas.core.arrays.arrow")]:
     del sys.modules[name]

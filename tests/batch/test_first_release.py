@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from skllm_ray import batch
-from skllm_ray.batch.journal import Journal, digest
+from skllm_ray.batch.output.journal import Journal, digest
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.errors import InputError, SkllmRayWarning

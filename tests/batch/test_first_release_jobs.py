@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from skllm_ray import batch
-from skllm_ray.batch.manifest import read_schema
+from skllm_ray.batch.output.manifest import read_schema
 from skllm_ray.classification import ZeroShotGPTClassifier
 
 DATA = Path(__file__).parents[1] / "data" / "first_release" / "job"

@@ -15,16 +15,16 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
-from skllm_ray.batch import fence, lock
-from skllm_ray.batch.fence import LOCK_FILE, Fence
-from skllm_ray.batch.holder import Holder, is_on_local_disk
-from skllm_ray.batch.lock import OutputLock
+from skllm_ray.batch.output import fence, lock
+from skllm_ray.batch.output.fence import LOCK_FILE, Fence
+from skllm_ray.batch.output.holder import Holder, is_on_local_disk
+from skllm_ray.batch.output.lock import OutputLock
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.errors import OutputInUseError
 
 HOLD = """
 import sys, time
-from skllm_ray.batch.lock import OutputLock
+from skllm_ray.batch.output.lock import OutputLock
 from skllm_ray.batch.storage import StorageOptions, open_folder
 with OutputLock(open_folder(sys.argv[1], StorageOptions(), {})):
     print("held", flush=True)

@@ -18,10 +18,11 @@ import pytest
 
 import skllm_ray
 from skllm_ray import batch
-from skllm_ray.batch import fence, work
-from skllm_ray.batch.holder import Holder
-from skllm_ray.batch.ledger import Ledger
-from skllm_ray.batch.lock import OutputLock
+from skllm_ray.batch import work
+from skllm_ray.batch.output import fence
+from skllm_ray.batch.output.budget import Ledger
+from skllm_ray.batch.output.holder import Holder
+from skllm_ray.batch.output.lock import OutputLock
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, OutputInUseError, OutputMismatchError

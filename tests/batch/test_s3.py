@@ -18,7 +18,7 @@ import pytest
 
 import skllm_ray
 from skllm_ray import batch
-from skllm_ray.batch import fence
+from skllm_ray.batch.output import fence
 from skllm_ray.errors import SkllmRayError
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 from skllm_ray.testing import ChatServer

@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
-from skllm_ray.batch.manifest import question_hash
+from skllm_ray.batch.output.manifest import question_hash
 from skllm_ray.classification import (
     CoTGPTClassifier,
     DynamicFewShotGPTClassifier,

@@ -12,8 +12,8 @@ from typing import Final, Self
 
 import filelock
 
-from skllm_ray.batch.fence import LOCK_FILE, Fence, clock, heartbeat_s
-from skllm_ray.batch.holder import Holder, is_on_local_disk
+from skllm_ray.batch.output.fence import LOCK_FILE, Fence, clock, heartbeat_s
+from skllm_ray.batch.output.holder import Holder, is_on_local_disk
 from skllm_ray.batch.storage import Folder
 from skllm_ray.errors import OutputInUseError
 

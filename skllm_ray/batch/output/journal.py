@@ -23,8 +23,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from skllm_ray.batch.ledger import Progress
-from skllm_ray.batch.parts import is_amount
+from skllm_ray.batch.output.budget import Progress
+from skllm_ray.batch.output.part import is_amount
 from skllm_ray.batch.storage import Folder
 from skllm_ray.tasks.base import Embedding, Reply, Usage
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skllm_ray.batch.input.files import Unit
-from skllm_ray.batch.ledger import SPENT, Progress
+from skllm_ray.batch.output.budget import SPENT, Progress
 from skllm_ray.batch.storage import Folder
 
 SYSTEM: Final = "_skllm_ray"

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from skllm_ray.batch.holder import Holder, is_on_local_disk
+from skllm_ray.batch.output.holder import Holder, is_on_local_disk
 from skllm_ray.batch.storage import Folder
 from skllm_ray.errors import OutputInUseError
 

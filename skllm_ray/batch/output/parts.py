@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from typing import Final
 
 from skllm_ray.batch.input.files import Unit
-from skllm_ray.batch.journal import paid, split
-from skllm_ray.batch.ledger import Progress
-from skllm_ray.batch.parts import JOURNAL, PRIOR, PRIOR_PART, SYSTEM, UnitSummary, summary_of
+from skllm_ray.batch.output.budget import Progress
+from skllm_ray.batch.output.journal import paid, split
+from skllm_ray.batch.output.part import JOURNAL, PRIOR, PRIOR_PART, SYSTEM, UnitSummary, summary_of
 from skllm_ray.batch.storage import Folder
 from skllm_ray.config import Price
 
