@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from skllm_ray.batch.input.text_template import check_template
-from skllm_ray.batch.job import Job
-from skllm_ray.batch.options import BatchEstimator, JobOptions, KeepReplies
-from skllm_ray.batch.result import JobResult
-from skllm_ray.batch.screen import LineScreen, Screen, open_screen
+from skllm_ray.batch.job.job import Job
+from skllm_ray.batch.job.options import BatchEstimator, JobOptions, KeepReplies
+from skllm_ray.batch.job.progress_display import LineScreen, Screen, open_screen
+from skllm_ray.batch.job.result import JobResult
 from skllm_ray.batch.storage import StorageOptions, absolute, base_of, is_in_input, open_folder
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError

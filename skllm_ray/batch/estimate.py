@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from skllm_ray.batch.asker import Asked, ask_rows
-from skllm_ray.batch.job import Job
+from skllm_ray.batch.job.asker import Asked, ask_rows
+from skllm_ray.batch.job.job import Job
 from skllm_ray.batch.output.manifest import Manifest
 from skllm_ray.batch.sampling import Sample, draw
 from skllm_ray.config import Price, RateLimit
@@ -225,7 +225,7 @@ def _range(pair: tuple[Any, Any], digits: int = 0) -> str:
 
 
 def _times(pair: tuple[float, float]) -> str:
-    from skllm_ray.batch.screen import span
+    from skllm_ray.batch.job.progress_display import span
 
     low, high = map(span, pair)
     return low if low == high else f"{low} to {high}"

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from skllm_ray.batch.asker import Asked, ask_rows
-from skllm_ray.batch.job import Job
+from skllm_ray.batch.job.asker import Asked, ask_rows
+from skllm_ray.batch.job.job import Job
 from skllm_ray.batch.sampling import draw
 from skllm_ray.errors import InputError
 from skllm_ray.llm.registry import price_of_spec

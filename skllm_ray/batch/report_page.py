@@ -327,6 +327,6 @@ def _short(text: object, most: int = _SHOWN) -> str:
 
 
 def _span(seconds: float) -> str:
-    from skllm_ray.batch.screen import span
+    from skllm_ray.batch.job.progress_display import span
 
     return span(seconds)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from skllm_ray.batch.input.files import Unit, read
 from skllm_ray.batch.input.text_template import template_fields, texts_of
-from skllm_ray.batch.job import Job
+from skllm_ray.batch.job.job import Job
 from skllm_ray.batch.output.manifest import Manifest, read_schema
 from skllm_ray.errors import InputError
 

@@ -12,13 +12,13 @@ import pytest
 
 import skllm_ray
 from skllm_ray import batch
-from skllm_ray.batch import work
+from skllm_ray.batch.job import worker
+from skllm_ray.batch.job.worker import UnitWork
 from skllm_ray.batch.output.budget import Ledger
 from skllm_ray.batch.output.journal import Journal
 from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.report import write_report
 from skllm_ray.batch.storage import StorageOptions, open_folder
-from skllm_ray.batch.work import UnitWork
 from skllm_ray.config import Price, SKLLMConfig
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
@@ -32,7 +32,7 @@ GOOD = '{"label": "good"}'
 
 @pytest.fixture(autouse=True)
 def _world(monkeypatch):
-    monkeypatch.setattr("skllm_ray.batch.asking._PAUSES_S", (0.0,))
+    monkeypatch.setattr("skllm_ray.batch.job.journalled_backend._PAUSES_S", (0.0,))
     SKLLMConfig.reset()
     skllm_ray.init(local_mode=True)
     ModelCache.clear()
@@ -243,7 +243,9 @@ def test_a_new_ledger_counts_no_request_twice_and_trusts_no_grant_of_the_old_one
 
 
 def test_a_journal_tells_the_most_that_its_requests_may_have_cost(tmp_path):
-    folder = open_folder(str(tmp_path / "out"), StorageOptions(), {}).below(f"{work.JOURNAL}/00000-0000000000-0000004")
+    folder = open_folder(str(tmp_path / "out"), StorageOptions(), {}).below(
+        f"{worker.JOURNAL}/00000-0000000000-0000004"
+    )
     journal = Journal(folder, resumes=False)
     journal.intend({"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0})
     usage = Usage(prompt_tokens=3, completion_tokens=2, cost_usd=0.25)
@@ -275,7 +277,7 @@ def test_a_cut_through_a_journal_loses_nothing_and_counts_nothing_twice(tmp_path
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("skllm_ray.batch.job.OutputState.tidy", killed)
+            patch.setattr("skllm_ray.batch.job.job.OutputState.tidy", killed)
             with pytest.raises(KeyboardInterrupt):
                 world.run(server, budget_usd=1000, limit=40)
         assert world.spent() == pytest.approx(before)
@@ -296,7 +298,7 @@ def test_a_driver_that_dies_before_it_writes_a_retry_down_believes_the_part(worl
         world.run(server)
         world.fault = lambda n: None
         with monkeypatch.context() as patch:
-            patch.setattr("skllm_ray.batch.job.OutputState.save", lambda self, *, force=False: None)
+            patch.setattr("skllm_ray.batch.job.job.OutputState.save", lambda self, *, force=False: None)
             assert world.run(server, retry_errors=True).errors == {}
         later = world.run(server)
     assert later.errors == {}
@@ -317,7 +319,7 @@ def test_a_part_of_another_size_than_the_log_tells_is_done_again(world):
 def test_a_damaged_log_costs_a_look_into_the_parts(world):
     with ChatServer(world.answer) as server:
         first = world.run(server, unit_rows=30)
-        (log,) = (world.output / work.SYSTEM / "done").iterdir()
+        (log,) = (world.output / worker.SYSTEM / "done").iterdir()
         log.write_bytes(log.read_bytes()[:50] + b"\n{}\n[1]\n\xff\n")
         again = world.run(server)
     assert (again.complete, again.this_run.rows, again.total) == (True, 0, first.total)
@@ -333,7 +335,7 @@ def test_a_worker_that_is_done_twice_keeps_its_first_part(world, monkeypatch):
         first = whole(self, call, *given)
         monkeypatch.undo()
         calls.append(first)
-        again = whole(self, work.replace(call, resumes=True), *given)
+        again = whole(self, worker.replace(call, resumes=True), *given)
         assert again == first
         return again
 
@@ -342,7 +344,7 @@ def test_a_worker_that_is_done_twice_keeps_its_first_part(world, monkeypatch):
         done = world.run(server)
     assert len(calls) == 1
     assert (done.complete, len(world.paid)) == (True, 60)
-    assert not (world.output / work.SYSTEM / "journal" / calls[0].unit).exists()
+    assert not (world.output / worker.SYSTEM / "journal" / calls[0].unit).exists()
 
 
 # --- what a request may cost at most ------------------------------------------------------------------------------
@@ -443,11 +445,11 @@ def test_a_line_that_is_none_of_ours_is_passed_over(world, line):
     with ChatServer(world.answer) as server:
         world.run(server, budget_usd=100)
         before = world.spent()
-        (folder,) = (world.output / work.JOURNAL).iterdir()
+        (folder,) = (world.output / worker.JOURNAL).iterdir()
         (folder / "00000000-000009.jsonl").write_text(f"{line}\n\x00\xff\n{line[:20]}", "latin-1")
         assert world.spent() == pytest.approx(before)
-        (world.output / work.SYSTEM / "done").mkdir(exist_ok=True)
-        (world.output / work.SYSTEM / "done" / "x.jsonl").write_text(line, "latin-1")
+        (world.output / worker.SYSTEM / "done").mkdir(exist_ok=True)
+        (world.output / worker.SYSTEM / "done" / "x.jsonl").write_text(line, "latin-1")
         world.fault = lambda n: None
         done = world.run(server, budget_usd=100)
     assert done.complete
@@ -480,7 +482,7 @@ def test_a_part_that_tells_impossible_costs_is_done_again(world):
         for name, value in (("cost_usd", float("nan")), ("unknown_usd", -5.0), ("rows", "many"), ("errors", [1])):
             odd = {b"skllm_ray": json.dumps({**told, name: value}).encode()}
             pq.write_table(table.replace_schema_metadata(odd), part)
-            for log in (world.output / work.SYSTEM / "done").iterdir():
+            for log in (world.output / worker.SYSTEM / "done").iterdir():
                 log.unlink()
             assert world.run(server).complete
     assert len(world.paid) == 60 * 5

@@ -174,7 +174,7 @@ def test_a_kill_in_the_middle_of_a_part_leaves_none(tmp_path):
 import os, sys
 import pyarrow as pa
 from skllm_ray.batch.storage import Folder
-from skllm_ray.batch.work import table_bytes
+from skllm_ray.batch.job.worker import table_bytes
 import pyarrow.fs as pafs
 folder = Folder(pafs.LocalFileSystem(), sys.argv[1])
 part = table_bytes(pa.table({"x": pa.array([os.urandom(1 << 20) for _ in range(16)])}))

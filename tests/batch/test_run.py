@@ -18,7 +18,7 @@ import pytest
 
 import skllm_ray
 from skllm_ray import batch
-from skllm_ray.batch import work
+from skllm_ray.batch.job import worker
 from skllm_ray.batch.output import fence
 from skllm_ray.batch.output.budget import Ledger
 from skllm_ray.batch.output.holder import Holder
@@ -82,7 +82,7 @@ def test_a_lost_part_is_done_again_and_a_damaged_one_too(tmp_path):
     asked.clear()
     assert batch.run(classifier(), source, str(tmp_path / "out")).complete
     assert sum(asked.values()) == 30
-    for file in (tmp_path / "out" / work.SYSTEM / "done").iterdir():
+    for file in (tmp_path / "out" / worker.SYSTEM / "done").iterdir():
         file.unlink()
     parts[1].write_bytes(b"PAR1 cut off")
     asked.clear()
@@ -336,7 +336,7 @@ def test_the_same_files_named_otherwise_are_the_same_input(tmp_path, monkeypatch
 def test_a_damaged_manifest_is_named(tmp_path):
     source = write(tmp_path / "in.parquet", texts(5))
     batch.run(classifier(), source, str(tmp_path / "out"))
-    path = tmp_path / "out" / work.SYSTEM / "manifest.json"
+    path = tmp_path / "out" / worker.SYSTEM / "manifest.json"
     for damaged in ("{", "[]", '{"format": 1}', "\xff"):
         path.write_text(damaged, "latin-1")
         with pytest.raises(OutputMismatchError, match=r"manifest\.json.* is damaged"):
@@ -354,7 +354,7 @@ def test_new_files_in_the_input_are_refused_with_advice(tmp_path):
 def test_a_later_version_with_another_prompt_uses_the_jobs_own(tmp_path, monkeypatch):
     source = write(tmp_path / "in.parquet", texts(30))
     batch.run(classifier(), source, str(tmp_path / "out"), limit=10)
-    path = tmp_path / "out" / work.SYSTEM / "manifest.json"
+    path = tmp_path / "out" / worker.SYSTEM / "manifest.json"
     told = json.loads(path.read_text())
     told["version"], told["template"] = "0.0.1", "Of old: {labels}\nText:\n{x}"
     path.write_text(json.dumps(told))
@@ -470,7 +470,7 @@ def test_a_run_that_was_overtaken_sends_and_writes_nothing_more(tmp_path):
     def answer(body: dict[str, Any]) -> str:
         after.append(time.monotonic())
         if len(after) == 100:
-            folder = open_folder(str(output / work.SYSTEM), StorageOptions(), {})
+            folder = open_folder(str(output / worker.SYSTEM), StorageOptions(), {})
             folder.write(fence.LOCK_FILE, Holder.of_this_process("another", 0, locked=False).dump())
         return '{"label": "good"}'
 
@@ -481,7 +481,7 @@ def test_a_run_that_was_overtaken_sends_and_writes_nothing_more(tmp_path):
         assert server.n_requests <= 100 + 8
     parts = [path for path in output.glob("part-*") if path.stat().st_mtime_ns]
     assert len(parts) <= 1
-    assert Holder.parse((output / work.SYSTEM / fence.LOCK_FILE).read_bytes()).token == "another"
+    assert Holder.parse((output / worker.SYSTEM / fence.LOCK_FILE).read_bytes()).token == "another"
 
 
 # --- an API, over real sockets -----------------------------------------------------------------------------------
@@ -531,7 +531,7 @@ def test_a_wrong_key_stops_the_job_with_one_line(tmp_path):
 
 
 def test_a_server_that_is_down_for_a_while_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("skllm_ray.batch.asking._PAUSES_S", (0.2,))
+    monkeypatch.setattr("skllm_ray.batch.job.journalled_backend._PAUSES_S", (0.2,))
     source = write(tmp_path / "in.parquet", texts(300))
     down_until = [0.0]
     seen = [0]
@@ -550,7 +550,7 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(tmp_path, monkeypatch):
 
 
 def test_a_server_that_stays_down_ends_the_run_and_keeps_what_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr("skllm_ray.batch.asking._PAUSES_S", (0.1,))
+    monkeypatch.setattr("skllm_ray.batch.job.journalled_backend._PAUSES_S", (0.1,))
     source = write(tmp_path / "in.parquet", texts(300))
     with ChatServer() as server:
         clf = api_classifier(server)
@@ -567,7 +567,7 @@ def test_a_server_that_stays_down_ends_the_run_and_keeps_what_is_done(tmp_path, 
 
 
 def test_one_row_that_always_fails_does_not_stop_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr("skllm_ray.batch.asking._PAUSES_S", (0.1,))
+    monkeypatch.setattr("skllm_ray.batch.job.journalled_backend._PAUSES_S", (0.1,))
     source = write(tmp_path / "in.parquet", [*texts(99), "POISON"])
     with ChatServer(lambda body: StatusFault(500) if "POISON" in str(body) else '{"label": "good"}') as server:
         result = batch.run(api_classifier(server), source, str(tmp_path / "out"))
@@ -657,7 +657,7 @@ def test_values_of_request_options_stand_in_no_file(tmp_path):
         clf = api_classifier(server, request_options=options)
         assert batch.run(clf, source, str(tmp_path / "out"), limit=3).complete
         assert server.received[-1].body["user"] == hidden[0]
-        path = tmp_path / "out" / work.SYSTEM / "manifest.json"
+        path = tmp_path / "out" / worker.SYSTEM / "manifest.json"
         texts_written = [file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()]
         assert not any(one.encode() in text for one in hidden for text in texts_written)
         assert '\\"reasoning_effort\\": \\"low\\"' in path.read_text()

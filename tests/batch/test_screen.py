@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
+from skllm_ray.batch.job.progress_display import LineScreen, LiveScreen, State
 from skllm_ray.batch.output.budget import Ledger, Progress
-from skllm_ray.batch.screen import LineScreen, LiveScreen, State
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution.rate_limiter import BucketInfo
 from skllm_ray.execution.standing import Lookout, Standing

@@ -167,7 +167,7 @@ def test_likewise_of_gemini(options):
 
 
 def test_a_job_reserves_what_the_options_allow():
-    from skllm_ray.batch.terms import Terms
+    from skllm_ray.batch.job.terms import Terms
 
     price = Price(0.0, 1e6)
     spec = resolve("gpt-4o", key=KEY, request_options={"max_completion_tokens": 5000})

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from skllm_ray.batch.job.terms import Terms
+from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import Progress, SharedLedger
 from skllm_ray.batch.output.journal import Journal, digest
-from skllm_ray.batch.terms import Terms
-from skllm_ray.batch.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.llm.base import Backend
 from skllm_ray.llm.calls import Call
 from skllm_ray.tasks.base import LOST, ChatRequest, Embedding, Reply, RowError

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
-from skllm_ray.batch.interruption import Interruption
+from skllm_ray.batch.job.interruption import Interruption
+from skllm_ray.batch.job.progress_display import Screen, State
+from skllm_ray.batch.job.worker import Call, Unfinished, UnitWork
 from skllm_ray.batch.output.budget import Ledger, Progress, Snapshot
 from skllm_ray.batch.output.part import UnitSummary
 from skllm_ray.batch.output.parts import OutputState
-from skllm_ray.batch.screen import Screen, State
 from skllm_ray.batch.storage import StorageOptions, open_folder
-from skllm_ray.batch.work import Call, Unfinished, UnitWork
 from skllm_ray.config import Price, Secret
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution.units import Died, Failed, Shared, UnitRunner

@@ -10,18 +10,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from skllm_ray.batch.asking import JournalledBackend
+from skllm_ray.batch.job.journalled_backend import JournalledBackend
+from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import Ledger
 from skllm_ray.batch.output.fence import Fence
 from skllm_ray.batch.output.journal import Journal
 from skllm_ray.batch.storage import StorageOptions, open_folder
-from skllm_ray.batch.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.execution.block import opened_pair, process
 from skllm_ray.tasks.base import Row
 
 if TYPE_CHECKING:
-    from skllm_ray.batch.job import Job
+    from skllm_ray.batch.job.job import Job
 
 _BLOCK: Final = 64
 

@@ -18,7 +18,13 @@ import pyarrow as pa
 
 from skllm_ray.batch.input.files import Scanned, Unit, cut, rows_per_unit, scan
 from skllm_ray.batch.input.text_template import check_formats, template_fields
-from skllm_ray.batch.options import BatchEstimator, JobOptions
+from skllm_ray.batch.job.driver import Budget, Outcome, work_off
+from skllm_ray.batch.job.options import BatchEstimator, JobOptions
+from skllm_ray.batch.job.prior import estimated, prior_to_ask, read_prior, ready_work, with_prior
+from skllm_ray.batch.job.progress_display import Screen, State, open_screen
+from skllm_ray.batch.job.result import JobResult
+from skllm_ray.batch.job.terms import Terms
+from skllm_ray.batch.job.worker import Call, UnitWork
 from skllm_ray.batch.output.lock import OutputLock
 from skllm_ray.batch.output.manifest import (
     Manifest,
@@ -33,13 +39,7 @@ from skllm_ray.batch.output.manifest import (
 )
 from skllm_ray.batch.output.part import SYSTEM, add_up, table_bytes
 from skllm_ray.batch.output.parts import OutputState
-from skllm_ray.batch.prior import estimated, prior_to_ask, read_prior, ready_work, with_prior
-from skllm_ray.batch.result import JobResult
-from skllm_ray.batch.running import Budget, Outcome, work_off
-from skllm_ray.batch.screen import Screen, State, open_screen
 from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, distinct, list_inputs, open_folder
-from skllm_ray.batch.terms import Terms
-from skllm_ray.batch.work import Call, UnitWork
 from skllm_ray.config import Price, Secret
 from skllm_ray.errors import ConfigurationError, InputError, OutputMismatchError, warn
 from skllm_ray.execution.block import embedding_of

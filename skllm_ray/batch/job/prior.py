@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skllm_ray.batch.asking import JournalledBackend
+from skllm_ray.batch.job.driver import Outcome
+from skllm_ray.batch.job.journalled_backend import JournalledBackend
+from skllm_ray.batch.job.worker import Call, UnitWork
 from skllm_ray.batch.output.part import PRIOR, PRIOR_PART, OldPart, UnitSummary
 from skllm_ray.batch.output.parts import OutputState
-from skllm_ray.batch.running import Outcome
 from skllm_ray.batch.storage import Folder
-from skllm_ray.batch.work import Call, UnitWork
 from skllm_ray.errors import JobFailedError, OutputMismatchError
 from skllm_ray.execution.block import process
 from skllm_ray.tasks.base import Row, RowError, Task

@@ -15,17 +15,17 @@ from typing import Any, ClassVar, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from skllm_ray.batch.asking import JournalledBackend
 from skllm_ray.batch.input.files import read, short
 from skllm_ray.batch.input.text_template import template_fields, texts_of
+from skllm_ray.batch.job.journalled_backend import JournalledBackend
+from skllm_ray.batch.job.terms import Terms
+from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import SPENT, Progress, SharedLedger
 from skllm_ray.batch.output.fence import Fence
 from skllm_ray.batch.output.journal import Journal
 from skllm_ray.batch.output.manifest import Manifest, read_schema
 from skllm_ray.batch.output.part import JOURNAL, PART_META, SYSTEM, OldPart, UnitSummary, summary_of, table_bytes
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
-from skllm_ray.batch.terms import Terms
-from skllm_ray.batch.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution.block import process

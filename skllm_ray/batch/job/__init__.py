@@ -1,0 +1,1 @@
+"""A batch job from its options to its end: the driver, the workers, and what a screen shows."""
