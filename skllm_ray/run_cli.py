@@ -101,7 +101,7 @@ def estimate(config: str | None, sample: int | None, as_json: bool, **given: Any
     """Tell what a job would take: rows, tokens, cost, time. Asks nothing, unless --sample says so."""
     with _messages():
         from skllm_ray.batch import job_for
-        from skllm_ray.batch.estimate import estimate_job
+        from skllm_ray.batch.tools.estimate import estimate_job
 
         job = _job(config, given, needs_output=False)
         with _ray(job):
@@ -126,7 +126,7 @@ def evaluate(config: str | None, models: str | None, sample: int, seed: int, as_
     """Compare models on labelled rows (--label-column) before the big job: accuracy, cost, speed."""
     with _messages():
         from skllm_ray.batch import job_for
-        from skllm_ray.batch.evaluate import evaluate_models
+        from skllm_ray.batch.tools.evaluate import evaluate_models
 
         job = _job(config, given, needs_output=False)
         given_names = [name.strip() for name in (models or job.model or "").split(",") if name.strip()]
@@ -155,7 +155,7 @@ def evaluate(config: str | None, models: str | None, sample: int, seed: int, as_
 def report(output: str, to: str | None, storage_options: str | None) -> None:
     """Write an HTML page about the job whose parts are in OUTPUT."""
     with _messages():
-        from skllm_ray.batch.report import write_report
+        from skllm_ray.batch.tools.report import write_report
 
         path = write_report(output, to or "report.html", _json("storage-options", storage_options))
     click.echo(f"wrote {printable(path)}")

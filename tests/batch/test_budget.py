@@ -17,8 +17,8 @@ from skllm_ray.batch.job.worker import UnitWork
 from skllm_ray.batch.output.budget import Ledger
 from skllm_ray.batch.output.journal import Journal
 from skllm_ray.batch.output.parts import OutputState
-from skllm_ray.batch.report import write_report
 from skllm_ray.batch.storage import StorageOptions, open_folder
+from skllm_ray.batch.tools.report import write_report
 from skllm_ray.config import Price, SKLLMConfig
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache

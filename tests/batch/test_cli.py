@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 import skllm_ray
 from skllm_ray import batch
-from skllm_ray.batch.estimate import estimate_job
+from skllm_ray.batch.tools.estimate import estimate_job
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.cli import main
 from skllm_ray.config import SKLLMConfig

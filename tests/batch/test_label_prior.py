@@ -17,8 +17,8 @@ import pytest
 
 import skllm_ray
 from skllm_ray import batch
-from skllm_ray.batch.estimate import estimate_job
-from skllm_ray.batch.evaluate import evaluate_models
+from skllm_ray.batch.tools.estimate import estimate_job
+from skllm_ray.batch.tools.evaluate import evaluate_models
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import JobFailedError, OutputMismatchError

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 import skllm_ray
 from skllm_ray import batch
-from skllm_ray.batch.report import write_report
-from skllm_ray.batch.report_page import Tally
+from skllm_ray.batch.tools.report import write_report
+from skllm_ray.batch.tools.report_page import Tally
 from skllm_ray.cli import main
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import InputError

@@ -11,7 +11,7 @@ from typing import Any, Final
 from skllm_ray.batch.job.asker import Asked, ask_rows
 from skllm_ray.batch.job.job import Job
 from skllm_ray.batch.output.manifest import Manifest
-from skllm_ray.batch.sampling import Sample, draw
+from skllm_ray.batch.tools.sampling import Sample, draw
 from skllm_ray.config import Price, RateLimit
 from skllm_ray.llm.registry import count_prompt_tokens, price_of_spec
 from skllm_ray.tasks.base import ChatRequest

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from skllm_ray.batch.job.asker import Asked, ask_rows
 from skllm_ray.batch.job.job import Job
-from skllm_ray.batch.sampling import draw
+from skllm_ray.batch.tools.sampling import draw
 from skllm_ray.errors import InputError
 from skllm_ray.llm.registry import price_of_spec
 from skllm_ray.tasks.base import Choices, Row

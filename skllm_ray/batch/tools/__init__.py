@@ -1,0 +1,1 @@
+"""What is told before, about and after a job: estimates, evaluations, reports."""
