@@ -20,8 +20,8 @@ from skllm_ray import batch
 from skllm_ray.batch.tools.estimate import estimate_job
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.cli import main
+from skllm_ray.cli.job_file import JobFile, job_schema, prepare, read_columns, read_job
 from skllm_ray.config import SKLLMConfig
-from skllm_ray.jobs import JobFile, job_schema, prepare, read_columns, read_job
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 from skllm_ray.testing import ChatServer, StatusFault, prompt_of
 from tests.batch.worlds import LABELS, api_classifier, read, texts, write

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 import skllm_ray
 from skllm_ray.cli import main
-from skllm_ray.demo import _interval, run_demo
+from skllm_ray.cli.demo import _interval, run_demo
 
 pytestmark = pytest.mark.cluster
 

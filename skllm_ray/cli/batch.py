@@ -21,7 +21,7 @@ from skllm_ray.plain_text import cell, printable
 
 if TYPE_CHECKING:
     from skllm_ray.batch import JobResult
-    from skllm_ray.jobs import JobFile
+    from skllm_ray.cli.job_file import JobFile
 
 _TASKS: Final = ("classify", "multilabel", "cot", "few-shot", "summarize", "translate", "ner", "embed")
 _UNFINISHED: Final = 3
@@ -164,7 +164,7 @@ def report(output: str, to: str | None, storage_options: str | None) -> None:
 @click.command("job-schema")
 def schema() -> None:
     """Print the JSON schema of a job file, for editors and checks."""
-    from skllm_ray.jobs import job_schema
+    from skllm_ray.cli.job_file import job_schema
 
     click.echo(json.dumps(job_schema(), indent=2))
 
@@ -174,7 +174,7 @@ def schema() -> None:
 
 def _options() -> list[click.Parameter]:
     """Return an option for each field of a job file that a flag can say."""
-    from skllm_ray.jobs import JobFile
+    from skllm_ray.cli.job_file import JobFile
 
     found: list[click.Parameter] = []
     for name, field in JobFile.model_fields.items():
@@ -238,8 +238,8 @@ def _json(name: str, value: str | None) -> Any:
 
 
 def _job(config: str | None, given: Mapping[str, Any], *, needs_output: bool = True) -> JobFile:
+    from skllm_ray.cli.job_file import read_job
     from skllm_ray.errors import ConfigurationError
-    from skllm_ray.jobs import read_job
 
     said = {name: value for name, value in given.items() if value is not None and value is not False}
     job = read_job(config, said)
@@ -251,7 +251,7 @@ def _job(config: str | None, given: Mapping[str, Any], *, needs_output: bool = T
 
 
 def _prepare(job: JobFile, model: str | None = None) -> Any:
-    from skllm_ray.jobs import prepare
+    from skllm_ray.cli.job_file import prepare
 
     return prepare(job, model)
 

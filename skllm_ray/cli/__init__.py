@@ -8,11 +8,11 @@ from dataclasses import asdict
 import click
 
 from skllm_ray import __version__
+from skllm_ray.cli.batch import commands
+from skllm_ray.cli.models import models
+from skllm_ray.cli.tune import tune
 from skllm_ray.errors import SkllmRayError
-from skllm_ray.models_cli import models
 from skllm_ray.plain_text import cell
-from skllm_ray.run_cli import commands
-from skllm_ray.tune_cli import tune
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,7 +34,7 @@ for command in commands():
 @click.option("--address", default=None, help="A Ray cluster's address; by default RAY_ADDRESS, else this machine.")
 def demo(actors: int, model: str, rows: int, address: str | None) -> None:
     """Classify built-in customer reviews with model actors and show how well it went."""
-    from skllm_ray.demo import run_demo
+    from skllm_ray.cli.demo import run_demo
 
     try:
         run_demo(actors=actors, model=model, n_rows=rows, address=address)
@@ -81,7 +81,3 @@ def limits(address: str | None, as_json: bool) -> None:
             f"{bucket.paused_s:.1f} s" if bucket.paused_s else "no",
         )
     Console().print(table)
-
-
-if __name__ == "__main__":
-    main()
