@@ -154,7 +154,7 @@ def test_ray_start_parameters_are_strings() -> None:
 
 
 def test_the_key_is_a_mounted_file_on_every_pod() -> None:
-    from skllm_ray.config import _ENV
+    from skllm_ray.config.settings import _ENV
 
     cluster = _cluster("raycluster.yaml")
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):

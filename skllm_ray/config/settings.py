@@ -2,204 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
-from skllm_ray.errors import ConfigurationError, MissingKeyError
+from skllm_ray.config.checks import (
+    _at_least,
+    _fault_in,
+    _flag,
+    _from_environment,
+    _gpu_layers,
+    _may_hold_secret,
+    _number,
+    _path,
+    _refuse,
+    _seconds,
+    checked_key,
+    checked_url,
+)
+from skllm_ray.config.secret import Secret, _text
+from skllm_ray.config.values import GGUFResources, Price, RateLimit, SecretRef, Timeouts, lasting
+from skllm_ray.errors import ConfigurationError
 
 __all__ = ["GGUFResources", "Price", "RateLimit", "SKLLMConfig", "Secret", "SecretRef", "Timeouts"]
-
-
-_MARK = re.compile(r"\*\*\*[0-9a-f]{12}")
-
-
-class Secret(str):
-    """A credential that shows itself to nobody but the SDK that needs it.
-
-    As a str it is only a mark: whatever is made of it, such as JSON, a concatenation or a table, shows no part of the
-    credential. Only :meth:`reveal` gives the text; equality compares it. It wraps
-    idempotently (``Secret(s) is s``), prints and formats as stars, and pickles as its fingerprint alone: where it is
-    loaded, it is false and reveals nothing, and the credential is looked up again.
-
-    Examples
-    --------
-    >>> secret = Secret("sk-1234")
-    >>> secret
-    Secret(***)
-    >>> f"{secret}"
-    '***'
-    >>> "sk" in "".join([secret])
-    False
-    >>> secret.reveal()
-    'sk-1234'
-    """
-
-    __slots__ = ("_text", "fingerprint")
-    _text: str
-    fingerprint: str
-    """The first 12 hexadecimal digits of the SHA-256 of the credential; tells two credentials apart."""
-
-    def __new__(cls, value: str, fingerprint: str | None = None) -> Secret:
-        """Wrap `value`; a `Secret` is returned as it is."""
-        if isinstance(value, Secret):
-            return value
-        if fingerprint is None and _MARK.fullmatch(value):  # what a format made of it that knows strings alone
-            return cls("", value.removeprefix("***"))
-        mark = fingerprint or hashlib.sha256(value.encode()).hexdigest()[:12]
-        secret = super().__new__(cls, f"***{mark}")
-        secret._text = str(value)
-        secret.fingerprint = mark
-        return secret
-
-    def reveal(self) -> str:
-        """Return the credential itself; empty if it was left behind when this object was pickled."""
-        return self._text
-
-    def __bool__(self) -> bool:
-        return bool(self._text)
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Secret):
-            return (self._text, self.fingerprint) == (other._text, other.fingerprint)
-        return bool(self._text) and self._text == other
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    def __str__(self) -> str:
-        return "***"
-
-    def __format__(self, format_spec: str) -> str:
-        return "***"
-
-    def __copy__(self) -> Secret:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Secret:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Secret, ("", self.fingerprint))
-
-
-C = TypeVar("C")
-
-
-def lasting(cls: type[C]) -> type[C]:
-    """Make a frozen dataclass with slots pickle by its fields' names, so that versions with other fields read it.
-
-    Without it, Python pickles the values alone, by position. Those of the first release are read too: the fields that
-    a class had then must stay in their order, and new ones need a default and stand after them.
-    """
-    own: Any = cls
-    known = {one.name: one for one in fields(own)}
-
-    def get_state(self: Any) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in known}
-
-    def set_state(self: Any, state: Mapping[str, Any] | Sequence[Any]) -> None:
-        told = state if isinstance(state, Mapping) else dict(zip(known, state, strict=False))
-        for name, one in known.items():
-            default = one.default if one.default_factory is MISSING else one.default_factory()
-            object.__setattr__(self, name, told.get(name, default))
-
-    own.__getstate__, own.__setstate__ = get_state, set_state
-    return cls
-
-
-@lasting
-@dataclass(frozen=True, slots=True)
-class SecretRef:
-    """Names a credential without holding it: what a backend spec carries to the workers."""
-
-    name: str
-    """What it is called in messages, such as ``openai_key``."""
-    env: tuple[str, ...]
-    """The environment variables in which a worker looks for it."""
-    fingerprint: str = ""
-    """Which credential the driver had; empty if it had none."""
-    resolver: str = ""
-    """A function that the worker asks for it, as ``package.module:function``; empty if there is none."""
-
-
-@lasting
-@dataclass(frozen=True, slots=True)
-class RateLimit:
-    """A quota that every job of the cluster shares."""
-
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    max_concurrency: int | None = None
-
-
-@lasting
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long an API may take, in seconds."""
-
-    connect_s: float = 10.0
-    """To connect."""
-    request_s: float = 120.0
-    """For one try of a row, once it is connected."""
-    row_s: float = 600.0
-    """For a row with all its tries and the pauses between them, from when the limits first let it through."""
-
-
-@lasting
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What a model costs, in US dollars per million tokens.
-
-    Examples
-    --------
-    >>> Price(0.75, 4.5, 0.075).cost_usd(1_000_000, 100_000)
-    1.2
-    """
-
-    input: float
-    output: float = 0.0
-    cached_input: float | None = None
-    """For the input that the provider had cached; None is the price of other input."""
-    as_of: str = ""
-    """The day on which this was the price, such as ``2026-11-23``."""
-
-    def cost_usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
-        """Return the price of a reply; `cached_tokens` are a part of `prompt_tokens`."""
-        cached = self.input if self.cached_input is None else self.cached_input
-        fresh = prompt_tokens - cached_tokens
-        return (fresh * self.input + cached_tokens * cached + completion_tokens * self.output) / 1e6
-
-
-@lasting
-@dataclass(frozen=True, slots=True)
-class GGUFResources:
-    """How many actors hold a GGUF model, and what each takes."""
-
-    min_replicas: int = 1
-    max_replicas: int | None = None
-    num_gpus: float | None = None
-    num_cpus: float | None = None
-    n_ctx: int | None = None
-    keep_alive_s: float | None = None
-    placement_timeout_s: float = field(default=60.0, compare=False)
-    """Concerns waiting alone: a loaded model need not be loaded anew when it changes."""
 
 
 @lasting
@@ -258,7 +90,6 @@ _DEFAULTS: dict[str, Any] = {
     "show_progress": True,
     "reply_cache_max_bytes": 1_000_000_000,
 }
-_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
 _OWN_HEADERS = {"host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding"}
 
@@ -799,52 +630,6 @@ def _bare(model: str) -> str:
     return model.removeprefix("openai::").removeprefix("vertex::")
 
 
-def _text(name: str, value: object) -> str:
-    if isinstance(value, Secret):
-        return value
-    if not isinstance(value, str) or not value.strip():
-        shown = "an empty string" if isinstance(value, str) else f"a {type(value).__name__}"
-        raise ConfigurationError(f"{name} must be a non-empty string; got {shown}.")
-    return value.strip()
-
-
-def _path(name: str, value: str | os.PathLike[str]) -> str:
-    """Return a path that means the same in every process, whatever its folder and its user's home."""
-    return str(Path(_text(name, os.fspath(value))).expanduser().absolute())
-
-
-def checked_key(name: str, value: object) -> Secret:
-    """Return a credential, or raise `ConfigurationError`, which shows no part of it, where it can be none.
-
-    Examples
-    --------
-    >>> checked_key("key", " sk-1234 ")
-    Secret(***)
-    """
-    value = Secret(_text(name, value))
-    _refuse(name, _fault_in(value.reveal()))
-    return value
-
-
-def _fault_in(text: str, *, spaces: bool = False) -> str:
-    """Return what `text` holds that neither a request's head nor an address can: more than one line of ASCII."""
-    bad = next((sign for sign in text if not ("!" <= sign <= "~" or (spaces and sign == " "))), None)
-    if bad is None:
-        return ""
-    if bad in "\r\n":
-        return "a line break"
-    if bad.isspace():
-        return "white space"
-    if bad in "…•":
-        return f"{bad!r}, which stands for a part that was not copied"
-    return "a control character" if bad < " " or bad == "\x7f" else "a character that is not ASCII"
-
-
-def _refuse(name: str, fault: str) -> None:
-    if fault:
-        raise ConfigurationError(f"{name} holds {fault}, which no request can carry.", "Copy it anew, as one line.")
-
-
 def _header(name: object) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_|~-]+", name):
         raise ConfigurationError(f"extra_headers must have names of headers; got {name!r}.")
@@ -861,133 +646,3 @@ def _value(name: str, value: object) -> Secret:
     value = Secret(_text(f"extra_headers[{name!r}]", value))
     _refuse(f"extra_headers[{name!r}]", _fault_in(value.reveal(), spaces=True))
     return value
-
-
-def checked_url(name: str, value: object) -> str:
-    """Return a base URL, or raise `ConfigurationError`, which repeats no URL that may hold a credential."""
-    text = _text(name, value)
-    parts = urlsplit(text)
-    is_http = parts.scheme in {"http", "https"} and bool(parts.netloc)
-    if _may_hold_secret(text):
-        raise ConfigurationError(
-            f"{name} must be the address alone: no user name, password, query (after ?) or fragment (after #).",
-            "A key goes into SKLLMConfig.set_openai_key(…) or key=…, Azure's version into set_azure_api_version(…).",
-        )
-    if not is_http:
-        raise ConfigurationError(
-            f"{name} must be an http:// or https:// URL; got {text!r}.", "For example http://localhost:11434/v1."
-        )
-    _refuse(name, _fault_in(text))
-    return text.rstrip("/")
-
-
-def _may_hold_secret(url: str) -> bool:
-    address = urlsplit(url).netloc or url  # an @ in a path is a name
-    return "?" in url or "#" in url or "@" in address
-
-
-def _flag(name: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
-        return value.lower() in _TRUE
-    raise ConfigurationError(f"{name} must be True or False; got {value!r}.")
-
-
-def _gpu_layers(value: object) -> int:
-    try:
-        number = int(value) if isinstance(value, str) else value
-    except ValueError:
-        number = None
-    if isinstance(number, bool) or not isinstance(number, int) or number < -1:
-        raise ConfigurationError(
-            f"gguf_max_gpu_layers must be an int of at least -1; got {value!r}.",
-            "0: all layers on the CPU, -1: all on the GPU, n > 0: n layers on the GPU.",
-        )
-    return number
-
-
-def _at_least(name: str, value: object, lowest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise ConfigurationError(f"{name} must be an int of at least {lowest}; got {value!r}.")
-    return value
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise ConfigurationError(f"{name} must be a number of at least 0; got {value!r}.")
-    return value
-
-
-def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ConfigurationError(f"{name} must be a number of seconds above 0; got {value!r}.")
-    return float(value)
-
-
-def resolve_secret(ref: SecretRef, held: Mapping[str, Secret] | None = None) -> Secret:
-    """Return the credential that `ref` names.
-
-    Parameters
-    ----------
-    ref : SecretRef
-        The reference.
-    held : mapping of str to Secret, optional
-        Credentials by fingerprint, such as those that the driver handed over.
-
-    Raises
-    ------
-    MissingKeyError
-        If neither `held`, this process's settings nor the environment has it.
-    """
-    if held and ref.fingerprint in held:
-        return Secret(held[ref.fingerprint])
-    found = _find_secret(ref)
-    if found:
-        if ref.fingerprint and found.fingerprint != ref.fingerprint:
-            _logger.warning("%s is another one here than the driver named; it is used.", ref.name)
-        return found
-    setter = f"SKLLMConfig.set_{ref.name}(…)"
-    raise MissingKeyError(
-        f"No {ref.name} was found.",
-        f"Call {setter}, or set {ref.env[0]}, or {ref.env[0]}_FILE with a file's path, in the environment.",
-    )
-
-
-def _find_secret(ref: SecretRef) -> Secret | None:
-    own = SKLLMConfig._settings.openai_key if ref.name == "openai_key" else None
-    if own:
-        return own
-    resolver = ref.resolver or SKLLMConfig.get_secret_resolver()
-    told = _ask_resolver(resolver, ref.name) if resolver else None
-    return told or next(filter(None, map(_from_environment, ref.env)), None)
-
-
-def _from_environment(name: str) -> Secret | None:
-    """Return a credential from the variable `name`, or from the file that ``<name>_FILE`` names."""
-    if os.environ.get(name):
-        return Secret(os.environ[name])
-    path = os.environ.get(f"{name}_FILE")
-    if not path:
-        return None
-    try:
-        return Secret(Path(path).read_text().strip()) or None
-    except (OSError, UnicodeDecodeError) as error:
-        raise MissingKeyError(f"{name}_FILE={path} cannot be read: {type(error).__name__}.") from None
-
-
-def _ask_resolver(function: str, name: str) -> Secret | None:
-    module, _, attribute = function.partition(":")
-    told, failure = None, ""
-    try:
-        told = getattr(importlib.import_module(module), attribute)(name)
-        told = Secret(told) if isinstance(told, str) else told
-    except Exception as error:  # noqa: BLE001  the user's code; what it says, and its frames, may hold the secret
-        failure = type(error).__name__
-    if failure:
-        raise MissingKeyError(
-            f"The secret_resolver {function} failed for {name}: {failure}.", "It must be importable on every worker."
-        )
-    if told is not None and not isinstance(told, Secret):
-        raise MissingKeyError(f"The secret_resolver {function} gave a {type(told).__name__} for {name}, not a str.")
-    return told
