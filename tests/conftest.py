@@ -9,7 +9,7 @@ import pytest
 
 import skllm_ray
 from skllm_ray.config import SKLLMConfig
-from skllm_ray.execution import session
+from skllm_ray.execution import ray_state
 from skllm_ray.llm import lessons
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 
@@ -30,5 +30,5 @@ def local_mode() -> Iterator[None]:
     """Everything runs in this process; a Ray that other tests started is left alone."""
     skllm_ray.init(local_mode=True)
     yield
-    session._state["local_mode"] = False
+    ray_state._state["local_mode"] = False
     ModelCache.clear()

@@ -143,7 +143,7 @@ def test_credentials_between_processes_travel_whole_and_show_nothing() -> None:
     pytest.importorskip("ray")
     import pickle
 
-    from skllm_ray.execution.vault import Sealed
+    from skllm_ray.execution.secrets import Sealed
 
     sealed = Sealed([Secret(KEY)])
     assert "planted" not in repr(sealed) + str(sealed)

@@ -18,7 +18,8 @@ from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.datasets import get_reviews_dataset
 from skllm_ray.errors import ConfigurationError
-from skllm_ray.execution.status import Replica, loaded_replicas
+from skllm_ray.execution.cluster_status import loaded_replicas
+from skllm_ray.execution.model_actor import ReplicaInfo as Replica
 from skllm_ray.llm.registry import resolve
 
 _SAMPLES = 6
@@ -173,7 +174,7 @@ def _reviews(n_rows: int) -> tuple[list[str], list[str]]:
 
 def _cpus_each(actors: int) -> float:
     """Return an equal share of the cluster's CPUs, whole ones where there are enough."""
-    from skllm_ray.execution.status import cluster_cpus
+    from skllm_ray.execution.cluster_status import cluster_cpus
 
     share = cluster_cpus() / actors
     return float(int(share)) if share >= 1 else round(share, 2)

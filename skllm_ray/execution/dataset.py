@@ -18,14 +18,14 @@ from ray.exceptions import RayError, RayTaskError
 
 from skllm_ray.config import Secret
 from skllm_ray.errors import InputError, SkllmRayError
-from skllm_ray.execution import session
+from skllm_ray.execution import ray_state, session
 from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process, process_for, process_here
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
-from skllm_ray.execution.news import News, tell, with_news
 from skllm_ray.execution.open_backends import opened
 from skllm_ray.execution.rate_limiter import end_call
-from skllm_ray.execution.vault import fetch_secrets, hand_over
-from skllm_ray.execution.workers import compare_workers
+from skllm_ray.execution.secrets import fetch_secrets, hand_over
+from skllm_ray.execution.worker_check import compare_workers
+from skllm_ray.execution.worker_feedback import News, tell, with_news
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.calls import Call
 from skllm_ray.llm.lessons import Lessons, known, teach
@@ -43,7 +43,7 @@ def on_cluster(
     """Yield finished blocks, as they finish, of a call that uses Ray."""
     compare_workers(spec)
     stateful = [one for one in (spec, embedding_of(task)) if one is not None and one.placement.stateful]
-    if stateful and session.in_ray_worker() and any(map(is_nested_without_room, stateful)):
+    if stateful and ray_state.in_ray_worker() and any(map(is_nested_without_room, stateful)):
         yield from process_here(texts, task, spec, secrets, call)
         return
     work = replace(Connected.connect(task, spec, secrets), call=call)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Final
 
-from skllm_ray.execution import session
+from skllm_ray.execution import ray_state
 from skllm_ray.llm import gate
 from skllm_ray.llm.reports import BucketInfo
 
@@ -29,7 +29,7 @@ def count(model: str, **values: Mapping[str, float] | float) -> None:
 
     Does nothing in a process without Ray.
     """
-    if not session.is_initialised():
+    if not ray_state.is_initialised():
         return
     for name, value in values.items():
         tag = METRICS[f"skllm_ray_{name}"][2][-1]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from skllm_ray.execution.news import with_warnings
+from skllm_ray.execution.worker_feedback import with_warnings
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.tasks.base import ChatRequest, Choices
 

@@ -18,14 +18,14 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from skllm_ray.errors import ClusterError, SkllmRayError, warn
-from skllm_ray.execution import children, placement, session
+from skllm_ray.execution import parent_process, placement, ray_state
 from skllm_ray.execution.last_words import quoted
 from skllm_ray.execution.model_actor import ModelActor, ReplicaInfo
-from skllm_ray.execution.news import Answers
 from skllm_ray.execution.open_backends import warn_of_changes
 from skllm_ray.execution.pool_actor import DIED, SHARED, Opened, PoolActor
 from skllm_ray.execution.progress import download_bar
-from skllm_ray.execution.session import NAMESPACE
+from skllm_ray.execution.ray_state import NAMESPACE
+from skllm_ray.execution.worker_feedback import Answers
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
@@ -60,7 +60,7 @@ def connect(spec: BackendSpec) -> PooledBackend:
         If the model cannot be loaded.
     """
     owner, own = _owner(spec)
-    job = session.job_key()
+    job = ray_state.job_key()
     held = ModelCache.get(spec.key)
     if isinstance(held, PooledBackend) and held.job == job and held.owner != owner and _look(held.owner, spec.key):
         owner, own = held.owner, held.spec  # a model stays where it is
@@ -115,7 +115,7 @@ class PooledBackend:
 
     def close(self) -> list[Freed]:
         """Unload the model from all nodes."""
-        if not session.is_initialised() or session.job_key() != self.job:
+        if not ray_state.is_initialised() or ray_state.job_key() != self.job:
             return []
         return _unload(self.owner, self.spec.key)
 
@@ -212,7 +212,7 @@ def _slices(items: Sequence[Any], n: int) -> list[Sequence[Any]]:
 
 def _pool(owner: Owner) -> Any:
     """Return the pool actor of `owner`, created by the first process that asks; a parent's must be there."""
-    key = f"{session.job_key()} {owner}"
+    key = f"{ray_state.job_key()} {owner}"
     with _lock:
         if key not in _pools:
             _pools[key] = _existing_pool("parent") if owner == "parent" else _new_pool(owner)
@@ -247,7 +247,7 @@ def _pool_name(owner: Owner) -> str:
 
 def _parent_job() -> str:
     """Return the job of the process that started this one, if it told; else an empty string."""
-    known = None if session.in_ray_worker() else children.parent()
+    known = None if ray_state.in_ray_worker() else parent_process.parent()
     return known[1] if known else ""
 
 
@@ -283,7 +283,7 @@ def _ask_pool(owner: Owner, method: str, *args: Any) -> Any:
             pass
         except DIED:
             with _lock:
-                if _pools.get(key := f"{session.job_key()} {owner}") is pool:
+                if _pools.get(key := f"{ray_state.job_key()} {owner}") is pool:
                     del _pools[key]
         if time.monotonic() > deadline:
             raise ClusterError(_LOST, _LOST_HINT)
@@ -305,7 +305,7 @@ def _open(owner: Owner, spec: BackendSpec) -> Opened:
     number, shown_at = None, time.monotonic()
     with download_bar(spec.model) as show:
         while True:
-            opened: Opened = _ask_pool(owner, "open", spec, number, session.is_fixed_size())
+            opened: Opened = _ask_pool(owner, "open", spec, number, ray_state.is_fixed_size())
             if opened.n_replicas:
                 return opened
             number = opened.number

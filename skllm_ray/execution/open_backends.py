@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from skllm_ray.config import Secret, resolve_secret
 from skllm_ray.errors import ClusterError, SkllmRayWarning
-from skllm_ray.execution import session
+from skllm_ray.execution import ray_state
 from skllm_ray.execution.reply_cache import with_cache
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.gate import install_limiter
@@ -48,7 +48,7 @@ class OpenBackend:
         self.pid = os.getpid()
         self.n_users = 0
         self.used_at = time.monotonic()
-        self.ends_with_process = not spec.placement.stateful and not session.is_initialised()
+        self.ends_with_process = not spec.placement.stateful and not ray_state.is_initialised()
 
     def close(self) -> list[Freed]:
         """Close the backend, unless it belongs to a parent process."""
@@ -95,7 +95,7 @@ def open_here(spec: BackendSpec, secrets: Mapping[str, Secret]) -> Backend:
 
 def use_limiter() -> None:
     """Let this process's requests share the limit of its cluster; without one, the process keeps it by itself."""
-    if session.is_local_mode() or not session.is_initialised():
+    if ray_state.is_local_mode() or not ray_state.is_initialised():
         install_limiter(None)
         return
     from skllm_ray.execution.rate_limiter import use_cluster_limiter

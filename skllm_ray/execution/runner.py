@@ -15,9 +15,9 @@ from contextlib import closing
 from typing import Any
 
 from skllm_ray.config import Secret
-from skllm_ray.execution import session
+from skllm_ray.execution import ray_state, session
 from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process_here
-from skllm_ray.execution.children import inherited
+from skllm_ray.execution.parent_process import inherited
 from skllm_ray.execution.progress import progress_bar
 from skllm_ray.execution.termination import ends_on_sigterm
 from skllm_ray.llm.base import BackendSpec
@@ -91,7 +91,7 @@ def run(
 
 def runs_here(spec: BackendSpec, n_texts: int, embedding: BackendSpec | None = None) -> bool:
     """Return whether a call of `n_texts` rows needs no Ray."""
-    if session.is_local_mode():
+    if ray_state.is_local_mode():
         return True
     stateful = spec.placement.stateful or (embedding is not None and embedding.placement.stateful)
-    return not stateful and n_texts <= BLOCK_ROWS and not session.is_initialised()
+    return not stateful and n_texts <= BLOCK_ROWS and not ray_state.is_initialised()

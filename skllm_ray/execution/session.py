@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,24 +14,15 @@ from typing import Any
 
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ClusterError, ConfigurationError
-from skllm_ray.execution import children
+from skllm_ray.execution import parent_process
+from skllm_ray.execution.ray_state import NAMESPACE, _initialised, _state, in_ray_worker
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
 
-NAMESPACE = "skllm_ray"
 _CONNECT_TIMEOUT_S = 5.0
 _SETTINGS = 4
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
 
 _lock = threading.RLock()
-_state = {"local_mode": False, "started_here": False, "fixed_size": False, "forked": False}
-
-
-def _after_fork() -> None:
-    ray = sys.modules.get("ray")
-    _state["forked"] = bool(ray is not None and ray.is_initialized())
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def init(address: str | None = None, *, local_mode: bool = False, **ray_init_kwargs: Any) -> None:
@@ -88,7 +78,7 @@ def shutdown() -> None:
             import ray
 
             ray.shutdown()
-        children.withdraw()
+        parent_process.withdraw()
         _state["started_here"] = False
 
 
@@ -102,38 +92,6 @@ def _clear_shared() -> list[Freed]:
 
 
 ModelCache.also_clears(_clear_shared)
-
-
-def is_local_mode() -> bool:
-    """Return whether everything runs in this process."""
-    return _state["local_mode"]
-
-
-def is_initialised() -> bool:
-    """Return whether this process is connected to Ray, without importing it."""
-    return _initialised()
-
-
-def is_fixed_size() -> bool:
-    """Return whether Ray runs on this machine alone, so that waiting brings no new node."""
-    return _state["started_here"] and _state["fixed_size"]
-
-
-def in_ray_worker() -> bool:
-    """Return whether this process is a Ray worker: the call comes from inside a task or an actor."""
-    if not _initialised():
-        return False
-    import ray
-
-    return int(ray.get_runtime_context().worker.mode) == int(ray.WORKER_MODE)
-
-
-def job_key() -> str:
-    """Return what tells this job from all others, of this cluster and of any that the process used before."""
-    import ray
-
-    context = ray.get_runtime_context()
-    return f"{context.gcs_address}/{context.get_job_id()}"
 
 
 def shared_name(name: str, *messages: type) -> str:
@@ -187,11 +145,6 @@ def _refuse_client(address: str | None) -> None:
         raise ConfigurationError(f"address={address!r}: {_CLIENT}", _CLIENT_HINT)
 
 
-def _initialised() -> bool:
-    ray = sys.modules.get("ray")
-    return bool(ray is not None and ray.is_initialized())
-
-
 def _start(address: str | None, options: dict[str, Any]) -> None:
     """Call ``ray.init`` with our quiet defaults under the caller's options."""
     address = _checked(address)
@@ -225,7 +178,7 @@ def _checked(address: str | None) -> str:
     Ray itself tries for minutes to join a cluster that is gone, and then ends the whole process.
     """
     given = address or os.environ.get("RAY_ADDRESS") or ""
-    inherited = children.parent()
+    inherited = parent_process.parent()
     if not given and inherited and not _fault_at(inherited[0]):
         return inherited[0]
     if not given:  # what Ray would join by itself, unless it is gone
@@ -261,12 +214,12 @@ def _running_cluster() -> str:
 
 def _announce() -> None:
     """Let the children of this process join its Ray."""
-    if in_ray_worker() or children.parent() is not None:
+    if in_ray_worker() or parent_process.parent() is not None:
         return
     import ray
 
     context = ray.get_runtime_context()
-    children.announce(str(context.gcs_address), str(context.get_job_id()))
+    parent_process.announce(str(context.gcs_address), str(context.get_job_id()))
 
 
 def _last_cluster() -> str:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from skllm_ray.config import Secret, SecretRef, resolve_secret
 from skllm_ray.errors import ClusterError, ConfigurationError, InputError, JobFailedError, SkllmRayError, warn
-from skllm_ray.execution import session
+from skllm_ray.execution import ray_state, session
 from skllm_ray.llm.registry import secrets_of
 from skllm_ray.llm.tuning import TuningJob, TuningSpec, open_store, submit
 from skllm_ray.llm.tuning.job import BEFORE_POST
@@ -33,7 +33,7 @@ from skllm_ray.llm.tuning.store import TuningStore
 from skllm_ray.llm.tuning.submit import Patience, TuningService, recover, refresh
 
 if TYPE_CHECKING:
-    from skllm_ray.execution.vault import Sealed
+    from skllm_ray.execution.secrets import Sealed
 
 _log = logging.getLogger(__name__)
 _PREFIX = session.shared_name("tuning-watcher", TuningJob, TuningSpec, SecretRef) + "-"
@@ -94,7 +94,7 @@ def submit_job(
     """
     store = open_store()
     secrets = secrets_of(key)
-    if session.is_local_mode():
+    if ray_state.is_local_mode():
         return _submit_here(store.url, spec, data, estimator, new, patience, secrets)
     session.ensure()
     job = _submit_on_cluster(store, spec, data, estimator, new, patience, secrets)
@@ -137,7 +137,7 @@ def wait(
     job, secrets = opened.find(name), secrets_of(key)
     deadline = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
     seen, n_polls = None, 0
-    watched = not session.is_local_mode() and session.is_initialised()
+    watched = not ray_state.is_local_mode() and ray_state.is_initialised()
     told: set[str] = set()
 
     def tell(message: str) -> None:
@@ -183,7 +183,7 @@ def list_jobs(*, store: str | None = None) -> list[TuningJob]:
     """Return the jobs of the store, and those of all stores that this cluster's watchers watch, oldest first."""
     own = open_store(store)
     found = {job.key: job for job in own.jobs()}
-    if session.is_initialised():
+    if ray_state.is_initialised():
         import ray
 
         for actor in _watchers():
@@ -266,7 +266,7 @@ def resume_all(*, store: str | None = None, key: str | None = None, polling: Pol
     opened = open_store(store)
     secrets = secrets_of(key)
     going = [job for job in opened.jobs() if not job.has_ended and job.state not in BEFORE_POST]
-    if not session.is_local_mode() and going:
+    if not ray_state.is_local_mode() and going:
         session.ensure()
         watch(opened, secrets, polling)
     return [_refreshed(job, opened, secrets) for job in going]
@@ -281,12 +281,12 @@ def watch(
     """
     import ray
 
-    from skllm_ray.execution.vault import Sealed
+    from skllm_ray.execution.secrets import Sealed
 
     name = _watcher_name(store)
     options: dict[str, Any] = {
         "name": name,
-        "namespace": session.NAMESPACE,
+        "namespace": ray_state.NAMESPACE,
         "lifetime": "detached",
         "get_if_exists": True,
         "num_cpus": 0,
@@ -443,7 +443,7 @@ def _submit_as_task(
     patience: Patience | None,
 ) -> TuningJob | SkllmRayError:
     """Run in a Ray worker. Errors are returned: raised ones would come back in a form of Ray's own."""
-    from skllm_ray.execution.vault import fetch_secrets
+    from skllm_ray.execution.secrets import fetch_secrets
 
     try:
         return _submit_here(store_url, spec, data, estimator, new, patience, fetch_secrets())
@@ -462,7 +462,7 @@ def _submit_on_cluster(
 ) -> TuningJob:
     import ray
 
-    from skllm_ray.execution.vault import hand_over
+    from skllm_ray.execution.secrets import hand_over
 
     hand_over(secrets)
     task = ray.remote(_submit_as_task).options(
@@ -517,5 +517,5 @@ def _watchers() -> list[Any]:
     import ray
 
     named = ray.util.list_named_actors(all_namespaces=True)
-    ours = [found["name"] for found in named if found["namespace"] == session.NAMESPACE]
-    return [ray.get_actor(name, namespace=session.NAMESPACE) for name in ours if name.startswith(_PREFIX)]
+    ours = [found["name"] for found in named if found["namespace"] == ray_state.NAMESPACE]
+    return [ray.get_actor(name, namespace=ray_state.NAMESPACE) for name in ours if name.startswith(_PREFIX)]

@@ -11,8 +11,8 @@ import pytest
 from skllm_ray.batch.job.progress_display import LineScreen, LiveScreen, State
 from skllm_ray.batch.output.budget import Ledger, Progress
 from skllm_ray.errors import ClusterError
+from skllm_ray.execution.cluster_status import Lookout, Standing
 from skllm_ray.execution.rate_limiter import BucketInfo
-from skllm_ray.execution.standing import Lookout, Standing
 
 BUCKET = BucketInfo("openai m", 90, None, None, 64, 90, 4000, 12, 380, 2, 0, 0.0)
 

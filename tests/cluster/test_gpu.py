@@ -18,7 +18,7 @@ import skllm_ray
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.datasets import get_reviews_dataset
-from skllm_ray.execution.status import loaded_replicas
+from skllm_ray.execution.cluster_status import loaded_replicas
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions

@@ -13,8 +13,8 @@ import ray
 
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import Secret, SKLLMConfig
-from skllm_ray.execution import dataset, rate_limiter, vault
-from skllm_ray.execution.session import NAMESPACE
+from skllm_ray.execution import dataset, rate_limiter, secrets
+from skllm_ray.execution.ray_state import NAMESPACE
 from skllm_ray.testing import ChatServer
 from tests.execution.test_termination import interrupted
 
@@ -38,10 +38,10 @@ def classifier(**parameters):
 def test_the_actor_with_the_credentials_may_die(server, restarts: bool) -> None:
     clf = classifier()
     assert clf.predict(["a"]).tolist() == ["good"]
-    ray.kill(ray.get_actor(vault._name(), namespace=NAMESPACE), no_restart=not restarts)
+    ray.kill(ray.get_actor(secrets._name(), namespace=NAMESPACE), no_restart=not restarts)
     assert b"planted" not in pickle.dumps(clf)
     assert clf.predict(["a"] * 300).tolist() == ["good"] * 300
-    ray.kill(ray.get_actor(vault._name(), namespace=NAMESPACE), no_restart=not restarts)
+    ray.kill(ray.get_actor(secrets._name(), namespace=NAMESPACE), no_restart=not restarts)
     assert clf.predict(["b"]).tolist() == ["good"]
 
 
@@ -50,14 +50,14 @@ def test_a_worker_fills_an_actor_that_came_back_empty(server) -> None:
 
     @ray.remote(num_cpus=0)
     def twice() -> list[int]:
-        first = len(vault.fetch_secrets())
-        ray.kill(ray.get_actor(vault._name(), namespace=NAMESPACE), no_restart=False)
-        return [first, len(vault.fetch_secrets())]
+        first = len(secrets.fetch_secrets())
+        ray.kill(ray.get_actor(secrets._name(), namespace=NAMESPACE), no_restart=False)
+        return [first, len(secrets.fetch_secrets())]
 
     @ray.remote(num_cpus=0)
     class Fresh:
         def fetch(self) -> dict[str, Secret]:
-            return {name: bool(secret) for name, secret in vault.fetch_secrets().items()}
+            return {name: bool(secret) for name, secret in secrets.fetch_secrets().items()}
 
     assert ray.get(twice.remote()) == [1, 1]
     assert ray.get(Fresh.remote().fetch.remote()) == {Secret(KEY).fingerprint: True}

@@ -237,7 +237,7 @@ def watcher_pid(world: World, address: str, settings: dict[str, str]) -> int:
     import ray, skllm_ray
     skllm_ray.init()
     from skllm_ray.execution.tuning_jobs import _watchers
-    from skllm_ray.execution.vault import Sealed
+    from skllm_ray.execution.secrets import Sealed
     [watcher] = _watchers()
     print(ray.get(watcher.wake.remote(Sealed([]))))
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 from skllm_ray.errors import warn
-from skllm_ray.execution.news import with_warnings
+from skllm_ray.execution.worker_feedback import with_warnings
 
 
 def test_the_answers_of_an_actor_bring_its_warnings():

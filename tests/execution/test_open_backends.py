@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from skllm_ray.classification import DynamicFewShotGPTClassifier, ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
-from skllm_ray.execution import open_backends, session
+from skllm_ray.execution import open_backends, ray_state, session
 from skllm_ray.execution.open_backends import MOST_CLIENTS, MOST_MODELS, OpenBackend, open_here, opened
 from skllm_ray.llm.base import Placement
 from skllm_ray.llm.gate import current_limiter
@@ -119,7 +119,7 @@ def test_which_limit_a_process_is_under(monkeypatch) -> None:
     with opened(Spec("in local mode"), {}):
         assert isinstance(current_limiter(), LocalLimiter)
     assert not asked
-    monkeypatch.setitem(session._state, "local_mode", False)
+    monkeypatch.setitem(ray_state._state, "local_mode", False)
     monkeypatch.setattr(session, "_initialised", lambda: True)
     with opened(Spec("with Ray"), {}):
         assert asked

@@ -10,8 +10,8 @@ import pytest
 from skllm_ray.config import Secret, SecretRef
 from skllm_ray.errors import ConfigurationError, JobFailedError, SkllmRayWarning
 from skllm_ray.execution import session, tuning_jobs
+from skllm_ray.execution.secrets import Sealed
 from skllm_ray.execution.tuning_jobs import Polling, _Watcher, wait
-from skllm_ray.execution.vault import Sealed
 from skllm_ray.llm.tuning import ServerJob, TuningJob, TuningSpec, open_store
 
 REF = SecretRef("openai_key", ("SKLLM_CONFIG_OPENAI_KEY",), "0" * 12, "my_company.vault:get_secret")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from skllm_ray.batch.output.budget import Progress, Snapshot
-from skllm_ray.execution.standing import Standing
+from skllm_ray.execution.cluster_status import Standing
 from skllm_ray.plain_text import printable
 
 if TYPE_CHECKING:

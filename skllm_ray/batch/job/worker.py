@@ -29,7 +29,7 @@ from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution.block import process
-from skllm_ray.execution.units import node_name
+from skllm_ray.execution.unit_runner import node_name
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.plain_text import whole
 from skllm_ray.tasks.base import Row, Task

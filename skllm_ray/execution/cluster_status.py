@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from skllm_ray.errors import SkllmRayError
+from skllm_ray.execution.model_actor import ReplicaInfo as Replica
+from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 from skllm_ray.llm.reports import BucketInfo
 
 if TYPE_CHECKING:
@@ -60,3 +62,18 @@ class Lookout:
                     tuple((model, len(held), len({one.node for one in held})) for model, held in replicas),
                 )
         return self._found
+
+
+def loaded_replicas(model: str) -> list[Replica]:
+    """Return where the replicas of `model` (with its namespace) live; empty if no actor holds it."""
+    from skllm_ray.execution.model_pool import PooledBackend
+
+    held = ModelCache.get(model)
+    return held.replicas() if isinstance(held, PooledBackend) else []
+
+
+def cluster_cpus() -> float:
+    """Return the cluster's CPUs."""
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 1.0))

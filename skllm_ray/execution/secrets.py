@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 
 from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError
-from skllm_ray.execution.session import NAMESPACE, job_key
+from skllm_ray.execution.ray_state import NAMESPACE, job_key
 
 _TRIES: Final = 3
 _ANSWER_S: Final = 30.0

@@ -19,10 +19,10 @@ from typing import Any, Final, Protocol, TypeVar
 
 from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
-from skllm_ray.execution import session
+from skllm_ray.execution import ray_state, session
 from skllm_ray.execution.block import embedding_of, opened_pair
-from skllm_ray.execution.children import inherited
-from skllm_ray.execution.standing import Lookout
+from skllm_ray.execution.cluster_status import Lookout
+from skllm_ray.execution.parent_process import inherited
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.tasks.base import Task
 
@@ -102,7 +102,7 @@ class UnitRunner:
         self._task = task
         self._spec = spec
         self._secrets = inherited(secrets)
-        self._here = session.is_local_mode()
+        self._here = ray_state.is_local_mode()
         self.lookout: Lookout | None = None
         if self._here:
             self.n_tasks = 1
@@ -111,8 +111,8 @@ class UnitRunner:
         import ray
 
         from skllm_ray.execution.dataset import Connected
-        from skllm_ray.execution.vault import hand_over
-        from skllm_ray.execution.workers import compare_workers
+        from skllm_ray.execution.secrets import hand_over
+        from skllm_ray.execution.worker_check import compare_workers
 
         compare_workers(spec)
         connected = Connected.connect(task, spec, self._secrets)
@@ -246,7 +246,7 @@ def _place(unit: Any) -> Any:
 
 def node_name() -> str:
     """Return what names this process among the cluster's: its node's address and its number."""
-    if not session.is_initialised():
+    if not ray_state.is_initialised():
         return f"this process ({os.getpid()})"
     import ray
 
@@ -321,7 +321,7 @@ class _There:
 
 class _Holder:
     def __init__(self, factory: Callable[[Mapping[str, Secret]], Any]) -> None:
-        from skllm_ray.execution.vault import fetch_secrets
+        from skllm_ray.execution.secrets import fetch_secrets
 
         self._held = factory(fetch_secrets())
 
@@ -334,7 +334,7 @@ def _run_units(work: list[Any], units: list[Any], shared: Shared) -> list[Any]:
     import ray
 
     from skllm_ray.execution.metrics import observe_requests
-    from skllm_ray.execution.vault import fetch_secrets
+    from skllm_ray.execution.secrets import fetch_secrets
 
     key = work[0].hex()
     if key not in _held:  # a worker does many units of one job

@@ -1,0 +1,56 @@
+"""What this process knows of Ray, without starting it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+NAMESPACE = "skllm_ray"
+
+
+_state = {"local_mode": False, "started_here": False, "fixed_size": False, "forked": False}
+
+
+def _after_fork() -> None:
+    ray = sys.modules.get("ray")
+    _state["forked"] = bool(ray is not None and ray.is_initialized())
+
+
+def is_local_mode() -> bool:
+    """Return whether everything runs in this process."""
+    return _state["local_mode"]
+
+
+def is_initialised() -> bool:
+    """Return whether this process is connected to Ray, without importing it."""
+    return _initialised()
+
+
+def is_fixed_size() -> bool:
+    """Return whether Ray runs on this machine alone, so that waiting brings no new node."""
+    return _state["started_here"] and _state["fixed_size"]
+
+
+def in_ray_worker() -> bool:
+    """Return whether this process is a Ray worker: the call comes from inside a task or an actor."""
+    if not _initialised():
+        return False
+    import ray
+
+    return int(ray.get_runtime_context().worker.mode) == int(ray.WORKER_MODE)
+
+
+def job_key() -> str:
+    """Return what tells this job from all others, of this cluster and of any that the process used before."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return f"{context.gcs_address}/{context.get_job_id()}"
+
+
+def _initialised() -> bool:
+    ray = sys.modules.get("ray")
+    return bool(ray is not None and ray.is_initialized())
+
+
+os.register_at_fork(after_in_child=_after_fork)
