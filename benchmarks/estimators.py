@@ -153,7 +153,7 @@ def examples(given: argparse.Namespace) -> dict[str, Any]:
 
     from skllm_ray.datasets import get_classification_dataset
     from skllm_ray.execution.open_backends import open_here
-    from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+    from skllm_ray.llm.open_models import ModelCache
 
     n_rows = given.rows or 256
     X, y = get_classification_dataset()
@@ -187,7 +187,7 @@ def prompts(given: argparse.Namespace) -> dict[str, Any]:
     """Compare the library's template, whose text comes last, with the same one whose text comes first."""
     from skllm_ray.datasets import get_classification_dataset
     from skllm_ray.execution.open_backends import open_here
-    from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+    from skllm_ray.llm.open_models import ModelCache
     from skllm_ray.prompts.templates import ZERO_SHOT_CLF_PROMPT_TEMPLATE as LAST
 
     n_rows = given.rows or 256

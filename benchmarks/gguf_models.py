@@ -259,7 +259,7 @@ def through_ray(path: Path, rows: int, rounds: int, threads: int, gpu_layers: in
     from skllm_ray.classification import ZeroShotGPTClassifier
     from skllm_ray.config import SKLLMConfig
     from skllm_ray.execution.model_pool import PooledBackend
-    from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+    from skllm_ray.llm.open_models import ModelCache
 
     SKLLMConfig.set_gguf_max_gpu_layers(gpu_layers)
     SKLLMConfig.set_gguf_resources(num_cpus=threads, max_replicas=1)

@@ -11,7 +11,7 @@ import skllm_ray
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.execution import ray_state
 from skllm_ray.llm import lessons
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import numpy as np
 from skllm_ray.config import Secret
 from skllm_ray.execution.open_backends import opened
 from skllm_ray.llm.base import Backend, BackendSpec, adapt, adapt_texts
-from skllm_ray.llm.calls import Call, active_call, not_sent
+from skllm_ray.llm.cancellation import Call, active_call, not_sent
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Row, Task, Usage
 from skllm_ray.tasks.embedding import EmbeddingTask
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from skllm_ray.errors import SkllmRayError
 from skllm_ray.execution.model_actor import ReplicaInfo as Replica
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.llm.reports import BucketInfo
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from skllm_ray.execution.secrets import fetch_secrets, hand_over
 from skllm_ray.execution.worker_check import compare_workers
 from skllm_ray.execution.worker_feedback import News, tell, with_news
 from skllm_ray.llm.base import Backend, BackendSpec
-from skllm_ray.llm.calls import Call
+from skllm_ray.llm.cancellation import Call
 from skllm_ray.llm.lessons import Lessons, known, teach
 from skllm_ray.tasks.base import Reply, Row, RowError, Task
 

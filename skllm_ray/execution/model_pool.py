@@ -27,7 +27,7 @@ from skllm_ray.execution.progress import download_bar
 from skllm_ray.execution.ray_state import NAMESPACE
 from skllm_ray.execution.worker_feedback import Answers
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
+from skllm_ray.llm.open_models import Freed, ModelCache
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
 
 _CHILDREN_KEEP_ALIVE_S: Final = 20.0

@@ -18,10 +18,10 @@ from weakref import WeakValueDictionary
 from skllm_ray.config import Secret, resolve_secret
 from skllm_ray.errors import ClusterError, SkllmRayWarning
 from skllm_ray.execution import ray_state
-from skllm_ray.execution.reply_cache import with_cache
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.gate import install_limiter
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache, key_here
+from skllm_ray.llm.open_models import Freed, ModelCache, key_here
+from skllm_ray.llm.reply_cache import with_cache
 
 MOST_CLIENTS: Final = 16
 """Clients of APIs that stay open while nobody uses them; each has a thread and connections."""

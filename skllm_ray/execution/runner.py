@@ -21,7 +21,7 @@ from skllm_ray.execution.parent_process import inherited
 from skllm_ray.execution.progress import progress_bar
 from skllm_ray.execution.termination import ends_on_sigterm
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.calls import Call
+from skllm_ray.llm.cancellation import Call
 from skllm_ray.tasks.base import Row, Task
 
 Blocks = Generator[tuple[Sequence[int], list[Row[Any]]], None, None]

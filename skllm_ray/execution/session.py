@@ -16,7 +16,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ClusterError, ConfigurationError
 from skllm_ray.execution import parent_process
 from skllm_ray.execution.ray_state import NAMESPACE, _initialised, _state, in_ray_worker
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import Freed, ModelCache
+from skllm_ray.llm.open_models import Freed, ModelCache
 
 _CONNECT_TIMEOUT_S = 5.0
 _SETTINGS = 4

@@ -6,7 +6,7 @@ To add a backend, write a spec (which model, where it runs, which limit it share
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
@@ -104,22 +104,6 @@ class Limiter(Protocol):
 
     async def exchange(self, report: Report) -> Grant:
         """Take a holder's report and return what it may do. It waits rather than fail."""
-        ...
-
-
-class ReplyCache(Protocol):
-    """Keeps answers, so that the same request to the same model is paid for once."""
-
-    def get(self, keys: Sequence[str]) -> Mapping[str, Reply | Embedding]:
-        """Return the answers that are there, by key."""
-        ...
-
-    def put(self, answers: Mapping[str, Reply | Embedding]) -> None:
-        """Keep answers that are no errors."""
-        ...
-
-    def drop(self, keys: Sequence[str]) -> None:
-        """Forget answers."""
         ...
 
 

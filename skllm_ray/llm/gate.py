@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.base import Limiter
-from skllm_ray.llm.calls import end_call, not_sent
+from skllm_ray.llm.cancellation import end_call, not_sent
 from skllm_ray.llm.quota import LocalLimiter
 from skllm_ray.llm.reports import (
     HEARTBEAT_S,

@@ -11,7 +11,7 @@ from skllm_ray.config import OPENAI_KEY_ENV, Price, Secret, SecretRef, SKLLMConf
 from skllm_ray.errors import ConfigurationError, UnknownModelError, warn
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.gpt.clients.openai.options import FrozenOptions, body_options, limits_in
-from skllm_ray.llm.models import end_notice, price_of
+from skllm_ray.llm.model_facts import end_notice, price_of
 from skllm_ray.tasks.base import ChatRequest
 
 if TYPE_CHECKING:

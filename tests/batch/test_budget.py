@@ -21,7 +21,7 @@ from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.tools.report import write_report
 from skllm_ray.config import Price, SKLLMConfig
 from skllm_ray.errors import ConfigurationError
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.tasks.base import Reply, Usage
 from skllm_ray.testing import ChatServer, StatusFault, WireFault, prompt_of
 from tests.batch.worlds import LABELS, api_classifier, read, write

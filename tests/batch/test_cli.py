@@ -22,7 +22,7 @@ from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.cli import main
 from skllm_ray.cli.job_file import JobFile, job_schema, prepare, read_columns, read_job
 from skllm_ray.config import SKLLMConfig
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.testing import ChatServer, StatusFault, prompt_of
 from tests.batch.worlds import LABELS, api_classifier, read, texts, write
 

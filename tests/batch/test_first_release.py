@@ -20,7 +20,7 @@ from skllm_ray.batch.output.journal import Journal, digest
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.errors import InputError, SkllmRayWarning
-from skllm_ray.execution.reply_cache import SQLiteReplyCache, _load
+from skllm_ray.llm.reply_cache import SQLiteReplyCache, _load
 from skllm_ray.tasks.base import Reply
 
 HERE = Path(__file__).parent / "first_release"

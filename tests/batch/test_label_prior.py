@@ -22,7 +22,7 @@ from skllm_ray.batch.tools.evaluate import evaluate_models
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import JobFailedError, OutputMismatchError
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.tasks.prior import CONTENT_FREE
 from skllm_ray.testing import ChatServer
 from tests.batch.worlds import LABELS, read, texts, write

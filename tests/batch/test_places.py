@@ -13,7 +13,7 @@ from skllm_ray import batch
 from skllm_ray.batch.storage import StorageOptions, list_inputs
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 from tests.batch.worlds import classifier, read, texts, write
 
 NONE = StorageOptions()

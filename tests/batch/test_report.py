@@ -18,7 +18,7 @@ from skllm_ray.batch.tools.report_page import Tally
 from skllm_ray.cli import main
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import InputError
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.tasks.base import RowError
 from skllm_ray.testing import ChatServer
 from tests.batch.worlds import Local, api_classifier, classifier, read, texts, write

@@ -26,7 +26,7 @@ from skllm_ray.batch.output.lock import OutputLock
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, OutputInUseError, OutputMismatchError
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.tasks.base import Reply, RowError, Usage
 from skllm_ray.testing import ChatServer, StatusFault, WireFault
 from skllm_ray.text2text import GPTSummarizer

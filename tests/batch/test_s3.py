@@ -20,7 +20,7 @@ import skllm_ray
 from skllm_ray import batch
 from skllm_ray.batch.output import fence
 from skllm_ray.errors import SkllmRayError
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.testing import ChatServer
 from tests.batch.worlds import api_classifier, texts
 

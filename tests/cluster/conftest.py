@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 import skllm_ray
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,7 +22,7 @@ from skllm_ray.classification import (
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.datasets import get_reviews_dataset
 from skllm_ray.errors import InputError
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.models.gpt.tagging.ner import GPTExplainableNER
 from skllm_ray.testing import ChatServer, StatusFault, prompt_of
 from skllm_ray.text2text import GPTSummarizer

@@ -22,7 +22,7 @@ from skllm_ray.execution.cluster_status import loaded_replicas
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.tasks import ChatRequest, ZeroShotTask
 from tests.llm.gpt.clients.llama_cpp.test_engine import THREE, expected_log_probs, unquantized
 

@@ -19,7 +19,7 @@ from skllm_ray.errors import ClusterError, ModelLoadError
 from skllm_ray.execution import model_pool
 from skllm_ray.execution.runner import run
 from skllm_ray.llm.base import Placement
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.tasks.base import ChatRequest, Reply
 from skllm_ray.tasks.classification import ZeroShotTask
 

@@ -19,7 +19,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.datasets import get_reviews_dataset
 from skllm_ray.errors import ConfigurationError, InputError, ModelLoadError, PlacementError
 from skllm_ray.execution.cluster_status import loaded_replicas
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 

@@ -12,7 +12,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import SkllmRayWarning
 from skllm_ray.execution.open_backends import open_here
 from skllm_ray.llm.base import Placement
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 
 
 @pytest.mark.usefixtures("local_mode")

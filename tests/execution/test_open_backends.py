@@ -16,7 +16,7 @@ from skllm_ray.execution import open_backends, ray_state, session
 from skllm_ray.execution.open_backends import MOST_CLIENTS, MOST_MODELS, OpenBackend, open_here, opened
 from skllm_ray.llm.base import Placement
 from skllm_ray.llm.gate import current_limiter
-from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
+from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.llm.quota import LocalLimiter
 from skllm_ray.testing import ChatServer
 

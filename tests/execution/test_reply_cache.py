@@ -11,7 +11,7 @@ from sklearn.model_selection import cross_val_predict
 
 from skllm_ray.classification import DynamicFewShotGPTClassifier, ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
-from skllm_ray.execution.reply_cache import CachedBackend, SQLiteReplyCache
+from skllm_ray.llm.reply_cache import CachedBackend, SQLiteReplyCache
 from skllm_ray.tasks.base import ChatRequest, Reply, RowError
 from skllm_ray.testing import ChatServer, FakeBackend
 from skllm_ray.vectorization import GPTVectorizer

@@ -9,7 +9,7 @@ import pytest
 from skllm_ray.classification import ZeroShotGPTClassifier, ZeroShotVertexClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import SkllmRayWarning
-from skllm_ray.llm.models import DEFAULTS, MODELS, end_notice, facts_of, price_of
+from skllm_ray.llm.model_facts import DEFAULTS, MODELS, end_notice, facts_of, price_of
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import Progress, SharedLedger
 from skllm_ray.batch.output.journal import Journal, digest
 from skllm_ray.llm.base import Backend
-from skllm_ray.llm.calls import Call
+from skllm_ray.llm.cancellation import Call
 from skllm_ray.tasks.base import LOST, ChatRequest, Embedding, Reply, RowError
 
 _REPORT_S: Final = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from skllm_ray.llm.models import DEFAULTS
+from skllm_ray.llm.model_facts import DEFAULTS
 from skllm_ray.models.classifier import OnError
 from skllm_ray.models.tunable import VertexTunable
 from skllm_ray.models.tunable_classifier import TunableClassifier

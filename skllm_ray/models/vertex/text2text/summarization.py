@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from skllm_ray.llm.models import DEFAULTS
+from skllm_ray.llm.model_facts import DEFAULTS
 from skllm_ray.models.base import OnError
 from skllm_ray.models.text2text import Summarizer
 

@@ -24,7 +24,7 @@ from skllm_ray.llm.gpt.clients.openai.redaction import redact
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.llm.gpt.clients.openai.wire import bytes_of_vectors, client, most_bytes, parsed, response_type
 from skllm_ray.llm.lessons import CUT_THOUGHT, Question, is_about_system
-from skllm_ray.llm.models import price_of
+from skllm_ray.llm.model_facts import price_of
 from skllm_ray.llm.tokens import TokenEstimate
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 

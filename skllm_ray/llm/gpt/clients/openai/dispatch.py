@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.calls import Call, active_call
+from skllm_ray.llm.cancellation import Call, active_call
 from skllm_ray.llm.gate import Gate, NotLetThroughError, Permit, Run
 from skllm_ray.llm.quota import LONGEST_PAUSE_S
 from skllm_ray.tasks.base import LOST, Embedding, Reply, RowError, Usage

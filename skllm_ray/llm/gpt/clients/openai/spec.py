@@ -16,7 +16,7 @@ from skllm_ray.llm.gpt.clients.openai.options import (
     spec_key,
     thaw_options,
 )
-from skllm_ray.llm.models import ModelFacts, facts_of
+from skllm_ray.llm.model_facts import ModelFacts, facts_of
 
 if TYPE_CHECKING:
     from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend

@@ -10,7 +10,7 @@ import pytest
 
 from skllm_ray.config import RateLimit
 from skllm_ray.llm import quota
-from skllm_ray.llm.calls import Call
+from skllm_ray.llm.cancellation import Call
 from skllm_ray.llm.gate import current_limiter, install_limiter
 from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, Patience, _Streak
 from skllm_ray.llm.gpt.clients.openai.errors import row_error

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
-from skllm_ray.llm.base import Backend, ReplyCache
+from skllm_ray.llm.base import Backend
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Usage
 
 _LOCKED_S: Final = 30.0
@@ -371,3 +371,19 @@ def _load(text: str) -> Reply | Embedding | None:
 
 def _usage(cost_usd: float | None, **tokens: int) -> Usage:
     return Usage(**{name: int(n) for name, n in tokens.items()}, cost_usd=None if cost_usd is None else float(cost_usd))
+
+
+class ReplyCache(Protocol):
+    """Keeps answers, so that the same request to the same model is paid for once."""
+
+    def get(self, keys: Sequence[str]) -> Mapping[str, Reply | Embedding]:
+        """Return the answers that are there, by key."""
+        ...
+
+    def put(self, answers: Mapping[str, Reply | Embedding]) -> None:
+        """Keep answers that are no errors."""
+        ...
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Forget answers."""
+        ...
