@@ -10,7 +10,7 @@ import pytest
 import skllm_ray
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.execution import ray_state
-from skllm_ray.llm import lessons
+from skllm_ray.llm.api import capabilities
 from skllm_ray.llm.open_models import ModelCache
 
 
@@ -20,7 +20,7 @@ def _default_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if name.startswith(("SKLLM_CONFIG_", "GOOGLE_CLOUD_")) or name in {"OPENAI_API_KEY", "OPENAI_BASE_URL"}:
             monkeypatch.delenv(name)
     SKLLMConfig.reset()
-    ModelCache.remove(lessons._PLACE)  # another test's server may have had the same port
+    ModelCache.remove(capabilities._PLACE)  # another test's server may have had the same port
     yield
     SKLLMConfig.reset()
 

@@ -26,9 +26,9 @@ from skllm_ray.execution.rate_limiter import end_call
 from skllm_ray.execution.secrets import fetch_secrets, hand_over
 from skllm_ray.execution.worker_check import compare_workers
 from skllm_ray.execution.worker_feedback import News, tell, with_news
+from skllm_ray.llm.api.capabilities import Lessons, known, teach
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.cancellation import Call
-from skllm_ray.llm.lessons import Lessons, known, teach
 from skllm_ray.tasks.base import Reply, Row, RowError, Task
 
 _FLUSH_S = 5.0  # for a worker to write down what it has, before the process that waits for it ends

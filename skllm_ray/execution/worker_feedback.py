@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from skllm_ray.errors import SkllmRayWarning, warn
-from skllm_ray.llm.lessons import Lessons, known, teach, unknown_to
+from skllm_ray.llm.api.capabilities import Lessons, known, teach, unknown_to
 
 T = TypeVar("T")
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from skllm_ray.config import OPENAI_KEY_ENV, Price, Secret, SecretRef, SKLLMConfig, checked_key
 from skllm_ray.errors import ConfigurationError, UnknownModelError, warn
+from skllm_ray.llm.api.options import FrozenOptions, body_options, limits_in
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.gpt.clients.openai.options import FrozenOptions, body_options, limits_in
 from skllm_ray.llm.model_facts import end_notice, price_of
 from skllm_ray.tasks.base import ChatRequest
 
 if TYPE_CHECKING:
-    from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
+    from skllm_ray.llm.api.retry import Patience
 
 Options = Mapping[str, Any] | None
 
@@ -206,7 +206,7 @@ def _openai_spec(
 
 
 def _patience() -> Patience:
-    from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
+    from skllm_ray.llm.api.retry import Patience
 
     told = SKLLMConfig.get_timeouts()
     return Patience(timeout_s=told.request_s, deadline_s=told.row_s, connect_s=told.connect_s)

@@ -1,4 +1,4 @@
-"""Gemini's answers, brought into the form in which :mod:`skllm_ray.llm.gpt.clients.openai.answers` reads them."""
+"""Gemini's answers, brought into the form in which :mod:`skllm_ray.llm.api.answers` reads them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from skllm_ray.llm.gpt.clients.openai.errors import AnswerError, count_of, row_error
-from skllm_ray.llm.gpt.clients.openai.told import told_in
-from skllm_ray.llm.gpt.clients.openai.wire import UnreadableError
+from skllm_ray.llm.api.failures import AnswerError, count_of, row_error
+from skllm_ray.llm.api.response_body import UnreadableError
+from skllm_ray.llm.api.server_message import told_in
 from skllm_ray.tasks.base import Embedding, Usage
 
 

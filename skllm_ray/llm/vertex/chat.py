@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from skllm_ray.config import Secret
 from skllm_ray.errors import MissingExtraError
+from skllm_ray.llm.api.answers import Answer, read
+from skllm_ray.llm.api.capabilities import CUT_THOUGHT, Question
+from skllm_ray.llm.api.embeddings import of_one_length
+from skllm_ray.llm.api.failures import Refusals
+from skllm_ray.llm.api.options import limits_in, thaw_options
+from skllm_ray.llm.api.redaction import redact
+from skllm_ray.llm.api.request_runner import Dispatcher, Job, whole
+from skllm_ray.llm.api.response_body import client, latest_body, parsed
+from skllm_ray.llm.api.token_estimate import TokenEstimate
 from skllm_ray.llm.gate import Permit
-from skllm_ray.llm.gpt.clients.openai.answers import Answer, read
-from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, whole
-from skllm_ray.llm.gpt.clients.openai.embeddings import of_one_length
-from skllm_ray.llm.gpt.clients.openai.errors import Refusals
-from skllm_ray.llm.gpt.clients.openai.options import limits_in, thaw_options
-from skllm_ray.llm.gpt.clients.openai.redaction import redact
-from skllm_ray.llm.gpt.clients.openai.wire import client, latest_body, parsed
-from skllm_ray.llm.lessons import CUT_THOUGHT, Question
-from skllm_ray.llm.tokens import TokenEstimate
 from skllm_ray.llm.vertex.answers import in_openai_form, read_vector
 from skllm_ray.llm.vertex.dialect import VertexDialect
 from skllm_ray.llm.vertex.errors import classify, told_of

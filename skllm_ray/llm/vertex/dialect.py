@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from skllm_ray.llm.gpt.clients.openai.options import limits_in
-from skllm_ray.llm.lessons import REFUSAL, Learner, Question, folded, form_of, is_about_system
+from skllm_ray.llm.api.capabilities import REFUSAL, Learner, Question, folded, form_of, is_about_system
+from skllm_ray.llm.api.options import limits_in
 from skllm_ray.tasks.base import ChatRequest, Message
 
 _ABOUT_LOG_PROBS = re.compile(r"log_?probs?\b|log probabilit", re.IGNORECASE)

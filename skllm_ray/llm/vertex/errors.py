@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from skllm_ray.llm.gpt.clients.openai.errors import (
+from skllm_ray.llm.api.failures import (
     AnswerError,
     Redact,
     failure,
@@ -17,7 +17,7 @@ from skllm_ray.llm.gpt.clients.openai.errors import (
     row_error,
     unexpected,
 )
-from skllm_ray.llm.gpt.clients.openai.told import Told, told_in
+from skllm_ray.llm.api.server_message import Told, told_in
 from skllm_ray.tasks.base import ErrorKind, RowError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from skllm_ray.errors import ConfigurationError, JobFailedError, MissingExtraError, SkllmRayError
-from skllm_ray.llm.gpt.clients.openai.redaction import redact
+from skllm_ray.llm.api.redaction import redact
 
 _REFUSALS = {
     401: "Google refused the credentials.",

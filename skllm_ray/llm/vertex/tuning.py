@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from skllm_ray.errors import ConfigurationError, JobFailedError
-from skllm_ray.llm.gpt.clients.openai.redaction import redact
+from skllm_ray.llm.api.redaction import redact
 from skllm_ray.llm.tuning.job import ServerJob, State
 from skllm_ray.llm.tuning.spec import TuningSpec
 from skllm_ray.llm.tuning.submit import OutcomeUnknownError, RefusedError

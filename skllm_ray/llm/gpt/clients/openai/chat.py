@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError
+from skllm_ray.llm.api import embeddings
+from skllm_ray.llm.api.answers import Answer, read
+from skllm_ray.llm.api.capabilities import CUT_THOUGHT, Question, is_about_system
+from skllm_ray.llm.api.failures import Refusals, classify, headers_of, told_of
+from skllm_ray.llm.api.options import limits_in
+from skllm_ray.llm.api.redaction import redact
+from skllm_ray.llm.api.request_runner import Dispatcher, Job, whole
+from skllm_ray.llm.api.response_body import bytes_of_vectors, client, most_bytes, parsed, response_type
+from skllm_ray.llm.api.token_estimate import TokenEstimate
 from skllm_ray.llm.gate import Permit
-from skllm_ray.llm.gpt.clients.openai import embeddings
-from skllm_ray.llm.gpt.clients.openai.answers import Answer, read
 from skllm_ray.llm.gpt.clients.openai.dialect import Dialect
-from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, whole
-from skllm_ray.llm.gpt.clients.openai.errors import Refusals, classify, headers_of, told_of
 from skllm_ray.llm.gpt.clients.openai.headers import left_of_quotas
-from skllm_ray.llm.gpt.clients.openai.options import limits_in
-from skllm_ray.llm.gpt.clients.openai.redaction import redact
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
-from skllm_ray.llm.gpt.clients.openai.wire import bytes_of_vectors, client, most_bytes, parsed, response_type
-from skllm_ray.llm.lessons import CUT_THOUGHT, Question, is_about_system
 from skllm_ray.llm.model_facts import price_of
-from skllm_ray.llm.tokens import TokenEstimate
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from skllm_ray.llm.gpt.clients.openai.options import limits_in
+from skllm_ray.llm.api.capabilities import REFUSAL, Learner, Question, folded, form_of, is_about_system
+from skllm_ray.llm.api.options import limits_in
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
-from skllm_ray.llm.lessons import REFUSAL, Learner, Question, folded, form_of, is_about_system
 from skllm_ray.llm.model_facts import AnswerForm
 from skllm_ray.tasks.base import ChatRequest
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Literal
 
 from skllm_ray.config import Price, RateLimit, Secret, SecretRef, checked_key, checked_url, resolve_secret
 from skllm_ray.errors import ConfigurationError, MissingKeyError
-from skllm_ray.llm.base import Placement, SecretResolver
-from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
-from skllm_ray.llm.gpt.clients.openai.options import (
+from skllm_ray.llm.api.options import (
     RequestOptions,
     freeze_options,
     refuse_options,
     spec_key,
     thaw_options,
 )
+from skllm_ray.llm.api.retry import Patience
+from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.model_facts import ModelFacts, facts_of
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from skllm_ray.config import Secret, SecretRef
 from skllm_ray.errors import ConfigurationError, JobFailedError, MissingKeyError
+from skllm_ray.llm.api.failures import classify
+from skllm_ray.llm.api.redaction import redact
 from skllm_ray.llm.base import SecretResolver
-from skllm_ray.llm.gpt.clients.openai.errors import classify
-from skllm_ray.llm.gpt.clients.openai.redaction import redact
 from skllm_ray.llm.tuning.job import ServerJob, State
 from skllm_ray.llm.tuning.spec import TuningSpec
 from skllm_ray.llm.tuning.submit import OutcomeUnknownError, RefusedError

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.gpt.clients.openai.told import Told, kind_of, never_fits, told_in
+from skllm_ray.llm.api.server_message import Told, kind_of, never_fits, told_in
 from skllm_ray.tasks.base import ChatRequest, Choices
 from skllm_ray.testing import ChatServer, RawAnswer, StatusFault
 from tests.llm.gpt.clients.openai.test_chat import HASTY, KEY, LABELS, ask, complete, spec_for

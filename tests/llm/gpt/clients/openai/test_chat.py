@@ -15,10 +15,10 @@ import pytest
 
 from skllm_ray.config import RateLimit, SecretRef
 from skllm_ray.errors import ConfigurationError, MissingKeyError, SkllmRayWarning
+from skllm_ray.llm.api.failures import retry_after_s
+from skllm_ray.llm.api.options import freeze_options
+from skllm_ray.llm.api.retry import Patience
 from skllm_ray.llm.base import Backend, BackendSpec
-from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
-from skllm_ray.llm.gpt.clients.openai.errors import retry_after_s
-from skllm_ray.llm.gpt.clients.openai.options import freeze_options
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.tasks.base import ChatRequest, Choices
 from skllm_ray.testing import ChatServer, StatusFault, WireFault, prompt_of

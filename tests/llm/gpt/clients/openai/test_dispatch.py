@@ -10,10 +10,11 @@ import pytest
 
 from skllm_ray.config import RateLimit
 from skllm_ray.llm import quota
+from skllm_ray.llm.api.failures import row_error
+from skllm_ray.llm.api.request_runner import Dispatcher, Job
+from skllm_ray.llm.api.retry import Patience, _Streak
 from skllm_ray.llm.cancellation import Call
 from skllm_ray.llm.gate import current_limiter, install_limiter
-from skllm_ray.llm.gpt.clients.openai.dispatch import Dispatcher, Job, Patience, _Streak
-from skllm_ray.llm.gpt.clients.openai.errors import row_error
 from skllm_ray.tasks.base import Reply, Usage
 
 HASTY = Patience(timeout_s=5, deadline_s=20, max_tries=5, backoff_s=0.001)

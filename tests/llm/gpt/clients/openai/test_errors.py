@@ -10,9 +10,9 @@ import pytest
 
 from skllm_ray.config import RateLimit
 from skllm_ray.errors import MissingKeyError
-from skllm_ray.llm.gpt.clients.openai.embeddings import in_parts, read
-from skllm_ray.llm.gpt.clients.openai.errors import retry_after_s, row_error
-from skllm_ray.llm.gpt.clients.openai.wire import UnreadableError
+from skllm_ray.llm.api.embeddings import in_parts, read
+from skllm_ray.llm.api.failures import retry_after_s, row_error
+from skllm_ray.llm.api.response_body import UnreadableError
 from skllm_ray.tasks.base import Embedding
 from skllm_ray.testing import ChatServer
 from tests.llm.gpt.clients.openai.test_chat import KEY, ask, complete, spec_for

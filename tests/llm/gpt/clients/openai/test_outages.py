@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from skllm_ray.llm.gpt.clients.openai.dispatch import Patience
+from skllm_ray.llm.api.retry import Patience
 from skllm_ray.testing import ChatServer, RawAnswer, StatusFault, WireFault
 from tests.llm.gpt.clients.openai.test_chat import KEY, ask, complete, scripted, spec_for
 

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from skllm_ray.llm.gpt.clients.openai.redaction import redact
+from skllm_ray.llm.api.redaction import redact
 
 PROMPT = 'Choose a category of the text from: "good", "bad". Answer in JSON.\nText:\n```\n{}\n```'
 TEXTS = {

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from skllm_ray.llm.gpt.clients.openai.errors import AnswerError, count_of, row_error
-from skllm_ray.llm.gpt.clients.openai.told import Told, told_in
-from skllm_ray.llm.gpt.clients.openai.wire import UnreadableError
+from skllm_ray.llm.api.failures import AnswerError, count_of, row_error
+from skllm_ray.llm.api.response_body import UnreadableError
+from skllm_ray.llm.api.server_message import Told, told_in
 from skllm_ray.tasks.base import TRUNCATED, ChatRequest, RowError, Usage, answer_start
 
 _WHOLE: Final = frozenset({"", "stop", "stop_sequence", "end_turn", "eos", "eos_token", "complete", "completed"})

@@ -13,8 +13,8 @@ from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Final, TypeAlias
 
-from skllm_ray.llm.gpt.clients.openai.told import Told, kind_of, told_in
-from skllm_ray.llm.gpt.clients.openai.wire import UnreadableError, parsed
+from skllm_ray.llm.api.response_body import UnreadableError, parsed
+from skllm_ray.llm.api.server_message import Told, kind_of, told_in
 from skllm_ray.tasks.base import ErrorKind, RowError
 
 Redact: TypeAlias = Callable[[str], str]

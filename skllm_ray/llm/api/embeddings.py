@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from skllm_ray.llm.gpt.clients.openai.errors import AnswerError, count_of, row_error
-from skllm_ray.llm.gpt.clients.openai.told import told_in
-from skllm_ray.llm.gpt.clients.openai.wire import UnreadableError
+from skllm_ray.llm.api.failures import AnswerError, count_of, row_error
+from skllm_ray.llm.api.response_body import UnreadableError
+from skllm_ray.llm.api.server_message import told_in
 from skllm_ray.tasks.base import LOST, Embedding, RowError, Usage, odd_lengths
 
 _MOST_TEXTS = 128
