@@ -15,7 +15,7 @@ import pytest
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import Secret, SecretRef, SKLLMConfig, resolve_secret
 from skllm_ray.errors import MissingKeyError, SkllmRayError
-from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
+from skllm_ray.llm.gpt.clients.openai.backend import OpenAIBackend
 from skllm_ray.testing import ChatServer, StatusFault
 
 KEY = "sk-planted-0123456789abcdef"

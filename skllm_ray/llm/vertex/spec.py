@@ -20,7 +20,7 @@ from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.model_facts import ModelFacts, facts_of
 
 if TYPE_CHECKING:
-    from skllm_ray.llm.vertex.chat import VertexBackend
+    from skllm_ray.llm.vertex.backend import VertexBackend
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._-]*")
 _RESERVED = {"http_options", "system_instruction", "candidate_count"}
@@ -121,7 +121,7 @@ class VertexSpec:
 
     def open(self, resolve_secret: SecretResolver) -> VertexBackend:
         """Open a client in this process."""
-        from skllm_ray.llm.vertex.chat import VertexBackend
+        from skllm_ray.llm.vertex.backend import VertexBackend
 
         token = checked_key(self.token_ref.name, resolve_secret(self.token_ref)) if self.token_ref else None
         return VertexBackend(self, token)

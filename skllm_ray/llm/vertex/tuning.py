@@ -13,10 +13,10 @@ from skllm_ray.llm.api.redaction import redact
 from skllm_ray.llm.tuning.job import ServerJob, State
 from skllm_ray.llm.tuning.spec import TuningSpec
 from skllm_ray.llm.tuning.submit import OutcomeUnknownError, RefusedError
-from skllm_ray.llm.vertex.chat import _open_client
+from skllm_ray.llm.vertex.backend import _open_client
 from skllm_ray.llm.vertex.errors import classify
+from skllm_ray.llm.vertex.gcs import StorageError, check_bucket, explain, open_bucket
 from skllm_ray.llm.vertex.spec import VertexSpec
-from skllm_ray.llm.vertex.storage import StorageError, check_bucket, explain, open_bucket
 
 if TYPE_CHECKING:
     from google.genai import types

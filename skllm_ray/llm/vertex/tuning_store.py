@@ -7,7 +7,7 @@ from typing import Any
 
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.tuning.store import _PROBE, TuningStore
-from skllm_ray.llm.vertex.storage import explain, open_bucket
+from skllm_ray.llm.vertex.gcs import explain, open_bucket
 
 
 class GCSStore(TuningStore):

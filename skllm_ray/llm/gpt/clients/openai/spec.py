@@ -19,7 +19,7 @@ from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.model_facts import ModelFacts, facts_of
 
 if TYPE_CHECKING:
-    from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
+    from skllm_ray.llm.gpt.clients.openai.backend import OpenAIBackend
 
 _NO_KEY = Secret("no-key")
 _SETTINGS = {"azure": "azure_api_base", "custom_url": "gpt_url"}
@@ -134,7 +134,7 @@ class OpenAISpec:
 
     def open(self, resolve_secret: SecretResolver) -> OpenAIBackend:
         """Open a client in this process."""
-        from skllm_ray.llm.gpt.clients.openai.chat import OpenAIBackend
+        from skllm_ray.llm.gpt.clients.openai.backend import OpenAIBackend
 
         self._check_address()
         headers = {name: resolve_secret(reference) for name, reference in self.headers}

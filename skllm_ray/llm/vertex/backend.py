@@ -21,8 +21,8 @@ from skllm_ray.llm.api.response_body import client, latest_body, parsed
 from skllm_ray.llm.api.token_estimate import TokenEstimate
 from skllm_ray.llm.gate import Permit
 from skllm_ray.llm.vertex.answers import in_openai_form, read_vector
-from skllm_ray.llm.vertex.dialect import VertexDialect
 from skllm_ray.llm.vertex.errors import classify, told_of
+from skllm_ray.llm.vertex.request import VertexDialect
 from skllm_ray.llm.vertex.spec import VertexSpec
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 
