@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from skllm_ray.errors import SkllmRayError
 from skllm_ray.execution.model_actor import ReplicaInfo as Replica
 from skllm_ray.llm.open_models import ModelCache
-from skllm_ray.llm.reports import BucketInfo
+from skllm_ray.llm.rate_limit.messages import BucketInfo
 
 if TYPE_CHECKING:
     from skllm_ray.execution.model_pool import PooledBackend

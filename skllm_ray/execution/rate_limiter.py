@@ -1,4 +1,4 @@
-"""The limit that all jobs of a cluster share: one detached actor around :class:`skllm_ray.llm.quota.Quotas`."""
+"""The limit that all jobs of a cluster share: one detached actor around :class:`skllm_ray.llm.rate_limit.limiter.Quotas`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from skllm_ray.errors import ClusterError
 from skllm_ray.execution.metrics import show_quotas
 from skllm_ray.execution.ray_state import NAMESPACE, job_key
 from skllm_ray.execution.session import shared_name
-from skllm_ray.llm.gate import current_limiter, install_limiter
-from skllm_ray.llm.quota import Quotas
-from skllm_ray.llm.reports import BucketInfo, Grant, Left, Refusal, Report, Settled
+from skllm_ray.llm.rate_limit.client import current_limiter, install_limiter
+from skllm_ray.llm.rate_limit.limiter import Quotas
+from skllm_ray.llm.rate_limit.messages import BucketInfo, Grant, Left, Refusal, Report, Settled
 from skllm_ray.tasks.base import RowError
 
 __all__ = ["BucketInfo", "ClusterLimiter", "show_limits", "use_cluster_limiter"]

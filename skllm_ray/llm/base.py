@@ -14,7 +14,7 @@ from skllm_ray.config import RateLimit, Secret, SecretRef, lasting
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
 
 if TYPE_CHECKING:
-    from skllm_ray.llm.reports import Grant, Report
+    pass
 
 SecretResolver: TypeAlias = Callable[[SecretRef], Secret]
 """Turns a reference into the secret, on the worker; raises ``MissingKeyError``."""
@@ -96,14 +96,6 @@ class BackendSpec(Protocol):
 
     def open(self, resolve_secret: SecretResolver) -> Backend:
         """Open the backend in this process."""
-        ...
-
-
-class Limiter(Protocol):
-    """Shares a quota among all who ask: within a process, or, implemented by the execution layer, in a cluster."""
-
-    async def exchange(self, report: Report) -> Grant:
-        """Take a holder's report and return what it may do. It waits rather than fail."""
         ...
 
 

@@ -15,9 +15,9 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.execution import open_backends, ray_state, session
 from skllm_ray.execution.open_backends import MOST_CLIENTS, MOST_MODELS, OpenBackend, open_here, opened
 from skllm_ray.llm.base import Placement
-from skllm_ray.llm.gate import current_limiter
 from skllm_ray.llm.open_models import ModelCache
-from skllm_ray.llm.quota import LocalLimiter
+from skllm_ray.llm.rate_limit.client import current_limiter
+from skllm_ray.llm.rate_limit.limiter import LocalLimiter
 from skllm_ray.testing import ChatServer
 
 pytestmark = pytest.mark.usefixtures("local_mode")

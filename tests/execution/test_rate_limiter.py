@@ -8,7 +8,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from skllm_ray import cli
 from skllm_ray.execution import rate_limiter
-from skllm_ray.llm.reports import Report
+from skllm_ray.llm.rate_limit.messages import Report
 
 
 class Actor:

@@ -11,8 +11,8 @@ from collections import deque
 import pytest
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.quota import TURN_S, LocalLimiter, Quotas
-from skllm_ray.llm.reports import PERMIT_S, Left, Refusal, Report, Settled
+from skllm_ray.llm.rate_limit.limiter import TURN_S, LocalLimiter, Quotas
+from skllm_ray.llm.rate_limit.messages import PERMIT_S, Left, Refusal, Report, Settled
 from skllm_ray.tasks.base import RowError
 
 

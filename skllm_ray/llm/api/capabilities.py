@@ -23,9 +23,9 @@ from skllm_ray.llm.api.label_probabilities import no_log_probs, read_log_probs
 from skllm_ray.llm.api.options import RequestOptions, body_options, limits_in
 from skllm_ray.llm.api.request_runner import Dispatcher, Job
 from skllm_ray.llm.api.token_estimate import TokenEstimate
-from skllm_ray.llm.gate import Permit
 from skllm_ray.llm.model_facts import AnswerForm, ModelFacts
 from skllm_ray.llm.open_models import ModelCache
+from skllm_ray.llm.rate_limit.client import Permit
 from skllm_ray.tasks.base import ChatRequest, Choices, Message, Reply, RowError, Usage
 
 Lessons: TypeAlias = Mapping[str, frozenset[str]]

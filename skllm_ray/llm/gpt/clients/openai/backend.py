@@ -21,11 +21,11 @@ from skllm_ray.llm.api.redaction import redact
 from skllm_ray.llm.api.request_runner import Dispatcher, Job, whole
 from skllm_ray.llm.api.response_body import bytes_of_vectors, client, most_bytes, parsed, response_type
 from skllm_ray.llm.api.token_estimate import TokenEstimate
-from skllm_ray.llm.gate import Permit
 from skllm_ray.llm.gpt.clients.openai.headers import left_of_quotas
 from skllm_ray.llm.gpt.clients.openai.request import Dialect
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.llm.model_facts import price_of
+from skllm_ray.llm.rate_limit.client import Permit
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 
 if TYPE_CHECKING:

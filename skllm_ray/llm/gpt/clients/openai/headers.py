@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from skllm_ray.llm.reports import Left
+from skllm_ray.llm.rate_limit.messages import Left
 
 _LONGEST_NUMBER = 18
 _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}

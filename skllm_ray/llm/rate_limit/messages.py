@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from skllm_ray.config import RateLimit
 from skllm_ray.tasks.base import RowError
@@ -142,3 +143,11 @@ class BucketInfo:
     refusals: int
     """429 answers so far."""
     paused_s: float
+
+
+class Limiter(Protocol):
+    """Shares a quota among all who ask: within a process, or, implemented by the execution layer, in a cluster."""
+
+    async def exchange(self, report: Report) -> Grant:
+        """Take a holder's report and return what it may do. It waits rather than fail."""
+        ...

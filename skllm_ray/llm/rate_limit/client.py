@@ -12,10 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.base import Limiter
 from skllm_ray.llm.cancellation import end_call, not_sent
-from skllm_ray.llm.quota import LocalLimiter
-from skllm_ray.llm.reports import (
+from skllm_ray.llm.rate_limit.limiter import LocalLimiter
+from skllm_ray.llm.rate_limit.messages import (
     HEARTBEAT_S,
     LARGEST_LEASE,
     LATE_S,
@@ -24,6 +23,7 @@ from skllm_ray.llm.reports import (
     WINDOW_S,
     Grant,
     Left,
+    Limiter,
     Refusal,
     Report,
     Settled,
