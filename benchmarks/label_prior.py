@@ -18,7 +18,7 @@ from sklearn.metrics import f1_score
 
 import skllm_ray
 from skllm_ray.classification import FewShotGPTClassifier, ZeroShotGPTClassifier
-from skllm_ray.models.classifier import LLMClassifier
+from skllm_ray.models._base.classifier import LLMClassifier
 
 _console = Console()
 

@@ -25,7 +25,7 @@ def trusted_types() -> list[str]:
     import skllm_ray.vectorization as vectorization
     from skllm_ray.llm.base import Placement
     from skllm_ray.memory import IndexConstructor, SklearnMemoryIndex
-    from skllm_ray.models.few_shot import TransformerSpec
+    from skllm_ray.models._base.transformer_backend import TransformerSpec
     from skllm_ray.models.gpt.extraction import GPTExtractor
     from skllm_ray.models.gpt.tagging.ner import GPTExplainableNER
     from skllm_ray.models.vertex.extraction import VertexExtractor

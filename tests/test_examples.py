@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from skllm_ray.models.results import DETAIL_COLUMNS
+from skllm_ray.models._base.results import DETAIL_COLUMNS
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 

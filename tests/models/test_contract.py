@@ -28,7 +28,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
-import skllm_ray.models.base
+import skllm_ray.models._base.estimator
 from skllm_ray import trusted_types
 from skllm_ray.classification import (
     DynamicFewShotGPTClassifier,
@@ -68,7 +68,7 @@ def answer(request):
 @pytest.fixture
 def fake(monkeypatch):
     spec = FakeSpec(answer)
-    monkeypatch.setattr(skllm_ray.models.base, "resolve", lambda *arguments: spec)
+    monkeypatch.setattr(skllm_ray.models._base.estimator, "resolve", lambda *arguments: spec)
 
 
 def fitted(cls, **parameters):

@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
-import skllm_ray.models.base
+import skllm_ray.models._base.estimator
 from skllm_ray.errors import ConfigurationError, SkllmRayWarning
-from skllm_ray.models.display import EntityPage
+from skllm_ray.models._base.entity_page import EntityPage
 from skllm_ray.models.gpt.tagging.ner import GPTExplainableNER
 from skllm_ray.tasks import Span
 from skllm_ray.testing import FakeSpec
@@ -67,7 +67,7 @@ def test_a_page_needs_no_other_file(tmp_path):
 @pytest.fixture
 def tagger(monkeypatch, local_mode):
     spec = FakeSpec(lambda request: '{"entities": [{"tag": "NAME", "value": "Ann", "reasoning": "r"}]}')
-    monkeypatch.setattr(skllm_ray.models.base, "resolve", lambda *arguments: spec)
+    monkeypatch.setattr(skllm_ray.models._base.estimator, "resolve", lambda *arguments: spec)
     return GPTExplainableNER({"NAME": "a name"})
 
 

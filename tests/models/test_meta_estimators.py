@@ -12,7 +12,7 @@ from sklearn.model_selection import cross_val_predict, cross_val_score
 from sklearn.preprocessing import MultiLabelBinarizer
 from sklearn.utils.validation import has_fit_parameter
 
-import skllm_ray.models.base
+import skllm_ray.models._base.estimator
 from skllm_ray.classification import (
     CoTGPTClassifier,
     DynamicFewShotGPTClassifier,
@@ -51,7 +51,7 @@ def fake(monkeypatch):
         found = str(text.split()).replace("'", '"') if '"label": [' in prompt else f'"{text}"'
         return f'{{"explanation": "why", "label": {found}}}'
 
-    monkeypatch.setattr(skllm_ray.models.base, "resolve", lambda *arguments: FakeSpec(answer))
+    monkeypatch.setattr(skllm_ray.models._base.estimator, "resolve", lambda *arguments: FakeSpec(answer))
     return asked
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from sklearn.base import clone, is_classifier
 
-import skllm_ray.models.base
+import skllm_ray.models._base.estimator
 from skllm_ray import classification, text2text
 from skllm_ray.classification import DynamicFewShotGPTClassifier, ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, PartialResultError, SkllmRayError
 from skllm_ray.memory import IndexConstructor, SklearnMemoryIndex
-from skllm_ray.models import constraints
+from skllm_ray.models._base import constraints
 from skllm_ray.tasks.base import RowError
 from skllm_ray.testing import ChatServer, FakeBackend, FakeSpec, StatusFault
 from tests.models.estimators import ALL, X, labels_for, make
@@ -41,7 +41,7 @@ def asked(monkeypatch):
     embed = FakeBackend.embed
     monkeypatch.setattr(FakeBackend, "embed", lambda self, texts: counts.append(1) or embed(self, texts))
     spec = FakeSpec(answer)
-    monkeypatch.setattr(skllm_ray.models.base, "resolve", lambda *arguments: spec)
+    monkeypatch.setattr(skllm_ray.models._base.estimator, "resolve", lambda *arguments: spec)
     return counts
 
 
@@ -213,7 +213,7 @@ def test_other_request_options_stay_the_users_own_object(asked):
 def failing(monkeypatch, *errors):
     found = iter(errors)
     spec = FakeSpec(lambda request: next(found) or '{"label": "good"}')
-    monkeypatch.setattr(skllm_ray.models.base, "resolve", lambda *arguments: spec)
+    monkeypatch.setattr(skllm_ray.models._base.estimator, "resolve", lambda *arguments: spec)
     return ZeroShotGPTClassifier().fit(None, ["good", "bad"])
 
 

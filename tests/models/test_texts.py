@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from skllm_ray.errors import InputError
-from skllm_ray.models.texts import as_label_lists, as_labels, as_texts, refuse_missing
+from skllm_ray.models._base.inputs import as_label_lists, as_labels, as_texts, refuse_missing
 
 THREE = ["one", "two ", "třetí 😀"]
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-import skllm_ray.models.base
+import skllm_ray.models._base.estimator
 from skllm_ray.classification import (
     DynamicFewShotGPTClassifier,
     MultiLabelZeroShotGPTClassifier,
@@ -41,7 +41,7 @@ from skllm_ray.errors import (
 )
 from skllm_ray.execution.block import BLOCK_ROWS
 from skllm_ray.llm.rate_limit.client import current_limiter
-from skllm_ray.models.results import DETAIL_COLUMNS
+from skllm_ray.models._base.results import DETAIL_COLUMNS
 from skllm_ray.tasks import RowError
 from skllm_ray.testing import ChatServer, FakeSpec
 from skllm_ray.vectorization import GPTVectorizer
@@ -91,7 +91,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch):
     found = Fake()
-    monkeypatch.setattr(skllm_ray.models.base, "resolve", found.resolve)
+    monkeypatch.setattr(skllm_ray.models._base.estimator, "resolve", found.resolve)
     return found
 
 

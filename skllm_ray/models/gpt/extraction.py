@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models.base import OnError, wrap_secret
-from skllm_ray.models.extraction import Extractor
+from skllm_ray.models._base.estimator import OnError, wrap_secret
+from skllm_ray.models._base.extraction import Extractor
 
 __all__ = ["GPTExtractor"]
 

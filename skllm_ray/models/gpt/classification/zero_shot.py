@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from skllm_ray.models.cot import CoTClassifier, MultiLabelCoTClassifier
+from skllm_ray.models._base.cot import CoTClassifier, MultiLabelCoTClassifier
 from skllm_ray.models.gpt.classification.base import MultiLabelGPT, SingleLabelGPT
 from skllm_ray.prompts.templates import ZERO_SHOT_CLF_PROMPT_TEMPLATE, ZERO_SHOT_MLCLF_PROMPT_TEMPLATE
 from skllm_ray.tasks.classification import MultiLabelZeroShotTask, ZeroShotTask

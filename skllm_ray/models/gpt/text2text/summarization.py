@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models.base import OnError, wrap_secret
-from skllm_ray.models.text2text import Summarizer
+from skllm_ray.models._base.estimator import OnError, wrap_secret
+from skllm_ray.models._base.text2text import Summarizer
 
 __all__ = ["GPTSummarizer"]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models.base import OnError, wrap_secret
-from skllm_ray.models.tunable import GPTTunable
-from skllm_ray.models.tunable_text import TunableText2Text
+from skllm_ray.models._base.estimator import OnError, wrap_secret
+from skllm_ray.models._base.tunable import GPTTunable
+from skllm_ray.models._base.tunable_text import TunableText2Text
 
 __all__ = ["TunableGPTText2Text"]
 

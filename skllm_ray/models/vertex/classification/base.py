@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models.base import OnError
-from skllm_ray.models.classifier import LLMClassifier
-from skllm_ray.models.label_names import LabelNames
-from skllm_ray.models.multilabel import MultiLabelClassifier
+from skllm_ray.models._base.classifier import LLMClassifier
+from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.label_names import LabelNames
+from skllm_ray.models._base.multilabel import MultiLabelClassifier
 
 
 class SingleLabelVertex(LLMClassifier):

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from skllm_ray.llm.model_facts import DEFAULTS
 from skllm_ray.memory import IndexConstructor
-from skllm_ray.models.base import OnError
-from skllm_ray.models.few_shot import DynamicFewShotClassifier, FewShotClassifier, MultiLabelFewShotClassifier
-from skllm_ray.models.label_names import LabelNames
-from skllm_ray.models.vectorizer import LLMVectorizer
+from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.few_shot import DynamicFewShotClassifier, FewShotClassifier, MultiLabelFewShotClassifier
+from skllm_ray.models._base.label_names import LabelNames
+from skllm_ray.models._base.vectorizer import LLMVectorizer
 from skllm_ray.models.vertex.classification.base import MultiLabelVertex, SingleLabelVertex
 from skllm_ray.models.vertex.vectorization import VertexVectorizer
 

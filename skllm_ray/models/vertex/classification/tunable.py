@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models.classifier import OnError
-from skllm_ray.models.tunable import VertexTunable
-from skllm_ray.models.tunable_classifier import TunableClassifier
+from skllm_ray.models._base.classifier import OnError
+from skllm_ray.models._base.tunable import VertexTunable
+from skllm_ray.models._base.tunable_classifier import TunableClassifier
 from skllm_ray.prompts.templates import ZERO_SHOT_CLF_PROMPT_TEMPLATE
 from skllm_ray.tasks.classification import ZeroShotTask
 

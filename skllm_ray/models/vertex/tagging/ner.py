@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models.base import OnError
-from skllm_ray.models.ner import ExplainableNER
+from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.tagger import ExplainableNER
 
 __all__ = ["VertexExplainableNER"]
 

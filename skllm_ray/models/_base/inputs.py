@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 
 from skllm_ray.errors import InputError, warn
-from skllm_ray.models.columns import column
+from skllm_ray.models._base.columns import column
 from skllm_ray.tasks.base import normal_form
 
 _HALF: Final = re.compile("[\ud800-\udfff]")

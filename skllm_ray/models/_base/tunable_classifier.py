@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from skllm_ray.errors import InputError
-from skllm_ray.models.classifier import LLMClassifier
-from skllm_ray.models.multilabel import MultiLabelClassifier
-from skllm_ray.models.texts import as_label_lists, as_labels
-from skllm_ray.models.tunable import Tunable, _thaw
+from skllm_ray.models._base.classifier import LLMClassifier
+from skllm_ray.models._base.inputs import as_label_lists, as_labels
+from skllm_ray.models._base.multilabel import MultiLabelClassifier
+from skllm_ray.models._base.tunable import Tunable, _thaw
 
 
 class TunableClassifier(Tunable, LLMClassifier):

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from skllm_ray.models.base import OnError
-from skllm_ray.models.classifier import LLMClassifier
-from skllm_ray.models.multilabel import MultiLabelClassifier
+from skllm_ray.models._base.classifier import LLMClassifier
+from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.multilabel import MultiLabelClassifier
 from skllm_ray.prompts.templates import COT_CLF_PROMPT_TEMPLATE, COT_MLCLF_PROMPT_TEMPLATE
 from skllm_ray.tasks.base import Row
 from skllm_ray.tasks.cot import CoTTask, MultiLabelCoTTask

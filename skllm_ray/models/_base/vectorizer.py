@@ -13,10 +13,10 @@ from sklearn.exceptions import NotFittedError
 
 from skllm_ray.errors import InputError
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.models.base import OnError, Process
-from skllm_ray.models.constraints import Constraints, Whole
-from skllm_ray.models.texts import Texts
-from skllm_ray.models.transformer import TextTransformer
+from skllm_ray.models._base.constraints import Constraints, Whole
+from skllm_ray.models._base.estimator import OnError, Process
+from skllm_ray.models._base.inputs import Texts
+from skllm_ray.models._base.transformer import TextTransformer
 from skllm_ray.tasks.base import Row
 from skllm_ray.tasks.embedding import EmbeddingTask, of_one_length
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from skllm_ray.config import RateLimit, Secret
-from skllm_ray.errors import ConfigurationError, InputError, MissingExtraError, NotSupportedError
-from skllm_ray.llm.base import BackendSpec, Placement, SecretResolver
+from skllm_ray.config import Secret
+from skllm_ray.errors import ConfigurationError, InputError, MissingExtraError
+from skllm_ray.llm.base import BackendSpec
 from skllm_ray.memory import IndexConstructor, MemoryIndex, SklearnMemoryIndex
-from skllm_ray.models.classifier import LLMClassifier
-from skllm_ray.models.constraints import Constraints, Has, Is, Text, Whole, shorten
-from skllm_ray.models.multilabel import MultiLabelClassifier
-from skllm_ray.models.texts import as_label_lists, as_texts, refuse_missing
-from skllm_ray.models.vectorizer import LLMVectorizer
+from skllm_ray.models._base.classifier import LLMClassifier
+from skllm_ray.models._base.constraints import Constraints, Has, Is, Text, Whole, shorten
+from skllm_ray.models._base.inputs import as_label_lists, as_texts, refuse_missing
+from skllm_ray.models._base.multilabel import MultiLabelClassifier
+from skllm_ray.models._base.transformer_backend import TransformerSpec
+from skllm_ray.models._base.vectorizer import LLMVectorizer
 from skllm_ray.prompts.templates import FEW_SHOT_CLF_PROMPT_TEMPLATE, FEW_SHOT_MLCLF_PROMPT_TEMPLATE
-from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, Reply, RowError
+from skllm_ray.tasks.base import Choices
 from skllm_ray.tasks.few_shot import (
     DynamicFewShotTask,
     ExampleMemory,
@@ -250,53 +249,6 @@ class DynamicFewShotClassifier(FewShotClassifier):
                 f"{type(error).__name__}: {error}",
                 "Such as metric='cosine', or memory_index=IndexConstructor(SklearnMemoryIndex, metric='cosine').",
             ) from None
-
-
-@dataclass(frozen=True)
-class TransformerSpec:
-    """A fitted scikit-learn transformer of texts as a backend of vectors."""
-
-    transformer: Any
-    key: str = field(default_factory=lambda: f"transformer-{uuid.uuid4().hex}")
-    placement: Placement = field(default_factory=lambda: Placement(stays_open=False))
-    limit: RateLimit | None = None
-    gives_probabilities: bool = False
-
-    @property
-    def model(self) -> str:
-        """The transformer's class."""
-        return type(self.transformer).__name__
-
-    def check(self) -> None:
-        """Accept everything: the transformer is fitted."""
-
-    def open(self, resolve_secret: SecretResolver) -> TransformerBackend:  # noqa: ARG002 - it has none
-        """Return the backend."""
-        return TransformerBackend(self)
-
-
-class TransformerBackend:
-    """A fitted scikit-learn transformer that embeds."""
-
-    def __init__(self, spec: TransformerSpec) -> None:
-        self._spec = spec
-
-    def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
-        """Refuse: it has no answers."""
-        raise NotSupportedError(f"{self._spec.model} makes vectors, not answers; {len(requests)} were asked for.")
-
-    def embed(self, texts: Sequence[str]) -> list[Embedding]:
-        """Return one embedding per text, or its failure."""
-        try:
-            found = self._spec.transformer.transform(list(texts))
-            dense = np.asarray(found.toarray() if hasattr(found, "toarray") else found, np.float32)
-        except Exception as error:  # noqa: BLE001  whatever a user's transformer raises fails its rows, typed
-            failure = RowError("bad_request", f"{self._spec.model}.transform raised {type(error).__name__}: {error}")
-            return [Embedding(error=failure, model=self._spec.model) for _ in texts]
-        return [Embedding(vector, model=self._spec.model) for vector in dense]
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
 
 def _examples(estimator: LLMClassifier, X: Any) -> list[str]:

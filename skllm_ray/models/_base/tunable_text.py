@@ -7,9 +7,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from skllm_ray.errors import InputError
-from skllm_ray.models.base import OnError
-from skllm_ray.models.transformer import TextToText
-from skllm_ray.models.tunable import Tunable, whole_texts
+from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.transformer import TextToText
+from skllm_ray.models._base.tunable import Tunable, whole_texts
 from skllm_ray.tasks.tuned import TunedTextTask
 
 

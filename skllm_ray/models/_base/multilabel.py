@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.errors import NotSupportedError
-from skllm_ray.models import results
-from skllm_ray.models.base import OnError
-from skllm_ray.models.classifier import LLMClassifier
-from skllm_ray.models.constraints import Constraints, Whole
-from skllm_ray.models.label_names import names_of
-from skllm_ray.models.texts import as_indicators, as_label_lists, as_texts, check_length, label_lists
+from skllm_ray.models._base import results
+from skllm_ray.models._base.classifier import LLMClassifier
+from skllm_ray.models._base.constraints import Constraints, Whole
+from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.inputs import as_indicators, as_label_lists, as_texts, check_length, label_lists
+from skllm_ray.models._base.label_names import names_of
 from skllm_ray.tasks.base import Row
 
 _MOST_LABELS: Final = 1000

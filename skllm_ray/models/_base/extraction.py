@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from skllm_ray.errors import ConfigurationError
-from skllm_ray.models.base import OnError
-from skllm_ray.models.transformer import TextTransformer
+from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.transformer import TextTransformer
 from skllm_ray.prompts.templates import EXTRACTION_PROMPT_TEMPLATE
 from skllm_ray.tasks.base import Row
 from skllm_ray.tasks.extraction import ExtractionTask, strict

@@ -17,9 +17,9 @@ from skllm_ray.llm.tuning import TuningJob, TuningSpec
 from skllm_ray.llm.tuning.examples import example_line
 from skllm_ray.llm.tuning.services import resolve_tuning, with_data
 from skllm_ray.llm.tuning.submit import Patience
-from skllm_ray.models.base import LLMEstimator
-from skllm_ray.models.constraints import A_FLAG, Constraints, Number, OneOf, Text, Whole
-from skllm_ray.models.texts import Texts, as_texts
+from skllm_ray.models._base.constraints import A_FLAG, Constraints, Number, OneOf, Text, Whole
+from skllm_ray.models._base.estimator import LLMEstimator
+from skllm_ray.models._base.inputs import Texts, as_texts
 
 _ADAPTER_SIZES = (1, 2, 4, 8, 16, 32)
 _LONGEST_SUFFIX = 64

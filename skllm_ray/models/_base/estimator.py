@@ -1,0 +1,391 @@
+"""What all estimators share: the path from texts to the runner and back.
+
+An estimator names its task (:meth:`LLMEstimator._task`) and how a row's parsed value becomes what the user sees
+(:meth:`LLMEstimator._reader`); everything else is here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from skllm_ray.config import Secret, SKLLMConfig
+from skllm_ray.errors import (
+    ConfigurationError,
+    InputError,
+    JobFailedError,
+    NotSupportedError,
+    PartialResultError,
+    warn,
+)
+from skllm_ray.execution.parent_process import recalled
+from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.registry import left_behind, resolve, secrets_of, warn_if_ended, warn_of_another_key
+from skllm_ray.models._base import results
+from skllm_ray.models._base.constraints import A_MAPPING, A_STR, Constraints, OneOf, Text, Whole, check_values
+from skllm_ray.models._base.hiding import hidden, refuse_credentials
+from skllm_ray.models._base.inputs import Texts, as_texts, refuse_missing
+from skllm_ray.prompts import check_template
+from skllm_ray.tasks.base import ChatRequest, Row, Task
+from skllm_ray.tasks.embedding import EmbeddingTask, of_one_length
+
+OnError = Literal["raise", "default", "coerce"]
+"""What becomes of rows that fail: an exception after all rows were tried, the default, or None."""
+
+
+Process = Callable[[Sequence[str]], Sequence[Row[Any]]]
+"""Processes texts, wherever that is done."""
+
+
+class LLMEstimator(BaseEstimator):  # type: ignore[misc]
+    """Base of all estimators. A subclass names its task and what a row's value becomes."""
+
+    _family: ClassVar[str] = "gpt"
+    _placeholders: ClassVar[tuple[str, ...]] = ("x",)
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "model": [Text()],
+        "on_error": [OneOf(*get_args(OnError))],
+        "key": [A_STR, None],
+        "org": [A_STR, None],
+        "prompt_template": [A_STR, None],
+        "request_options": [A_MAPPING, None],
+    }
+
+    model: str
+    on_error: OnError
+    request_options: Mapping[str, Any] | None
+    key: str | None = None
+    org: str | None = None
+
+    # --- what a subclass says -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _task(self) -> Task[Any]:
+        """Return the task of the fitted estimator."""
+
+    def _reader(self) -> Callable[[Any], Any]:
+        """Return the function from a row's parsed value to what the user sees."""
+        return lambda value: value
+
+    def _default(self, text: str | None) -> Any:
+        """Return what stands for a row without a result."""
+        del text
+        return None
+
+    def _array(self, values: Sequence[Any]) -> Any:
+        """Return a call's results as what ``predict`` or ``transform`` returns."""
+        return results.as_objects(values)
+
+    def _warn_invalid(self, rows: Sequence[Row[Any]]) -> None:
+        results.warn_invalid(rows, "were not of the form asked for", "None")
+
+    _compares_labels: bool = False
+    """Whether a prediction takes the probabilities of all labels."""
+
+    def _ready_task(self, spec: BackendSpec) -> Task[Any]:
+        """Return the task with all that has to be asked of the model before the first row."""
+        del spec
+        return self._task()
+
+    # --- for users ------------------------------------------------------------------------------------------------
+
+    def predict_details(self, X: Any, *, include_io: bool = False, on_error: OnError | None = None) -> pd.DataFrame:
+        """Return one line per text: prediction, probability, errors, tokens, cost.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,)
+            The texts.
+        include_io : bool, default=False
+            Whether to add the columns ``prompt``, as it was sent (None where nothing was), and ``raw_reply``.
+        on_error : {"default", "coerce"} or None, default=None
+            What ``prediction`` holds for failed rows: the default, or None. The table is always whole: with "raise",
+            failed rows are shown as with "coerce".
+
+        Returns
+        -------
+        pandas.DataFrame of shape (n_samples, 11 or 13)
+            With the index of `X` and always the same columns.
+        """
+        mode = self._mode(on_error)
+        texts, rows, mode = self._run(X, "coerce" if mode == "raise" else mode, keeps_requests=include_io)
+        results.warn_low_mass(self.model, rows)
+        requests = [row.request for row in rows] if include_io else None
+        return results.details(self._predictions(texts, rows, mode), rows, texts.index, requests)
+
+    def render_prompt(self, X: Any) -> list[str | None]:
+        """Return the exact prompts, without sending or starting anything; None where the text is missing."""
+        check_is_fitted(self)
+        return [results._prompt(request) for request in self._requests(as_texts(X))]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a credential is wrapped so that it shows itself nowhere, however it is set."""
+        super().__setattr__(name, hidden(name, value))
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.non_deterministic = True
+        return tags
+
+    def _run(
+        self,
+        X: Any,
+        on_error: OnError | None,
+        num_workers: int | None = None,
+        *,
+        best_only: bool = False,
+        log_probs: bool = False,
+        keeps_requests: bool = False,
+    ) -> tuple[Texts, list[Row[Any]], OnError]:
+        check_is_fitted(self)
+        self._validate_params()
+        mode = self._mode(on_error)
+        texts = as_texts(X)
+        if mode == "raise":
+            refuse_missing(texts)
+        if num_workers is not None:
+            at_least_one("num_workers", num_workers)
+            num_workers = int(num_workers)
+        spec = self._checked_spec()
+        if log_probs:
+            spec = with_log_probs(spec)
+        if best_only and hasattr(spec, "best_only"):  # a local model may then spare itself the other labels
+            spec = replace(spec, best_only=True)  # type: ignore[type-var]
+        from skllm_ray.execution.runner import run
+
+        secrets = self._secrets()
+
+        def process(present: Sequence[str]) -> Sequence[Row[Any]]:
+            task = self._ready_task(spec)
+            return run(present, task, spec, secrets, num_workers=num_workers, keeps_requests=keeps_requests)
+
+        return texts, self._rows(texts, mode, process), mode
+
+    def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
+        """Return one row per text; only those that are there are processed."""
+        present = [text for text in texts.values if text is not None]
+        found = process(present) if present else []
+        rows: list[Row[Any]] = list(found)
+        if len(present) < len(texts.values):
+            rows = [results.missing_row()] * len(texts.values)
+            for position, row in zip(texts.present, found, strict=True):
+                rows[position] = row
+        self._raise_failures(texts, rows, mode)
+        return rows
+
+    def _map_dataset(
+        self, ds: Any, text_column: str, output_prefix: str, details: bool, on_error: OnError | None
+    ) -> Any:
+        check_is_fitted(self)
+        self._validate_params()
+        mode = self._mode(on_error)
+        from skllm_ray.execution.dataset import column_names, map_dataset
+
+        types = {output_prefix + name: kind for name, kind in self._column_types().items()}
+        if details:
+            types |= {output_prefix + name: kind for name, kind in results.DETAIL_TYPES.items()}
+        known = column_names(ds)
+        if known is not None and text_column not in known:
+            raise InputError(
+                f"ds has no column {text_column!r}; text_column names it.", f"Columns: {', '.join(known)}."
+            )
+        both = sorted(set(known or ()) & set(types))
+        if both:
+            raise InputError(f"ds has a column {both[0]!r} already.", "Pass output_prefix='…' to rename the new ones.")
+        spec = self._checked_spec()
+        if hasattr(spec, "best_only") and not details and not self._compares_labels:
+            spec = replace(spec, best_only=True)  # type: ignore[type-var]
+        task, to_columns = self._ready_task(spec), partial(_to_columns, self, types, mode, details)
+        return map_dataset(ds, text_column, to_columns, task, spec, self._secrets())
+
+    def _column_types(self) -> dict[str, pa.DataType | None]:
+        """Return the output columns in a Dataset and their types; None lets the values decide."""
+        return {"prediction": pa.string()}
+
+    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
+        """Return the values of the output columns."""
+        del rows
+        return [values]
+
+    def _columns_of(
+        self, values: list[Any], process: Process, mode: OnError, *, details: bool = True
+    ) -> tuple[list[Sequence[Any]], list[Row[Any]]]:
+        """Return the output columns' values for a block of a text column, and its rows."""
+        texts = as_texts(values, "the text column")
+        if mode == "raise":
+            refuse_missing(texts, "the text column")
+        rows = self._rows(texts, mode, process)
+        columns = self._columns(self._predictions(texts, rows, mode), rows)
+        return columns + (results.detail_values(rows) if details else []), rows
+
+    def _output_types(self) -> dict[str, pa.DataType | None]:
+        """Return the output columns, details among them, and their types; None lets the values decide."""
+        return {**self._column_types(), **results.DETAIL_TYPES}
+
+    def _results(self, X: Any, on_error: OnError | None, num_workers: int | None = None, **wanted: bool) -> Any:
+        texts, rows, mode = self._run(X, on_error, num_workers, **wanted)
+        self._warn_invalid(rows)
+        results.warn_low_mass(self.model, rows)
+        return self._array(self._predictions(texts, rows, mode))
+
+    def _raise_failures(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> None:
+        """Raise where every row failed for one reason, and, with "raise", where any did; tell what ended a call."""
+        failed = [row for row in rows if row.reply.error is not None and row.reply.error.kind != "missing_text"]
+        if not failed:
+            return
+        fatal = next((row.error for row in failed if row.error is not None and row.error.fatal), None)
+        if fatal is not None and len(failed) == len(texts.present):
+            refusal = NotSupportedError if fatal.kind == "not_supported" else JobFailedError
+            raise refusal(f"{self.model} refused every row ({fatal.kind}): {fatal.message}", fatal.hint)
+        ended = "" if fatal is None else results.describe_end(self.model, rows, fatal)
+        if mode == "raise":
+            table = results.details(self._predictions(texts, rows, "coerce"), rows, texts.index)
+            raise PartialResultError(*results.tell_failures(self.model, rows, ended), table)
+        if ended:
+            warn(ended)
+
+    def _predictions(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> list[Any]:
+        read = self._reader()
+        return [
+            read(row.value) if row.value is not None else self._fallback(text, row, mode)
+            for text, row in zip(texts.values, rows, strict=True)
+        ]
+
+    def _fallback(self, text: str | None, row: Row[Any], mode: OnError) -> Any:
+        """Return what stands for a row without a valid answer."""
+        return None if row.error is not None and mode == "coerce" else self._default(text)
+
+    def _requests(self, texts: Texts) -> list[ChatRequest | None]:
+        task, present = self._task(), [text for text in texts.values if text is not None]
+        embedding: BackendSpec | None = getattr(task, "embedding", None)
+        vectors = None if embedding is None or not present else self._vectors(present, embedding)
+        rendered = iter(task.render(present, vectors) if present else [])
+        return [None if text is None else next(rendered) for text in texts.values]
+
+    def _vectors(self, texts: Sequence[str], embedding: BackendSpec) -> NDArray[np.float32]:
+        from skllm_ray.execution.runner import run
+
+        rows = of_one_length(run(texts, EmbeddingTask(), embedding, self._secrets()))
+        failed = next((row.error for row in rows if row.error is not None), None)
+        if failed is not None:
+            message = f"{embedding.model} embedded not every text ({failed.kind}): {failed.message}"
+            raise JobFailedError(message, failed.hint)
+        return np.stack([row.value for row in rows if row.value is not None])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what travels: with the settings of this process, without any credential."""
+        from skllm_ray.execution.parent_process import share
+
+        share(self._secrets())
+        return {**super().__getstate__(), "_settings": self._settings_to_carry()}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take what travelled; formats that know strings alone, such as skops', have made strings of the secrets."""
+        super().__setstate__({name: hidden(name, value) for name, value in state.items()})
+        settings = vars(self).get("_settings")
+        if settings is not None and settings.openai_key is not None:
+            self.__dict__["_settings"] = replace(settings, openai_key=Secret(settings.openai_key))
+
+    def __sklearn_clone__(self) -> Self:
+        """Return an unfitted copy, which knows the same settings of another process."""
+        copy: Self = super().__sklearn_clone__()
+        if "_settings" in vars(self):
+            copy.__dict__["_settings"] = vars(self)["_settings"]
+        return copy
+
+    def _settings_to_carry(self) -> Any:
+        """Return the settings of this process, and for what is not set here, those that the estimator came with."""
+        with SKLLMConfig._borrowed(vars(self).get("_settings")):
+            return SKLLMConfig._settings
+
+    def _spec(self) -> BackendSpec:
+        """Return the backend's spec, under the settings of this process, or of the one that the estimator came from."""
+        with SKLLMConfig._borrowed(self._settings_of_origin()):
+            return self._resolve()
+
+    def _checked_spec(self) -> BackendSpec:
+        """Return the spec for a call that is about to be made; what cannot work is raised."""
+        spec = self._spec()
+        spec.check()
+        with SKLLMConfig._borrowed(self._settings_of_origin()):
+            warn_of_another_key(spec, left_behind(recalled(self.key)))
+        return spec
+
+    def _settings_of_origin(self) -> Any:
+        """Return the settings of the process that the estimator came from, with its key where that is known."""
+        settings = vars(self).get("_settings")
+        return None if settings is None else replace(settings, openai_key=recalled(settings.openai_key))
+
+    def _resolve(self) -> BackendSpec:
+        return resolve(self.model, recalled(self.key), self.org, self.request_options, self._family)
+
+    def _secrets(self) -> dict[str, Secret]:
+        with SKLLMConfig._borrowed(self._settings_of_origin()):
+            return secrets_of(recalled(self.key))
+
+    def _mode(self, on_error: OnError | None) -> OnError:
+        mode = self.on_error if on_error is None else on_error
+        if mode not in get_args(OnError):
+            raise ConfigurationError(f"on_error must be 'raise', 'default' or 'coerce'; got {mode!r}.")
+        return mode
+
+    def _check_parameters(self) -> None:
+        """Raise what cannot work, and warn of what soon cannot; called by ``fit``."""
+        self._validate_params()
+        warn_if_ended(self._spec())
+
+    def _validate_params(self) -> None:
+        """Raise for a parameter that cannot work; called before every call too, as one may be set at any time."""
+        check_values(self)
+        refuse_credentials(self.request_options)
+        template = vars(self).get("prompt_template")
+        if template is not None:
+            try:
+                check_template(template, self._placeholders)
+            except ValueError as error:
+                raise ConfigurationError(str(error)) from None
+
+
+def _to_columns(
+    estimator: LLMEstimator,
+    types: Mapping[str, pa.DataType | None],
+    mode: OnError,
+    details: bool,
+    values: list[Any],
+    process: Process,
+) -> dict[str, pa.Array]:
+    """Turn a block of a text column into output columns, on a worker."""
+    columns, _ = estimator._columns_of(values, process, mode, details=details)
+    return {name: pa.array(column, kind) for (name, kind), column in zip(types.items(), columns, strict=True)}
+
+
+def with_log_probs(spec: BackendSpec) -> BackendSpec:
+    """Return a spec whose replies have log-probabilities: API models give them on request, others always or never."""
+    return replace(spec, log_probs=True) if hasattr(spec, "log_probs") else spec  # type: ignore[type-var]
+
+
+def wrap_secret(key: str | None) -> str | None:
+    """Return `key` so that it shows itself nowhere; the same object if it is wrapped already, or is no text."""
+    return Secret(key) if isinstance(key, str) else key
+
+
+def at_least_one(name: str, value: object) -> None:
+    """Raise ``ConfigurationError`` unless the argument `name` is a positive int."""
+    if not Whole(1).is_satisfied_by(value):
+        raise ConfigurationError(f"{name} must be {Whole(1)}; got {value!r}.")

@@ -1,0 +1,62 @@
+"""Vectors of a scikit-learn transformer, as a backend gives them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from skllm_ray.config import RateLimit
+from skllm_ray.errors import NotSupportedError
+from skllm_ray.llm.base import Placement, SecretResolver
+from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """A fitted scikit-learn transformer of texts as a backend of vectors."""
+
+    transformer: Any
+    key: str = field(default_factory=lambda: f"transformer-{uuid.uuid4().hex}")
+    placement: Placement = field(default_factory=lambda: Placement(stays_open=False))
+    limit: RateLimit | None = None
+    gives_probabilities: bool = False
+
+    @property
+    def model(self) -> str:
+        """The transformer's class."""
+        return type(self.transformer).__name__
+
+    def check(self) -> None:
+        """Accept everything: the transformer is fitted."""
+
+    def open(self, resolve_secret: SecretResolver) -> TransformerBackend:  # noqa: ARG002 - it has none
+        """Return the backend."""
+        return TransformerBackend(self)
+
+
+class TransformerBackend:
+    """A fitted scikit-learn transformer that embeds."""
+
+    def __init__(self, spec: TransformerSpec) -> None:
+        self._spec = spec
+
+    def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
+        """Refuse: it has no answers."""
+        raise NotSupportedError(f"{self._spec.model} makes vectors, not answers; {len(requests)} were asked for.")
+
+    def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        """Return one embedding per text, or its failure."""
+        try:
+            found = self._spec.transformer.transform(list(texts))
+            dense = np.asarray(found.toarray() if hasattr(found, "toarray") else found, np.float32)
+        except Exception as error:  # noqa: BLE001  whatever a user's transformer raises fails its rows, typed
+            failure = RowError("bad_request", f"{self._spec.model}.transform raised {type(error).__name__}: {error}")
+            return [Embedding(error=failure, model=self._spec.model) for _ in texts]
+        return [Embedding(vector, model=self._spec.model) for vector in dense]
+
+    def close(self) -> None:
+        """Nothing is held open."""
