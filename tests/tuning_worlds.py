@@ -15,7 +15,7 @@ from skllm_ray.llm.tuning.examples import example_line
 from skllm_ray.llm.tuning.services import open_service, with_data
 from skllm_ray.llm.tuning.submit import Patience, TuningService
 from skllm_ray.tasks.base import ChatRequest
-from skllm_ray.testing_tuning import TuningServer
+from skllm_ray.testing.tuning_server import TuningServer
 
 TEXTS = [f"text {i}" for i in range(12)]
 LABELS = ["good", "bad"] * 6

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 import skllm_ray
 from skllm_ray.errors import AmbiguousSubmission
 from skllm_ray.llm.tuning import open_store, submit
-from skllm_ray.testing_tuning import SubmitFault, TuningServer
+from skllm_ray.testing.tuning_server import SubmitFault, TuningServer
 from tests.cluster.scripts import run_script, start_script
 from tests.tuning_worlds import (
     LABELS,

@@ -12,7 +12,8 @@ import pytest
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import JobFailedError, NotSupportedError, PartialResultError, SkllmRayWarning
-from skllm_ray.testing import ChatServer, StatusFault, _Response
+from skllm_ray.testing import ChatServer, StatusFault
+from skllm_ray.testing.chat_server import _Response
 
 pytestmark = pytest.mark.usefixtures("local_mode")
 

@@ -23,7 +23,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.models.vertex.extraction import VertexExtractor
 from skllm_ray.models.vertex.tagging.ner import VertexExplainableNER
 from skllm_ray.testing import ChatServer
-from skllm_ray.testing_tuning import TuningServer
+from skllm_ray.testing.tuning_server import TuningServer
 from skllm_ray.text2text import VertexSummarizer, VertexTranslator
 from skllm_ray.vectorization import VertexVectorizer
 from tests.tuning_worlds import google_environment

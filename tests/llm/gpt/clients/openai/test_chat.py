@@ -440,7 +440,7 @@ def test_a_model_without_a_system_role_gets_its_text_in_the_first_user_message(f
 def finished(reason, content, **message):
     class Server(ChatServer):
         def _answer_to(self, path, body, key):
-            from skllm_ray.testing import _Response
+            from skllm_ray.testing.chat_server import _Response
 
             choice = {"finish_reason": reason, "message": {"role": "assistant", "content": content, **message}}
             usage = {"prompt_tokens": 3, "completion_tokens": 4}

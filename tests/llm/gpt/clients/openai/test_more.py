@@ -12,7 +12,8 @@ from skllm_ray.llm.api.label_probabilities import label_log_probs
 from skllm_ray.llm.api.retry import Patience
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.tasks.base import ChatRequest, Choices
-from skllm_ray.testing import ChatServer, StatusFault, WireFault, _hashed_words
+from skllm_ray.testing import ChatServer, StatusFault, WireFault
+from skllm_ray.testing.backend import _hashed_words
 
 KEY = "sk-planted-0123456789abcdef"
 REF = SecretRef("openai_key", ("SKLLM_TEST_NO_SUCH_KEY",), "0123456789ab")
@@ -231,7 +232,7 @@ def test_every_good_row_of_a_bad_day_is_delivered_and_every_bad_row_typed():
 def test_embeddings_split_a_part_that_holds_a_refused_text():
     class Picky(ChatServer):
         def _answer_to(self, path, body, key):
-            from skllm_ray.testing import _error
+            from skllm_ray.testing.chat_server import _error
 
             if any(len(text) > 100 for text in body["input"]):
                 return _error(StatusFault(400, "too long", "context_length_exceeded", "input"))
