@@ -548,7 +548,7 @@ def _label_schemas(part: object) -> Iterator[dict[str, Any]]:
             yield from _label_schemas(inner)
 
 
-def _main() -> None:
+def main() -> None:
     """Serve until Ctrl-C; ``python -m skllm_ray.testing --help`` shows what."""
     import click
 
@@ -580,7 +580,3 @@ def _main() -> None:
             click.echo(f"{server.n_requests} requests, {server.n_refused} refused for the quota.")
 
     serve()
-
-
-if __name__ == "__main__":
-    _main()

@@ -445,7 +445,7 @@ def test_half_a_job_that_fails_does_not_stop_and_missing_texts_are_no_failures(t
 def test_half_a_character_costs_itself_alone(tmp_path, monkeypatch, by):
     odd = Reply('{"label": "good"}', model="m\ud800", usage=Usage(1, 1))
     if by == "server":
-        monkeypatch.setattr("skllm_ray.testing.FakeBackend._reply", lambda self, request: odd)
+        monkeypatch.setattr("skllm_ray.testing.backend.FakeBackend._reply", lambda self, request: odd)
 
     class Odd(Local):
         script = staticmethod(lambda request: RowError("bad_request", "no \udfff \x1b[0m"))
