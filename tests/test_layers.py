@@ -37,14 +37,15 @@ LAYERS = {
     "trusted": {"classification", "text2text", "vectorization", "models", "memory", "tasks", "llm.base", "config"},
     "tuning": {"execution.tuning_jobs", "llm.tuning", "errors"},
     "batch": {
-        "", "batch", "tasks", "llm.registry", "llm.base", "llm.cancellation", "execution", "config", "errors", "plain_text",
+        "", "batch", "tasks", "llm.registry", "llm.base", "llm.cancellation", "execution", "config", "errors",
+        "plain_text",
     },
     "testing": {"testing", "llm.base", "tasks.base", "config", "errors"},
     "testing_tuning": {"testing"},
     "cli": {
         "", "cli", "batch", "classification", "config", "datasets", "errors", "execution.cluster_status",
-        "execution.model_actor", "execution.rate_limiter", "execution.session", "llm.gpt.clients.llama_cpp", "llm.registry",
-        "models", "plain_text", "text2text", "tuning", "vectorization",
+        "execution.model_actor", "execution.rate_limiter", "execution.session", "llm.gpt.clients.llama_cpp",
+        "llm.registry", "models", "plain_text", "text2text", "tuning", "vectorization",
     },
 }  # fmt: skip
 """Each layer, and what of skllm_ray it may import besides."""

@@ -7,9 +7,9 @@ from skllm_ray.config.settings import OPENAI_KEY_ENV, Settings, SKLLMConfig
 from skllm_ray.config.values import C, GGUFResources, Price, RateLimit, SecretRef, Timeouts, lasting
 
 __all__ = [
+    "OPENAI_KEY_ENV",
     "C",
     "GGUFResources",
-    "OPENAI_KEY_ENV",
     "Price",
     "RateLimit",
     "SKLLMConfig",

@@ -39,7 +39,6 @@ def share(secrets: Mapping[str, Secret]) -> None:
 
     A Ray that cannot take them is no reason not to pickle an estimator: who needs a key then says which is missing.
     """
-
     if secrets and ray_state.is_initialised() and not ray_state.is_local_mode() and not ray_state.in_ray_worker():
         from ray.exceptions import RayError
 
@@ -53,7 +52,6 @@ def share(secrets: Mapping[str, Secret]) -> None:
 
 def inherited(secrets: Mapping[str, Secret]) -> dict[str, Secret]:
     """Return `secrets` and those that the parent holds; in a process without a parent, `secrets` alone."""
-
     known = parent()
     if known is None or ray_state.is_local_mode() or ray_state.in_ray_worker():
         return dict(secrets)
@@ -62,7 +60,6 @@ def inherited(secrets: Mapping[str, Secret]) -> dict[str, Secret]:
 
 def recalled(key: str | None) -> str | None:
     """Return `key`; where its text stayed behind in a pickle, from where the parent or this job's driver put it."""
-
     if not isinstance(key, Secret) or key or ray_state.is_local_mode():
         return key
     known, held = parent(), dict[str, Secret]()

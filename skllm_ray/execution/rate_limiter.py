@@ -1,4 +1,4 @@
-"""The limit that all jobs of a cluster share: one detached actor around :class:`skllm_ray.llm.rate_limit.limiter.Quotas`."""
+"""The limit that all jobs of a cluster share: one detached actor around ``Quotas``."""
 
 from __future__ import annotations
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from skllm_ray.config import RateLimit, Secret, SecretRef, lasting
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
-
-if TYPE_CHECKING:
-    pass
 
 SecretResolver: TypeAlias = Callable[[SecretRef], Secret]
 """Turns a reference into the secret, on the worker; raises ``MissingKeyError``."""

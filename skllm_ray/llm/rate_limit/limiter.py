@@ -1,6 +1,6 @@
 """Who may ask a server, how often, and how many at once: the rules of the shared limit. No Ray, no clock of its own.
 
-Every process that asks has a :class:`~skllm_ray.llm.rate_limit.client.Gate`, and all gates of a cluster exchange reports for grants
+Every process that asks has a ``Gate`` (:mod:`.client`), and all gates of a cluster exchange reports for grants
 with one :class:`Quotas`. A *bucket* is what shares a quota: an endpoint, an account and a model. Its rules:
 
 - Requests and tokens are *leased*: a grant counts in full until its holder reports what became of it, then the actual
