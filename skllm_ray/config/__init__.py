@@ -3,12 +3,13 @@
 from skllm_ray.config.checks import checked_key, checked_url
 from skllm_ray.config.resolve import resolve_secret
 from skllm_ray.config.secret import Secret
-from skllm_ray.config.settings import OPENAI_KEY_ENV, Settings, SKLLMConfig
-from skllm_ray.config.values import C, GGUFResources, Price, RateLimit, SecretRef, Timeouts, lasting
+from skllm_ray.config.settings import OPENAI_KEY_ENV as OPENAI_KEY_ENV
+from skllm_ray.config.settings import Settings, SKLLMConfig
+from skllm_ray.config.values import GGUFResources, Price, RateLimit, SecretRef, Timeouts, lasting
+
+_Settings = Settings  # the first release's pickles name it so
 
 __all__ = [
-    "OPENAI_KEY_ENV",
-    "C",
     "GGUFResources",
     "Price",
     "RateLimit",
