@@ -1,17 +1,10 @@
-"""Child processes, such as joblib's: they join their parent's Ray and find the credentials that it holds there."""
+"""What a process tells those that it starts, such as joblib's: which Ray to join, and as whose children."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Mapping
-
-from skllm_ray.config import Secret
-from skllm_ray.errors import ClusterError
-from skllm_ray.execution import ray_state
 
 _PARENT = "SKLLM_RAY_PARENT"
-_logger = logging.getLogger(__name__)
 
 
 def announce(address: str, job: str) -> None:
@@ -32,57 +25,3 @@ def parent() -> tuple[str, str] | None:
         return None
     address, _, job = rest.partition(" ")
     return address, job
-
-
-def share(secrets: Mapping[str, Secret]) -> None:
-    """Put `secrets` where children of this process find them, if it uses Ray; called before an estimator travels.
-
-    A Ray that cannot take them is no reason not to pickle an estimator: who needs a key then says which is missing.
-    """
-    if secrets and ray_state.is_initialised() and not ray_state.is_local_mode() and not ray_state.in_ray_worker():
-        from ray.exceptions import RayError
-
-        from skllm_ray.execution.secrets import hand_over
-
-        try:
-            hand_over(secrets)
-        except (ClusterError, RayError) as error:
-            _logger.warning("Child processes cannot be given this process's key (%s).", type(error).__name__)
-
-
-def inherited(secrets: Mapping[str, Secret]) -> dict[str, Secret]:
-    """Return `secrets` and those that the parent holds; in a process without a parent, `secrets` alone."""
-    known = parent()
-    if known is None or ray_state.is_local_mode() or ray_state.in_ray_worker():
-        return dict(secrets)
-    return {**_of_parent(known[1]), **secrets}
-
-
-def recalled(key: str | None) -> str | None:
-    """Return `key`; where its text stayed behind in a pickle, from where the parent or this job's driver put it."""
-    if not isinstance(key, Secret) or key or ray_state.is_local_mode():
-        return key
-    known, held = parent(), dict[str, Secret]()
-    if known is not None and not ray_state.in_ray_worker():
-        held = _of_parent(known[1])
-    if key.fingerprint not in held and ray_state.is_initialised():
-        held = _of_this_job(key.fingerprint)
-    return held.get(key.fingerprint, key)
-
-
-def _of_parent(job: str) -> dict[str, Secret]:
-    from skllm_ray.execution import session
-
-    session.ensure()
-    from skllm_ray.execution.secrets import fetch_secrets
-
-    return fetch_secrets(job)
-
-
-def _of_this_job(fingerprint: str) -> dict[str, Secret]:
-    from skllm_ray.execution.secrets import fetch_secrets, known_here
-
-    held = known_here()
-    if fingerprint in held or not ray_state.in_ray_worker():  # the driver knows all that it handed over
-        return held
-    return fetch_secrets()

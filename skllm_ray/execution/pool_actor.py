@@ -33,8 +33,7 @@ from skllm_ray.errors import ClusterError
 from skllm_ray.execution.last_words import Place, quoted, why_not_loaded, words_of
 from skllm_ray.execution.model_actor import IdleExit, ModelActor, ReplicaInfo
 from skllm_ray.execution.placement import Share, fits_a_node, no_room, nodes_to_avoid, replicas_to_add, share_of
-from skllm_ray.execution.ray_state import NAMESPACE
-from skllm_ray.execution.session import shared_name
+from skllm_ray.execution.ray_state import NAMESPACE, shared_name
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec

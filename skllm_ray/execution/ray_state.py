@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+from dataclasses import fields
 
 NAMESPACE = "skllm_ray"
 
@@ -46,6 +48,23 @@ def job_key() -> str:
 
     context = ray.get_runtime_context()
     return f"{context.gcs_address}/{context.get_job_id()}"
+
+
+def shared_name(name: str, *messages: type) -> str:
+    """Return the name of an actor that outlives jobs, with a mark of the `messages` which it is told.
+
+    Jobs of two versions that would not understand each other have an actor each: a job that speaks to an older actor
+    would lose its rows.
+
+    Parameters
+    ----------
+    name : str
+        What the actor is.
+    *messages : type
+        The dataclasses that travel to it and back.
+    """
+    told = [(one.__module__, one.__qualname__, [(f.name, str(f.type)) for f in fields(one)]) for one in messages]
+    return f"{name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"
 
 
 def _initialised() -> bool:

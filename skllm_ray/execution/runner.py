@@ -17,7 +17,7 @@ from typing import Any
 from skllm_ray.config import Secret
 from skllm_ray.execution import ray_state, session
 from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process_here
-from skllm_ray.execution.parent_process import inherited
+from skllm_ray.execution.inherited_secrets import inherited
 from skllm_ray.execution.progress import progress_bar
 from skllm_ray.execution.termination import ends_on_sigterm
 from skllm_ray.llm.base import BackendSpec

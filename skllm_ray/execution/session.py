@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from typing import Any
 
 from skllm_ray.config import SKLLMConfig
@@ -92,23 +90,6 @@ def _clear_shared() -> list[Freed]:
 
 
 ModelCache.also_clears(_clear_shared)
-
-
-def shared_name(name: str, *messages: type) -> str:
-    """Return the name of an actor that outlives jobs, with a mark of the `messages` which it is told.
-
-    Jobs of two versions that would not understand each other have an actor each: a job that speaks to an older actor
-    would lose its rows.
-
-    Parameters
-    ----------
-    name : str
-        What the actor is.
-    *messages : type
-        The dataclasses that travel to it and back.
-    """
-    told = [(one.__module__, one.__qualname__, [(f.name, str(f.type)) for f in fields(one)]) for one in messages]
-    return f"{name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"
 
 
 def ensure() -> None:

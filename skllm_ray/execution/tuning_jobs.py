@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from skllm_ray.execution.secrets import Sealed
 
 _log = logging.getLogger(__name__)
-_PREFIX = session.shared_name("tuning-watcher", TuningJob, TuningSpec, SecretRef) + "-"
+_PREFIX = ray_state.shared_name("tuning-watcher", TuningJob, TuningSpec, SecretRef) + "-"
 _FAR_S = 3600.0
 _STARTING_S = 120.0
 

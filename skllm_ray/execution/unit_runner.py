@@ -22,7 +22,7 @@ from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution import ray_state, session
 from skllm_ray.execution.block import embedding_of, opened_pair
 from skllm_ray.execution.cluster_status import Lookout
-from skllm_ray.execution.parent_process import inherited
+from skllm_ray.execution.inherited_secrets import inherited
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.tasks.base import Task
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import skllm_ray
 from skllm_ray.cli import main
 from skllm_ray.errors import ClusterError
-from skllm_ray.execution import rate_limiter, session
+from skllm_ray.execution import rate_limiter, ray_state, session
 from skllm_ray.execution.pool_actor import SHARED
 from skllm_ray.testing import ChatServer
 
@@ -94,10 +94,10 @@ def test_an_actor_that_outlives_jobs_is_named_by_what_it_is_told():
     class Told:
         number: int
 
-    first = session.shared_name("limiter", Told)
-    assert first == session.shared_name("limiter", Told)
+    first = ray_state.shared_name("limiter", Told)
+    assert first == ray_state.shared_name("limiter", Told)
     assert first.startswith("limiter-")
     Told.__dataclass_fields__["number"].type = "str"
-    assert session.shared_name("limiter", Told) != first
+    assert ray_state.shared_name("limiter", Told) != first
     assert "rate-limiter" not in {rate_limiter._NAME, first}
     assert SHARED != "pool-shared"

@@ -28,7 +28,7 @@ from skllm_ray.errors import (
     PartialResultError,
     warn,
 )
-from skllm_ray.execution.parent_process import recalled
+from skllm_ray.execution.inherited_secrets import recalled
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import left_behind, resolve, secrets_of, warn_if_ended, warn_of_another_key
 from skllm_ray.models._base import results
@@ -290,7 +290,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what travels: with the settings of this process, without any credential."""
-        from skllm_ray.execution.parent_process import share
+        from skllm_ray.execution.inherited_secrets import share
 
         share(self._secrets())
         return {**super().__getstate__(), "_settings": self._settings_to_carry()}

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from skllm_ray.errors import InputError, JobFailedError, NotSupportedError, warn
-from skllm_ray.execution.parent_process import recalled
+from skllm_ray.execution.inherited_secrets import recalled
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import resolve
 from skllm_ray.llm.tuning import TuningJob, TuningSpec
