@@ -118,7 +118,7 @@ def test_columns_that_do_not_go_together_are_told_unless_left_out(tmp_path):
 
 
 def test_a_file_that_changes_after_the_plan_gives_no_mixed_rows(tmp_path, monkeypatch):
-    from skllm_ray.batch.job.job import job
+    from skllm_ray.batch.job import job
 
     source = Path(write(tmp_path / "in/a.parquet", ["good", "bad"]))
     plan = job.Job.plan

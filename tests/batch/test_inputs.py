@@ -22,8 +22,8 @@ from skllm_ray.batch.storage import FileInfo, Folder
 @pytest.fixture(autouse=True)
 def _short_stretches(monkeypatch: pytest.MonkeyPatch):
     """Let small files have several stretches."""
-    for module in ("units", "csv_input", "jsonl_input"):
-        monkeypatch.setattr(f"skllm_ray.batch.{module}.INDEX_ROWS", 4)
+    for module in ("slices", "csv_files", "jsonl_files"):
+        monkeypatch.setattr(f"skllm_ray.batch.input.{module}.INDEX_ROWS", 4)
 
 
 def look(*paths: Path) -> tuple[Folder, list[InputFile], pa.Schema]:

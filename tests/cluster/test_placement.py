@@ -19,7 +19,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.errors import PlacementError
 from skllm_ray.execution import model_pool
-from skllm_ray.execution.status import loaded_replicas
+from skllm_ray.execution.cluster_status import loaded_replicas
 from skllm_ray.llm.gpt.clients.llama_cpp.handler import ModelCache
 
 def is_gone(pid, timeout_s=60):
@@ -92,7 +92,7 @@ job = '''
 import json, sys, skllm_ray
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.classification import ZeroShotGPTClassifier
-from skllm_ray.execution.status import loaded_replicas
+from skllm_ray.execution.cluster_status import loaded_replicas
 skllm_ray.init(sys.argv[1])
 SKLLMConfig.set_gguf_resources(num_cpus=1, keep_alive_s=float(sys.argv[2]))
 ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["positive", "negative"]).predict(["good", "bad"])

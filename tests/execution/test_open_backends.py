@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from skllm_ray.classification import DynamicFewShotGPTClassifier, ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
-from skllm_ray.execution import open_backends, ray_state, session
+from skllm_ray.execution import open_backends, ray_state
 from skllm_ray.execution.open_backends import MOST_CLIENTS, MOST_MODELS, OpenBackend, open_here, opened
 from skllm_ray.llm.base import Placement
 from skllm_ray.llm.open_models import ModelCache
@@ -120,10 +120,10 @@ def test_which_limit_a_process_is_under(monkeypatch) -> None:
         assert isinstance(current_limiter(), LocalLimiter)
     assert not asked
     monkeypatch.setitem(ray_state._state, "local_mode", False)
-    monkeypatch.setattr(session, "_initialised", lambda: True)
+    monkeypatch.setattr(ray_state, "_initialised", lambda: True)
     with opened(Spec("with Ray"), {}):
         assert asked
-    monkeypatch.setattr(session, "_initialised", lambda: False)
+    monkeypatch.setattr(ray_state, "_initialised", lambda: False)
     with opened(Spec("without Ray"), {}):
         assert isinstance(current_limiter(), LocalLimiter)
 

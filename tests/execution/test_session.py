@@ -19,7 +19,7 @@ from skllm_ray.testing import ChatServer
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_initialised", lambda: False)
+    monkeypatch.setattr(ray_state, "_initialised", lambda: False)
     monkeypatch.setattr(session, "_CONNECT_TIMEOUT_S", 0.3)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 

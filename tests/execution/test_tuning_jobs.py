@@ -9,7 +9,7 @@ import pytest
 
 from skllm_ray.config import Secret, SecretRef
 from skllm_ray.errors import ConfigurationError, JobFailedError, SkllmRayWarning
-from skllm_ray.execution import session, tuning_jobs
+from skllm_ray.execution import ray_state, tuning_jobs
 from skllm_ray.execution.secrets import Sealed
 from skllm_ray.execution.tuning_jobs import Polling, _Watcher, wait
 from skllm_ray.llm.tuning import ServerJob, TuningJob, TuningSpec, open_store
@@ -96,7 +96,7 @@ def test_waiting_for_a_job_that_the_watcher_cannot_ask_for_ends_with_the_reason(
         return watcher.troubles()
 
     monkeypatch.setattr(tuning_jobs, "watch", watch)
-    monkeypatch.setattr(session, "is_initialised", lambda: True)
+    monkeypatch.setattr(ray_state, "is_initialised", lambda: True)
     with pytest.raises(ConfigurationError, match="No openai_key was found"):
         wait("job-1", store=store.url, polling=FAST)
 
