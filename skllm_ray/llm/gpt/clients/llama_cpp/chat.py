@@ -168,8 +168,13 @@ class ChatFormat:
         """Return the tokens of a rendered prompt."""
         return self._with_bos(self._engine.tokenize(prompt))
 
-    def split(self, prompt: str, key: Hashable, continuations: Callable[[], Sequence[str]]) -> tuple[list[int], Trie]:
+    def split(
+        self, prompt: str, key: Hashable, continuations: Callable[[], Sequence[str]], opening: str | None = None
+    ) -> tuple[list[int], Trie]:
         """Return the tokens of `prompt`, and the trie of its continuations, tokenised with it as one string.
+
+        `opening` is the beginning of all continuations whose probability is to be left out of the scores; None leaves
+        out that of all tokens that they share, which spares the most logits.
 
         llama.cpp tokenises the stretches between control tokens one by one, so that what comes from the last control
         token on does not depend on the text before it: that part's trie is kept under `key`, and `continuations` is
@@ -177,15 +182,17 @@ class ChatFormat:
         text stands behind the last control token, as in Llama 2's prompts, see `_split_behind`.
         """
         with self._lock:
-            return self._split(prompt, key, continuations)
+            return self._split(prompt, key, continuations, opening)
 
-    def _split(self, prompt: str, key: Hashable, continuations: Callable[[], Sequence[str]]) -> tuple[list[int], Trie]:
+    def _split(
+        self, prompt: str, key: Hashable, continuations: Callable[[], Sequence[str]], opening: str | None
+    ) -> tuple[list[int], Trie]:
         at = 0
         if self._control is not None and self._separable is not False:
             for match in self._control.finditer(prompt):
                 at = match.start()
         if not at or len(prompt) - at > _LONGEST_REST:
-            return self._split_behind(prompt, key, continuations)
+            return self._split_behind(prompt, key, continuations, opening)
         head, rest = self._with_bos(self._beginning.tokens(prompt[:at])), prompt[at:]
         trie = self._tries.get((rest, key))
         if trie is None:
@@ -194,18 +201,20 @@ class ChatFormat:
                 whole = self._with_bos(self._engine.tokenize(prompt + texts[0]))
                 self._separable = head + self._engine.tokenize(rest + texts[0]) == whole
                 if not self._separable:
-                    return self._split(prompt, key, continuations)
+                    return self._split(prompt, key, continuations, opening)
             if len(self._tries) >= _KEPT_TRIES:
                 self._tries.clear()
-            trie = self._trie([self._engine.tokenize(rest + text) for text in texts])
+            opened = None if opening is None else self._engine.tokenize(rest + opening)
+            trie = self._trie([self._engine.tokenize(rest + text) for text in texts], opened)
             self._tries[(rest, key)] = trie
         return head, trie
 
-    def _trie(self, continuations: Sequence[Sequence[int]]) -> Trie:
-        return Trie(continuations, self._engine.n_outputs, self._engine.n_sequences - 1)
+    def _trie(self, continuations: Sequence[Sequence[int]], opened: Sequence[int] | None) -> Trie:
+        most_shared = None if opened is None else common_length(opened, continuations[0])
+        return Trie(continuations, self._engine.n_outputs, self._engine.n_sequences - 1, most_shared)
 
     def _split_behind(
-        self, prompt: str, key: Hashable, continuations: Callable[[], Sequence[str]]
+        self, prompt: str, key: Hashable, continuations: Callable[[], Sequence[str]], opening: str | None
     ) -> tuple[list[int], Trie]:
         """Split where no control token does, a few tokens before the prompt's end.
 
@@ -222,9 +231,10 @@ class ChatFormat:
         wholes = [self._with_bos(self._beginning.tokens(prompt + text)) for text in texts]
         bare = self._with_bos(self._beginning.tokens(prompt))
         at = min(common_length(bare, whole) for whole in wholes) - _KEPT_BEFORE_END
+        opened = None if opening is None else self._with_bos(self._beginning.tokens(prompt + opening))
         if at <= 0:
-            return [], self._trie(wholes)
-        trie = self._trie([whole[at:] for whole in wholes])
+            return [], self._trie(wholes, opened)
+        trie = self._trie([whole[at:] for whole in wholes], opened and opened[at:])
         if len(self._ends) >= _KEPT_TRIES:
             self._ends.clear()
         self._ends[key] = _End(texts[0], wholes[0][at:], trie)

@@ -79,6 +79,9 @@ class Trie:
         How many logits one decode can keep.
     most_sequences : int
         How many sequences a row's continuations can take: one of the engine's stays free for the prefix alone.
+    most_shared : int or None, default=None
+        How many of the tokens that all continuations begin with may count as the prompt's, so that the scores leave
+        their probability out; None sets no limit.
 
     Raises
     ------
@@ -86,11 +89,18 @@ class Trie:
         If a continuation is empty.
     """
 
-    def __init__(self, continuations: Sequence[Sequence[int]], most_outputs: int, most_sequences: int) -> None:
+    def __init__(
+        self,
+        continuations: Sequence[Sequence[int]],
+        most_outputs: int,
+        most_sequences: int,
+        most_shared: int | None = None,
+    ) -> None:
         if not all(continuations):
             raise ValueError("A continuation needs at least one token.")
         low, high = min(map(tuple, continuations)), max(map(tuple, continuations))
         n_shared = min(common_length(low, high), min(map(len, continuations)) - 1)
+        n_shared = n_shared if most_shared is None else min(n_shared, most_shared)
         self.shared = list(continuations[0][:n_shared])
         self.tails = [tuple(tail[n_shared:]) for tail in continuations]
         self.n_nodes = len({tail[:depth] for tail in self.tails for depth in range(1, len(tail))})

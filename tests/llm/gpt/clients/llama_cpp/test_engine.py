@@ -142,6 +142,50 @@ def test_without_8_bit_rounding_all_rows_are_brute_force_s(f32_file):
         brute.close()
 
 
+def expected_mass(brute, request):
+    """Return the probability, behind prompt and opening, of any of the labels and its closing quote."""
+    choices = request.choices
+    prompt = ChatFormat(brute).render(request.messages)
+    opened = brute.tokenize(prompt + choices.opening)
+    bos = [brute.bos] * (brute.bos is not None)
+    mass = 0.0
+    for label in choices.labels:
+        tokens = brute.tokenize(prompt + choices.answer([label])[:-1])
+        first = common_length(opened, tokens)
+        brute.forget()
+        batch = brute.new_batch()
+        batch.add([*bos, *tokens], 0, 1, wanted=True)
+        log_probs = log_softmax(brute.decode(batch).astype(np.float64))[len(bos) :]
+        inner = sum(log_probs[i - 1, tokens[i]] for i in range(first, len(tokens) - 1))
+        mass += np.exp(inner) * np.exp(log_probs[len(tokens) - 2, brute.quoted_tokens]).sum()
+    return mass
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("card lost", "card stolen"),  # all begin alike
+        ("a refund that is not shown", "a refund that is not shown yet", "a refund that is late"),  # one begins another
+        ("positive",),
+        ("an answer of several words",),
+        ("positive", "negative", "neutral"),
+    ],
+)
+def test_the_mass_counts_what_the_labels_share(f32_file, labels):
+    brute, backend = Engine(EngineOptions(str(f32_file), n_threads=1)), GGUFBackend(f32_file, "gguf::demo", 0, 1)
+    try:
+        requests = [question(text, labels) for text in ("I love it.", "Where is my card?", "👩‍👩‍👧 ça va?")]
+        requests += ZeroShotTask(labels).render(["Broke after two days."])
+        expected = [expected_mass(brute, request) for request in requests]
+        masses = [reply.label_mass for reply in backend.complete(requests)]
+        np.testing.assert_allclose(masses, expected, rtol=1e-3)
+        best_only = [replace(one, choices=replace(one.choices, best_only=True)) for one in requests]
+        assert [a.text for a in backend.complete(best_only)] == [a.text for a in backend.complete(requests)]
+    finally:
+        backend.close()
+        brute.close()
+
+
 def reference_log_probs(peer, brute, request):
     """Return what llama-cpp-python's own class gives, with its own defaults: one evaluation for each label."""
     chat = ChatFormat(brute)
