@@ -23,6 +23,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.fitness import facts_of, refusal
 from skllm_ray.llm.gpt.clients.llama_cpp.library import (
     context_length,
     import_llama_cpp,
+    is_embedding_model,
     load_model,
     metadata,
     most_outputs,
@@ -84,7 +85,7 @@ class Engine:
         """Logits that one ``llama_decode`` keeps at most."""
         self.n_sequences = self.n_outputs
         """Sequences for the shared prefix and for rows. llama.cpp aborts where all are more than the outputs."""
-        self.is_embedding_model = self._is_embedding_model()
+        self.is_embedding_model = is_embedding_model(self.lib, self.model)
         """Whether the model makes vectors and answers no prompts."""
         self.n_batch = min(options.n_batch or (_CPU_BATCH if options.n_gpu_layers == 0 else _GPU_BATCH), self.n_ctx)
         tokenizes_only = options.vocab_only or self.is_embedding_model
@@ -120,11 +121,6 @@ class Engine:
             lib.llama_model_free(model)
             raise reason
         return model
-
-    def _is_embedding_model(self) -> bool:
-        architecture = self.metadata("general.architecture")
-        is_causal = self.metadata(f"{architecture}.attention.causal") != "false"
-        return not is_causal or self.metadata(f"{architecture}.pooling_type") is not None
 
     def _open_context(self) -> Any:
         lib, options = self.lib, self.options

@@ -91,6 +91,13 @@ _MOST_OUTPUTS = 256  # llama.cpp's most sequences, which each may want one
 _LEAST_OUTPUTS = 16
 
 
+def is_embedding_model(lib: ModuleType, model: Any) -> bool:
+    """Return whether a model makes vectors and answers no prompts."""
+    architecture = metadata(lib, model, "general.architecture")
+    is_causal = metadata(lib, model, f"{architecture}.attention.causal") != "false"
+    return not is_causal or metadata(lib, model, f"{architecture}.pooling_type") is not None
+
+
 def most_outputs(n_vocab: int) -> int:
     """Return how many tokens' logits a context keeps: 256 up to 262,144 entries of the vocabulary, fewer above."""
     return max(_LEAST_OUTPUTS, min(_MOST_OUTPUTS, _LOGITS_BYTES // (4 * max(1, n_vocab))))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from skllm_ray.errors import ModelLoadError
+from skllm_ray.llm.gpt.clients.llama_cpp.catalog import shards
 from skllm_ray.llm.gpt.clients.llama_cpp.library import (
     LONGEST_DEFAULT_CONTEXT,
     context_length,
     import_llama_cpp,
+    is_embedding_model,
     load_model,
     log_lines,
     metadata,
@@ -33,7 +35,7 @@ class ModelMemory:
     """What a model will take, told from its file's header."""
 
     file_mb: float
-    """The file, which replicas on a node share where it is mapped."""
+    """The file, of a split model all parts; replicas on a node share it where it is mapped."""
     kv_mb: float
     """The KV cache of one replica, in 16-bit floats."""
     n_ctx: int
@@ -42,11 +44,17 @@ class ModelMemory:
     """The recurrent states of one replica, in 32-bit floats; 0 where no layer is recurrent."""
     n_states: int = 0
     """Sequences that have a recurrent state, whether they are used or not; the more, the more rows at once."""
+    logits_mb: float = 0.0
+    """The logits of one decode, twice: where they are computed, and where they are read. 0 for embedding models."""
+    n_outputs: int = 0
+    """Tokens of one decode that may have logits."""
 
     def __str__(self) -> str:
         text = f"{self.file_mb:,.0f} MB of weights, {self.kv_mb:,.1f} MB of KV cache for {self.n_ctx:,} tokens"
         if self.n_states:
             text += f", {self.state_mb:,.1f} MB of recurrent states for {self.n_states} sequences"
+        if self.n_outputs:
+            text += f", {self.logits_mb:,.1f} MB for the logits of {self.n_outputs} tokens"
         return text
 
 
@@ -54,7 +62,7 @@ def memory_needed(path: str, n_ctx: int | None = None) -> ModelMemory:
     """Return the memory that a model will take, without loading it.
 
     The KV cache holds a key and a value per token, layer and KV head. Transformers that have KV heads of different
-    number take less than what is told here.
+    number take less than what is told here. Work space beyond the logits is not told: it grows with the context.
 
     Parameters
     ----------
@@ -66,7 +74,7 @@ def memory_needed(path: str, n_ctx: int | None = None) -> ModelMemory:
     Raises
     ------
     ModelLoadError
-        If the file is not a whole GGUF file.
+        If the file is not a whole GGUF file, or parts of a split model are missing.
     """
     lib = import_llama_cpp()
     params = lib.llama_model_default_params()
@@ -74,13 +82,14 @@ def memory_needed(path: str, n_ctx: int | None = None) -> ModelMemory:
     params.n_gpu_layers = 0
     model = load_model(lib, path, params)
     try:
-        if not is_recurrent(lib, model):
-            return _memory(lib, model, path, n_ctx)
+        n_vocab = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
+        n_outputs, answers = most_outputs(n_vocab), not is_embedding_model(lib, model)
         context = _context(lib, model, n_ctx)
-        n_outputs = most_outputs(int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))))
+        found = None if is_recurrent(lib, model) else _memory(lib, model, path, context)
     finally:
         lib.llama_model_free(model)
-    return recurrent_memory(lib, path, context, n_outputs)
+    found = found or recurrent_memory(lib, path, context, n_outputs)
+    return replace(found, logits_mb=2 * n_outputs * n_vocab * 4 / 1e6, n_outputs=n_outputs) if answers else found
 
 
 def is_recurrent(lib: ModuleType, model: Any) -> bool:
@@ -121,7 +130,7 @@ def recurrent_memory(lib: ModuleType, path: str, n_ctx: int, most_sequences: int
     state_mb, kv_mb = state_mb + each_mb, kv_mb - each_mb
     affordable = int(max(_STATES_MB, _STATES_SHARE * weights_mb) // state_mb) if state_mb else most_sequences
     n_states = max(_FEWEST_SEQUENCES, min(most_sequences, affordable))
-    return ModelMemory(Path(path).stat().st_size / 1e6, kv_mb, n_ctx, n_states * state_mb, n_states)
+    return ModelMemory(_file_mb(path), kv_mb, n_ctx, n_states * state_mb, n_states)
 
 
 def _sequences_mb(lib: ModuleType, model: Any, path: str, n_ctx: int, n_sequences: int) -> tuple[float, float]:
@@ -141,7 +150,15 @@ def _sequences_mb(lib: ModuleType, model: Any, path: str, n_ctx: int, n_sequence
     return state, cache
 
 
-def _memory(lib: ModuleType, model: Any, path: str, n_ctx: int | None) -> ModelMemory:
+def _file_mb(path: str) -> float:
+    """Return the size of a model's file, or of all its parts."""
+    try:
+        return sum(Path(part).stat().st_size for part in shards(path)) / 1e6
+    except FileNotFoundError as error:
+        raise ModelLoadError(f"{error.filename} is missing: a split model needs all its parts.") from None
+
+
+def _memory(lib: ModuleType, model: Any, path: str, context: int) -> ModelMemory:
     arch = metadata(lib, model, "general.architecture")
 
     def number(key: str, default: int = 0) -> int:
@@ -152,8 +169,7 @@ def _memory(lib: ModuleType, model: Any, path: str, n_ctx: int | None) -> ModelM
     kv_heads = number("attention.head_count_kv", heads)  # llama.cpp does not tell lists, one number per layer
     size = number("embedding_length") // heads
     width = number("attention.key_length", size) + number("attention.value_length", size)
-    context = _context(lib, model, n_ctx)
-    return ModelMemory(Path(path).stat().st_size / 1e6, 2 * context * layers * kv_heads * width / 1e6, context)
+    return ModelMemory(_file_mb(path), 2 * context * layers * kv_heads * width / 1e6, context)
 
 
 def _context(lib: ModuleType, model: Any, n_ctx: int | None) -> int:

@@ -133,11 +133,29 @@ def test_memory_is_told_before_loading_as_llama_cpp_then_takes_it(n_ctx, capsys)
     engine = Engine(EngineOptions(str(DEMO_FILE), n_ctx=n_ctx, verbose=True))
     engine.close()
     set_verbose(False)
-    found = re.findall(r"KV buffer size = +([\d.]+) MiB", capsys.readouterr().err)
+    log = capsys.readouterr().err
+    found = re.findall(r"KV buffer size = +([\d.]+) MiB", log)
+    logits = re.findall(r"output buffer size = +([\d.]+) MiB", log) * 2
+    assert told.logits_mb == pytest.approx(sum(map(float, logits)) * 1.048576, rel=0.01)
+    (work_space,) = re.findall(r"compute buffer size = +([\d.]+) MiB", log)  # the other half of the logits are in it
+    assert told.logits_mb / 2 < float(work_space) * 1.048576 < told.logits_mb
     assert told.kv_mb == pytest.approx(sum(map(float, found)) * 1.048576, rel=0.01)
     assert told.file_mb == SIZE / 1e6
     assert told.n_ctx == engine.n_ctx
-    assert str(told) == f"{told.file_mb:,.0f} MB of weights, {told.kv_mb:,.1f} MB of KV cache for {told.n_ctx:,} tokens"
+    assert str(told) == (
+        f"{told.file_mb:,.0f} MB of weights, {told.kv_mb:,.1f} MB of KV cache for {told.n_ctx:,} tokens, "
+        f"{told.logits_mb:,.1f} MB for the logits of 256 tokens"
+    )
+
+
+def test_the_memory_of_a_split_model_is_that_of_all_parts(tmp_path):
+    whole = DEMO_FILE.read_bytes()
+    first, second = (tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2))
+    first.write_bytes(whole)
+    with pytest.raises(ModelLoadError, match="m-00002-of-00002.gguf is missing"):
+        memory_needed(str(first))
+    second.write_bytes(whole[:1000])
+    assert memory_needed(str(first)).file_mb == (SIZE + 1000) / 1e6
 
 
 def test_the_context_is_as_long_as_was_asked_for():
