@@ -45,10 +45,11 @@ def resolve(
     """
     if not isinstance(model, str):
         raise ConfigurationError(f"model must be a str; got {type(model).__name__}.")
-    namespace, separator, name = model.partition("::")
-    if not separator:
-        namespace, name = {"gpt": "openai", "vertex": "vertex"}[family], model
     openers = _FAMILIES[family]
+    namespace, separator, name = model.partition("::")
+    if not separator or (family == "gpt" and namespace.startswith("ft:")):  # ft:gpt-4o-mini:organisation::id
+        _refuse_misspelt(model.strip(), openers)
+        namespace, name = {"gpt": "openai", "vertex": "vertex"}[family], model
     if namespace not in openers:
         known = ", ".join(f"{known}::" for known in openers)
         raise UnknownModelError(f"Unknown namespace {namespace!r} in model={model!r}.", f"Known: {known}")
@@ -57,6 +58,32 @@ def resolve(
     if request_options is not None and not isinstance(request_options, Mapping):
         raise ConfigurationError(f"request_options must be a dict or None; got {type(request_options).__name__}.")
     return openers[namespace](name.strip(), key, org, dict(request_options or {}))
+
+
+def _refuse_misspelt(model: str, openers: Mapping[str, object]) -> None:
+    """Raise ``UnknownModelError`` if a name without a namespace is a file's, or its namespace lacks a colon.
+
+    A server behind OPENAI_BASE_URL may call its models what it likes, paths included.
+    """
+    namespace, colon, rest = model.partition(":")
+    if colon and namespace.strip().lower() in {*openers, "gguf"}:
+        name = rest.removeprefix("//") if "gguf" in namespace.lower() else rest  # gguf:///path, as URLs have it
+        raise UnknownModelError(
+            f"model={model!r} names no model: two colons end a namespace.",
+            f"Write model='{namespace.strip().lower()}::{name.strip()}'.",
+        )
+    if _is_file_name(model) and SKLLMConfig.get_openai_base_url() is None:
+        name = model.removeprefix("file://").removeprefix("file:")
+        raise UnknownModelError(
+            f"model={model!r} is a file's name, and says not what runs it.",
+            f"A GGUF file is written model='gguf::{name}', one on the hub gguf::owner/repo/file.gguf; a server's model "
+            f"of this name custom_url::{name}.",
+        )
+
+
+def _is_file_name(name: str) -> bool:
+    drive = len(name) > 2 and name[0].isalpha() and name[1] == ":" and name[2] in "\\/"  # C:\\models\\m.gguf
+    return drive or name.startswith(("/", "./", "../", "~", ".\\", "..\\", "file:")) or name.lower().endswith(".gguf")
 
 
 def secrets_of(key: str | None) -> dict[str, Secret]:

@@ -26,6 +26,9 @@ KEY = "sk-planted-0123456789abcdef"
         ("custom_url::llama3:8b", "gpt", OpenAISpec, "llama3:8b", "custom_url"),
         ("custom_url:: org/a::b ", "gpt", OpenAISpec, "org/a::b", "custom_url"),
         ("gguf::demo", "gpt", GGUFSpec, "gguf::demo", None),
+        ("ft:gpt-4o-mini:org::id", "gpt", OpenAISpec, "ft:gpt-4o-mini:org::id", "openai"),
+        ("ft:gpt-4o-mini:org:topics:id", "gpt", OpenAISpec, "ft:gpt-4o-mini:org:topics:id", "openai"),
+        ("openai::/served/as/a/path", "gpt", OpenAISpec, "/served/as/a/path", "openai"),
         ("gemini-x", "vertex", VertexSpec, "gemini-x", None),
         ("vertex::gemini-x", "vertex", VertexSpec, "gemini-x", None),
     ],
@@ -46,6 +49,17 @@ def test_a_namespace_picks_the_backend(model, family, kind, name, api):
         ("", "gpt", UnknownModelError, "names no model"),
         ("azure::", "gpt", UnknownModelError, "azure::<name>"),
         ("gguf::  ", "gpt", UnknownModelError, "gguf::<name>"),
+        ("gguf:/models/a.gguf", "gpt", UnknownModelError, "Write model='gguf::/models/a.gguf'"),
+        ("gguf:///models/a.gguf", "gpt", UnknownModelError, "Write model='gguf::/models/a.gguf'"),
+        ("GGUF:demo", "gpt", UnknownModelError, "Write model='gguf::demo'"),
+        ("custom_url:llama3:8b", "gpt", UnknownModelError, "Write model='custom_url::llama3:8b'"),
+        ("gguf:demo", "vertex", UnknownModelError, "two colons"),
+        ("/models/a", "gpt", UnknownModelError, "model='gguf::/models/a'"),
+        ("~/a.gguf", "gpt", UnknownModelError, "model='gguf::~/a.gguf'"),
+        ("owner/repo/a.Q4_K_M.GGUF", "gpt", UnknownModelError, "model='gguf::owner/repo/a.Q4_K_M.GGUF'"),
+        ("file:///models/a.gguf", "gpt", UnknownModelError, "model='gguf::/models/a.gguf'"),
+        ("C:\\models\\a", "gpt", UnknownModelError, "is a file's name"),
+        ("./a.gguf", "vertex", UnknownModelError, "is a file's name"),
         (None, "gpt", ConfigurationError, "model must be a str; got NoneType"),
         (7, "gpt", ConfigurationError, "got int"),
     ],
@@ -53,6 +67,11 @@ def test_a_namespace_picks_the_backend(model, family, kind, name, api):
 def test_what_names_no_model_is_refused(model, family, error, message):
     with pytest.raises(error, match=message):
         resolve(model, family=family)
+
+
+def test_a_server_behind_openais_variable_calls_its_models_what_it_likes(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
+    assert resolve("/models/a.gguf").model == "/models/a.gguf"
 
 
 def test_an_openai_model_with_a_custom_url_set_is_warned_about():
