@@ -28,7 +28,7 @@ LAYERS = {
     "execution": {"execution", "tasks", "llm", "config", "errors"},
     "models": {
         "models", "tasks", "prompts", "memory", "execution", "config", "errors",
-        "llm.registry", "llm.base", "llm.model_facts", "llm.tuning",
+        "llm.registry", "llm.base", "llm.model_facts", "llm.tuning", "llm.tuning_services",
     },
     "cascade": {"errors"},
     "classification": {"models"},

@@ -10,10 +10,11 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from skllm_ray.llm.tuning import TuningSpec, open_store, submit
+from skllm_ray.llm.tuning import TuningSpec, submit
 from skllm_ray.llm.tuning.examples import example_line
-from skllm_ray.llm.tuning.services import open_service, with_data
 from skllm_ray.llm.tuning.submit import Patience, TuningService
+from skllm_ray.llm.tuning_services import open_service, with_data
+from skllm_ray.llm.tuning_stores import open_store
 from skllm_ray.tasks.base import ChatRequest
 from skllm_ray.testing.tuning_server import TuningServer
 

@@ -26,11 +26,12 @@ from skllm_ray.config import Secret, SecretRef, resolve_secret
 from skllm_ray.errors import ClusterError, ConfigurationError, InputError, JobFailedError, SkllmRayError, warn
 from skllm_ray.execution import ray_state, session
 from skllm_ray.llm.registry import secrets_of
-from skllm_ray.llm.tuning import TuningJob, TuningSpec, open_store, submit
+from skllm_ray.llm.tuning import TuningJob, TuningSpec, submit
 from skllm_ray.llm.tuning.job import BEFORE_POST
-from skllm_ray.llm.tuning.services import open_service
 from skllm_ray.llm.tuning.store import TuningStore
 from skllm_ray.llm.tuning.submit import Patience, TuningService, recover, refresh
+from skllm_ray.llm.tuning_services import open_service
+from skllm_ray.llm.tuning_stores import open_store
 
 if TYPE_CHECKING:
     from skllm_ray.execution.secrets import Sealed

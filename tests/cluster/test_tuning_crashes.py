@@ -16,7 +16,8 @@ from ray.cluster_utils import Cluster
 
 import skllm_ray
 from skllm_ray.errors import AmbiguousSubmission
-from skllm_ray.llm.tuning import open_store, submit
+from skllm_ray.llm.tuning import submit
+from skllm_ray.llm.tuning_stores import open_store
 from skllm_ray.testing.tuning_server import SubmitFault, TuningServer
 from tests.cluster.scripts import run_script, start_script
 from tests.tuning_worlds import (
@@ -33,7 +34,7 @@ from tests.tuning_worlds import (
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 AGES = multiprocessing.get_context("forkserver")
-AGES.set_forkserver_preload(["google.genai", "google.cloud.storage", "openai", "skllm_ray.llm.tuning.services"])
+AGES.set_forkserver_preload(["google.genai", "google.cloud.storage", "openai", "skllm_ray.llm.tuning_services"])
 
 DEATHS = {
     "dies before the intent": ("start", 0),

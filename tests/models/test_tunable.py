@@ -23,7 +23,7 @@ from skllm_ray.errors import (
     SkllmRayError,
     SkllmRayWarning,
 )
-from skllm_ray.llm.tuning.services import resolve_tuning
+from skllm_ray.llm.tuning_services import resolve_tuning
 from skllm_ray.testing.tuning_server import SubmitFault, TuningServer
 from skllm_ray.text2text import TunableGPTText2Text, TunableVertexText2Text
 from tests.tuning_worlds import LABELS, TEXTS, google_environment

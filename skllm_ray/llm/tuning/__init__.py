@@ -3,7 +3,7 @@
 from skllm_ray.errors import AmbiguousSubmission
 from skllm_ray.llm.tuning.job import ServerJob, State, TuningJob
 from skllm_ray.llm.tuning.spec import TuningSpec
-from skllm_ray.llm.tuning.store import TuningStore, open_store
+from skllm_ray.llm.tuning.store import TuningStore
 from skllm_ray.llm.tuning.submit import RefusedError, TuningService, submit
 
 __all__ = [
@@ -15,6 +15,5 @@ __all__ = [
     "TuningService",
     "TuningSpec",
     "TuningStore",
-    "open_store",
     "submit",
 ]

@@ -8,19 +8,18 @@ removed could be won a second time, so none is.
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from skllm_ray.config import SKLLMConfig
-from skllm_ray.errors import ConfigurationError, InputError, MissingExtraError
+from skllm_ray.errors import ConfigurationError, InputError
 from skllm_ray.llm.tuning.job import TuningJob
 
-_PROBE = "probe"
+PROBE = "probe"
+"""The folder that is no job's: what a store writes to try out whether it creates exclusively."""
+
 _READ_TRIES = 20
 
 
@@ -30,7 +29,7 @@ class TuningStore(ABC):
     Attributes
     ----------
     url : str
-        What :func:`open_store` takes.
+        What :func:`skllm_ray.llm.tuning_stores.open_store` takes.
     is_local : bool
         Whether only this machine sees it.
     """
@@ -112,145 +111,10 @@ class TuningStore(ABC):
 
     def probe(self) -> None:
         """Raise unless the second creation of the same file is refused."""
-        path = f"{_PROBE}/{uuid.uuid4().hex}.json"
+        path = f"{PROBE}/{uuid.uuid4().hex}.json"
         if self._create(path, b"{}") and not self._create(path, b"[]"):
             return
         raise ConfigurationError(
             f"The tuning store {self.url} cannot create a file exclusively, so jobs could be paid twice.",
             "Use a local folder, gs://BUCKET/FOLDER, or a file system of fsspec with pipe_file(…, mode='create').",
         )
-
-
-class FileStore(TuningStore):
-    """A folder of this machine, or one that several machines mount.
-
-    Parameters
-    ----------
-    folder : str
-        Made if it does not exist, for this user alone.
-    """
-
-    is_local = True
-
-    def __init__(self, folder: str) -> None:
-        self._root = Path(folder).expanduser().absolute()
-        self.url = str(self._root)
-        try:
-            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise ConfigurationError(
-                f"tuning_store={folder!r} cannot be used: {error.strerror}.", "Choose another with set_tuning_store(…)."
-            ) from None
-
-    def _create(self, path: str, content: bytes) -> bool:
-        target = self._root / path
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = target.parent / f".{uuid.uuid4().hex}"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(draft, target)  # a rename that refuses to overwrite
-        except FileExistsError:
-            return False
-        finally:
-            draft.unlink()
-        for folder in (target.parent, self._root):
-            descriptor = os.open(folder, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        return True
-
-    def _read(self, path: str) -> bytes:
-        return (self._root / path).read_bytes()
-
-    def _versions(self, key: str) -> Sequence[str]:
-        return sorted(file.name for file in (self._root / key).glob("[0-9]*.json"))
-
-    def keys(self) -> list[str]:
-        """Return the keys of all jobs."""
-        return sorted(found.name for found in self._root.iterdir() if found.is_dir() and found.name != _PROBE)
-
-    def probe(self) -> None:
-        """Accept: a hard link is exclusive by definition."""
-
-
-class FsspecStore(TuningStore):
-    """A folder of any fsspec file system that creates exclusively."""
-
-    def __init__(self, url: str) -> None:
-        try:
-            import fsspec
-        except ImportError:
-            raise MissingExtraError(f"fsspec is needed for tuning_store={url!r}.", "pip install fsspec") from None
-        self.url = url.rstrip("/")
-        try:
-            self._fs, self._root = fsspec.url_to_fs(self.url, use_listings_cache=False)
-        except (ValueError, ImportError) as error:
-            raise ConfigurationError(f"tuning_store={url!r} cannot be opened: {error}") from None
-
-    def _create(self, path: str, content: bytes) -> bool:
-        whole = f"{self._root}/{path}"
-        self._fs.makedirs(whole.rpartition("/")[0], exist_ok=True)
-        try:
-            self._fs.pipe_file(whole, content, mode="create")
-        except FileExistsError:
-            return False
-        except (NotImplementedError, TypeError):  # a file system that knows no exclusive creation
-            return self._refuse_exclusive()
-        return True
-
-    def _refuse_exclusive(self) -> bool:
-        raise ConfigurationError(
-            f"The tuning store {self.url} cannot create a file exclusively, so jobs could be paid twice.",
-            "Use a local folder or gs://BUCKET/FOLDER.",
-        )
-
-    def _read(self, path: str) -> bytes:
-        return bytes(self._fs.cat_file(f"{self._root}/{path}"))
-
-    def _versions(self, key: str) -> Sequence[str]:
-        return [name for name in self._names(f"{self._root}/{key}") if name.endswith(".json")]
-
-    def keys(self) -> list[str]:
-        """Return the keys of all jobs."""
-        return [name for name in self._names(self._root) if name != _PROBE]
-
-    def _names(self, folder: str) -> list[str]:
-        try:
-            found = self._fs.ls(folder, detail=False, refresh=True)
-        except FileNotFoundError:
-            return []
-        except TypeError:
-            found = self._fs.ls(folder, detail=False)
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
-
-
-def open_store(url: str | None = None) -> TuningStore:
-    """Return the store at `url`: a local path, ``gs://BUCKET/FOLDER``, or any fsspec URL.
-
-    Parameters
-    ----------
-    url : str or None, default=None
-        None takes ``SKLLMConfig.get_tuning_store()``.
-
-    Raises
-    ------
-    ConfigurationError
-        If it cannot be opened, or does not create exclusively, which is tried out.
-    """
-    url = url or SKLLMConfig.get_tuning_store()
-    scheme, separator, rest = url.partition("://")
-    store: TuningStore
-    if not separator or scheme == "file":
-        store = FileStore(rest if separator else url)
-    elif scheme == "gs":
-        from skllm_ray.llm.vertex.tuning_store import GCSStore
-
-        store = GCSStore(url)
-    else:
-        store = FsspecStore(url)
-    store.probe()
-    return store

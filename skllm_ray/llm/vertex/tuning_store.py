@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skllm_ray.errors import ConfigurationError
-from skllm_ray.llm.tuning.store import _PROBE, TuningStore
+from skllm_ray.llm.tuning.store import PROBE, TuningStore
 from skllm_ray.llm.vertex.gcs import explain, open_bucket
 
 
@@ -51,11 +51,11 @@ class GCSStore(TuningStore):
     def keys(self) -> list[str]:
         """Return the keys of all jobs."""
         found = {name.removeprefix(self._folder).partition("/")[0] for name in self._names(self._folder)}
-        return sorted(found - {_PROBE})
+        return sorted(found - {PROBE})
 
     def probe(self) -> None:
         """Raise unless the second creation of the same object is refused; take the object away again."""
-        path = f"{_PROBE}/exclusive"
+        path = f"{PROBE}/exclusive"
         first: Any = self._create(path, b"{}")
         if self._create(path, b"[]"):
             raise ConfigurationError(

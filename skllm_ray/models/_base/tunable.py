@@ -15,8 +15,8 @@ from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import resolve
 from skllm_ray.llm.tuning import TuningJob, TuningSpec
 from skllm_ray.llm.tuning.examples import example_line
-from skllm_ray.llm.tuning.services import resolve_tuning, with_data
 from skllm_ray.llm.tuning.submit import Patience
+from skllm_ray.llm.tuning_services import resolve_tuning, with_data
 from skllm_ray.models._base.constraints import A_FLAG, Constraints, Number, OneOf, Text, Whole
 from skllm_ray.models._base.estimator import LLMEstimator
 from skllm_ray.models._base.inputs import Texts, as_texts
