@@ -126,36 +126,35 @@ def resolve_tuning(
     """
     given = tuple(sorted((name, value) for name, value in hyper_parameters.items() if value is not None))
     if family == "vertex":
-        location, bucket = location or SKLLMConfig.get_google_location(), bucket or SKLLMConfig.get_google_bucket()
-        _check_gemini(base_model)
-        project = _vertex_project(location, bucket)
-        bucket = str(bucket).removeprefix("gs://").strip("/")
-        return TuningSpec(
-            service="vertex",
-            base_model=base_model,
-            data_sha256="",
-            hyper_parameters=given,
-            suffix=suffix,
-            project=project,
-            location=location,
-            bucket=bucket,
-            delete_data=delete_data,
-        )
+        spec = _vertex_spec(base_model, location, bucket)
+    else:
+        spec = _gpt_spec(base_model, key, org, today or date.today())
+    return replace(spec, hyper_parameters=given, suffix=suffix, delete_data=delete_data)
+
+
+def _vertex_spec(base_model: str, location: str | None, bucket: str | None) -> TuningSpec:
+    location, bucket = location or SKLLMConfig.get_google_location(), bucket or SKLLMConfig.get_google_bucket()
+    _check_gemini(base_model)
+    project = _vertex_project(location, bucket)
+    bucket = str(bucket).removeprefix("gs://").strip("/")
+    return TuningSpec(
+        service="vertex", base_model=base_model, data_sha256="", project=project, location=location, bucket=bucket
+    )
+
+
+def _gpt_spec(base_model: str, key: str | None, org: str | None, today: date) -> TuningSpec:
     _refuse_gguf(base_model)
     chat: Any = resolve(base_model, key, org, None, "gpt")
-    _check_gpt(chat.api, chat.model, today or date.today())
+    _check_gpt(chat.api, chat.model, today)
     chat.check()
     return TuningSpec(
         service=chat.api,
         base_model=chat.model,
         data_sha256="",
-        hyper_parameters=given,
-        suffix=suffix,
         base_url=chat.base_url,
         api_version=chat.api_version if chat.api == "azure" else None,
         org=chat.org,
         key_ref=chat.key_ref,
-        delete_data=delete_data,
     )
 
 

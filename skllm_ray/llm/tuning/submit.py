@@ -134,13 +134,7 @@ def submit(
     on_step("intent")
     if job.state not in BEFORE_POST:
         return settle(job, store, service, patience)
-    found = service.find(job.key)
-    while new and found is not None:  # a store that was lost knows less than the service
-        _record(job, found, store)
-        job = _intend(
-            TuningJob(spec=replace(job.spec, copy=job.spec.copy + 1), estimator=job.estimator), store, new=new
-        )
-        found = service.find(job.key)
+    job, found = _looked_for(job, store, service, new=new)
     on_step("looked")
     if found is not None:
         return _record(job, found, store)
@@ -154,10 +148,37 @@ def submit(
             service.remove(uploaded)
         return settle(winner, store, service, patience)
     on_step("posting")
+    return _post(posting, uploaded, store, service, patience, on_step, tidy=spec.delete_data)
+
+
+def _looked_for(
+    job: TuningJob, store: TuningStore, service: TuningService, *, new: bool
+) -> tuple[TuningJob, ServerJob | None]:
+    """Return the job, and what the service has of it; of a `new` one, the first copy that the service does not have."""
+    found = service.find(job.key)
+    while new and found is not None:  # a store that was lost knows less than the service
+        _record(job, found, store)
+        copy = replace(job.spec, copy=job.spec.copy + 1)
+        job = _intend(TuningJob(spec=copy, estimator=job.estimator), store, new=new)
+        found = service.find(job.key)
+    return job, found
+
+
+def _post(
+    posting: TuningJob,
+    uploaded: str,
+    store: TuningStore,
+    service: TuningService,
+    patience: Patience,
+    on_step: Step,
+    *,
+    tidy: bool,
+) -> TuningJob:
+    """Send the one POST of the submitter that won, and record what came of it; `tidy` removes the data if refused."""
     try:
         created = service.create(posting.spec, uploaded)
     except RefusedError as error:
-        if spec.delete_data:
+        if tidy:
             service.remove(uploaded)
         store.write(replace(posting, state="refused", error=str(error), posted_at=None))
         raise
