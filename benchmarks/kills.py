@@ -39,6 +39,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 
 from skllm_ray.batch.output.fence import LOCK_FILE
 from skllm_ray.batch.output.holder import Holder
@@ -56,6 +57,7 @@ WORKERS = 4
 BUDGET_USD = 5.0
 LATE_S = 0.1
 ENDING_S = 2.0
+RAYLET = str(Path(ray.__file__).parent / "core/src/ray/raylet/raylet")
 SIGNALS = ["driver", "terminated driver", "stopped driver"]
 TARGETS = {
     "worker": "ray::_run_units",
@@ -63,12 +65,14 @@ TARGETS = {
     "rate limiter": "ray::_LimiterActor",
     "ledger": "ray::_Holder",
 }
+ALL_TARGETS = [*SIGNALS, "node", *TARGETS]
 RAY = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",  # else a token in the home folder is asked for by the head, and not told by the others
 }
 DRIVER = """
 import sys
@@ -79,15 +83,24 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.vectorization import GPTVectorizer
 
 source, output, url, address, budget, shared = sys.argv[1:]
-if shared:
-    from skllm_ray.batch import fence, holder, lock
+
+
+def take_disks_for_shared():
+    from skllm_ray.batch.output import fence, holder, lock
+
     lock.is_on_local_disk = fence.is_on_local_disk = lambda path: False
     lock.OutputLock._lock_here = lambda self: None
     holder.Holder.is_of_this_machine = property(lambda self: False)
+
+
+options = {}
+if shared:
+    take_disks_for_shared()
+    options = dict(runtime_env=dict(worker_process_setup_hook=take_disks_for_shared))
 SKLLMConfig.set_gpt_url(url)
 SKLLMConfig.set_rate_limit("custom_url::m", requests_per_minute=6000)
 SKLLMConfig.set_gguf_resources(num_cpus=1, max_replicas=2)
-skllm_ray.init(address)
+skllm_ray.init(address, **options)
 clf = DynamicFewShotGPTClassifier(
     model="custom_url::m", vectorizer=GPTVectorizer(model="gguf::demo"), n_examples=1, on_error="coerce"
 ).fit(["a fine thing", "an awful thing"], ["good", "bad"])
@@ -115,6 +128,8 @@ class Tally:
     counted_too_little: int = 0
     over_budget: int = 0
     refused_beside_a_stopped_run: int = 0
+    found_complete: int = 0
+    """Runs that were begun beside a stopped one when all was done already."""
     taken_over: int = 0
     disorderly: int = 0
     """Runs that were told to end and did not do so in order, or that woke up overtaken and went on."""
@@ -126,13 +141,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--minutes", type=float, default=1e6, help="After so many nothing more is killed.")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=ALL_TARGETS, nargs="+", default=ALL_TARGETS)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="k"))
     cluster = Cluster(folder)
     try:
         ends = time.monotonic() + 60 * given.minutes
-        tally = strike(cluster, folder, given.kills, given.rows, random.Random(given.seed), ends)
+        chance = Chance(given.seed, given.only)
+        tally = strike(cluster, folder, given.kills, given.rows, chance, ends)
     finally:
         cluster.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -147,7 +164,7 @@ def main() -> None:
         sys.exit("The promise was broken.")
 
 
-def strike(cluster: Cluster, folder: Path, n_kills: int, n_rows: int, chance: random.Random, ends: float) -> Tally:
+def strike(cluster: Cluster, folder: Path, n_kills: int, n_rows: int, chance: Chance, ends: float) -> Tally:
     """Run jobs and kill until enough is killed and the last job is complete."""
     tally = Tally()
     while sum(tally.kills.values()) < n_kills and time.monotonic() < ends:
@@ -164,7 +181,7 @@ def strike(cluster: Cluster, folder: Path, n_kills: int, n_rows: int, chance: ra
                     over = sum(tally.kills.values()) >= n_kills or time.monotonic() > ends
                     if driver.poll() is not None or over:
                         break
-                    target = chance.choice([*SIGNALS, "node", *TARGETS])
+                    target = chance.choice(chance.targets)
                     if target == "stopped driver":
                         driver, struck = overtake(cluster, job, driver, server, tally)
                     else:
@@ -193,9 +210,9 @@ def overtake(
     for pid in pids:
         _send(pid, signal.SIGSTOP)
     in_flight = len(server.in_flight())
-    second = job.start(cluster, server.url)
+    second = job.start(cluster, server.url, "second.log")
     tally.runs += 1
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     before = job.token
     while time.monotonic() < deadline and second.poll() is None and job.token == before:
         time.sleep(0.2)
@@ -205,11 +222,7 @@ def overtake(
     for pid in pids:
         _send(pid, signal.SIGCONT)
     if not taken:
-        tally.refused_beside_a_stopped_run += 1
-        if job.shared:  # there, it should have been taken over
-            tally.disorderly += 1
-            last = (job.folder / "driver.log").read_text("utf-8", "replace").splitlines()[-3:]
-            log(f"the second run did not take over; it ended with {second.poll()}: {' | '.join(last)}")
+        _judge_refused(job, second, tally)
         return driver, (0, 0)
     tally.taken_over += 1
     with suppress(subprocess.TimeoutExpired):
@@ -221,9 +234,33 @@ def overtake(
     return second, (len(workers), in_flight)
 
 
+def _judge_refused(job: Job, second: Driver, tally: Tally) -> None:
+    """Say how a second run ended that did not take over, and whether it should have."""
+    if second.poll() is None:
+        second.kill()
+        second.wait()
+    if second.returncode == 0:
+        tally.found_complete += 1
+        return
+    told = (job.folder / "second.log").read_text("utf-8", "replace").splitlines()
+    if not job.shared and any("Another run writes to this output" in line for line in told):
+        tally.refused_beside_a_stopped_run += 1
+        return
+    tally.disorderly += 1  # on a shared filesystem, it should have taken over
+    log(f"the second run did not take over; it ended with {second.returncode}: {' | '.join(told[-12:])}")
+
+
 def _send(pid: int, number: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+class Chance(random.Random):
+    """Chooses what is struck, and when."""
+
+    def __init__(self, seed: int, targets: list[str]) -> None:
+        super().__init__(seed)
+        self.targets = targets
 
 
 class Driver(subprocess.Popen[bytes]):
@@ -303,12 +340,12 @@ class Job:
             return Holder.parse((self.folder / "out" / SYSTEM / LOCK_FILE).read_bytes()).token
         return ""
 
-    def start(self, cluster: Cluster, url: str) -> Driver:
+    def start(self, cluster: Cluster, url: str, log_name: str = "driver.log") -> Driver:
         """Run the same command, as ever."""
         script = self.folder / "driver.py"
         script.write_text(DRIVER)
         command = [sys.executable, str(script), str(self.folder / "in.parquet"), str(self.folder / "out"), url]
-        output = (self.folder / "driver.log").open("ab")
+        output = (self.folder / log_name).open("ab" if log_name == "driver.log" else "wb")
         command += [f"{HEAD}:6379", str(self.budget_usd or ""), "shared" * self.shared]
         return cluster.execute(NODES[0], command, stdout=output, stderr=output)
 
@@ -352,6 +389,12 @@ class Cluster:
             _ip("-n", name, "link", "set", "lo", "up")
         for name in NODES:
             self._start(name)
+        deadline = time.monotonic() + 120
+        while not all(self._pids(RAYLET, name) for name in NODES):
+            if time.monotonic() > deadline:
+                told = "\n".join((folder / f"{name}.log").read_text("utf-8", "replace")[-2000:] for name in NODES)
+                raise RuntimeError(f"Not all nodes have started.\n{told}")
+            time.sleep(0.5)
 
     def execute(self, node: str, command: list[str], **options: Any) -> Driver:
         """Start a command on a node, in a process group of its own."""
@@ -414,14 +457,14 @@ class Cluster:
     def _start(self, name: str) -> None:
         (self._folder / name).mkdir(exist_ok=True)
         address = _address(name)
-        ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
+        start = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats"]
         options = [f"--node-ip-address={address}", "--num-cpus=2", "--object-store-memory=100000000"]
         if name == NODES[0]:
             options += ["--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={self._folder / name}"]
         else:
             options += [f"--address={HEAD}:6379"]
         output = (self._folder / f"{name}.log").open("ab")
-        self._nodes[name] = self.execute(name, [*ray, *options], stdout=output, stderr=output)
+        self._nodes[name] = self.execute(name, [*start, *options], stdout=output, stderr=output)
         time.sleep(6 if name == NODES[0] else 0)
 
     def _stop(self, name: str) -> None:
