@@ -489,7 +489,7 @@ class SKLLMConfig(metaclass=_ReadableSettings):
         """Set how long API models may take. What is not passed returns to its default.
 
         A call also ends, with an error that says so, when no row at all was served for `row_s`, or for 30 s where the
-        server is silent or refuses connections.
+        server was never reached.
 
         Parameters
         ----------
