@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
 from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 
-from skllm_ray.batch.input.files import Scanned, Unit, cut, rows_per_unit, scan
-from skllm_ray.batch.input.text_template import check_formats, template_fields
+from skllm_ray.batch.input.files import Unit, cut
 from skllm_ray.batch.job.driver import Budget, Outcome, work_off
 from skllm_ray.batch.job.options import BatchEstimator, JobOptions
+from skllm_ray.batch.job.plan import Planner, limited, remaining_calls, wanted_rows
+from skllm_ray.batch.job.pricing import Pricing
 from skllm_ray.batch.job.prior import estimated, prior_to_ask, read_prior, ready_work, with_prior
 from skllm_ray.batch.job.progress_display import Screen, State, open_screen
 from skllm_ray.batch.job.result import JobResult
 from skllm_ray.batch.job.terms import Terms
 from skllm_ray.batch.job.worker import Call, UnitWork
 from skllm_ray.batch.output.lock import OutputLock
-from skllm_ray.batch.output.manifest import (
-    Manifest,
-    load_manifest,
-    params_text,
-    probe_prompt,
-    question_hash,
-    read_schema,
-    schema_text,
-    veiled_identity,
-    with_template,
-)
+from skllm_ray.batch.output.manifest import Manifest, load_manifest, with_template
 from skllm_ray.batch.output.part import SYSTEM, add_up, table_bytes
 from skllm_ray.batch.output.parts import OutputState
-from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, distinct, list_inputs, open_folder
-from skllm_ray.config import Price, Secret
-from skllm_ray.errors import ConfigurationError, InputError, OutputMismatchError, warn
+from skllm_ray.batch.storage import Folder, StorageOptions
+from skllm_ray.config import Secret
+from skllm_ray.errors import warn
 from skllm_ray.execution.block import embedding_of
 from skllm_ray.execution.runner import run as run_rows
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.registry import most_output_tokens, price_of_spec
 from skllm_ray.tasks.base import ChatRequest, Row
 from skllm_ray.tasks.embedding import EmbeddingTask
 from skllm_ray.tasks.label_mass import low_mass
 
-_MOST_OUTPUT_TOKENS: Final = 1024
 _EMPTY: Final = "part-00000-0000000000-0000000.parquet"
 
 
@@ -80,17 +66,15 @@ class Job:
         storage: StorageOptions,
     ) -> None:
         self._estimator = estimator
-        self._inputs = tuple(inputs)
         self._output_uri = output
         self._options = options
         self._storage = storage
         self.task = estimator._task()
-        spec = estimator._checked_spec()
-        self.spec = self._priced(spec)
-        self.output = open_folder(output, storage, storage.secrets())
-        self._source_uri = base_of(self._inputs[0])
+        self._pricing = Pricing(estimator._checked_spec(), self._embedder, self.task, options)
+        self.spec = self._pricing.spec
+        self._planner = Planner(estimator, self.spec, tuple(inputs), output, options, storage)
+        self.output = self._planner.output
         self._system = self.output.below(SYSTEM)
-        self._check_prices(price_of_spec(spec))
 
     # --- planning -------------------------------------------------------------------------------------------------
 
@@ -104,17 +88,7 @@ class Job:
         OutputMismatchError
             If the output belongs to another job.
         """
-        old = load_manifest(self._system)
-        files = self._list()
-        if old is None:
-            if any(name.startswith("part-") for name in self.output.names()):
-                raise OutputMismatchError(
-                    f"output={self._output_uri!r} holds parts but no manifest.", "Give an empty or a new folder."
-                )
-            return self._manifest(self._scan(files))
-        self._refuse_changed(old, files)
-        old.check_same(self._manifest(Scanned(list(old.files), read_schema(old.input_schema)), old))
-        return self._read_again(old, files)
+        return self._planner.plan(self.task)
 
     def units(self, manifest: Manifest) -> Iterator[Unit]:
         """Yield the job's units."""
@@ -123,7 +97,7 @@ class Job:
     def requests_for(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return what would be asked about some texts, with any examples where the nearest ones cost to find."""
         task: Any = self.task
-        if getattr(task, "embedding", None) is None:
+        if self._embedder is None:
             return list(task.render(texts))
         task = replace(task, memory=_SomeExamples(task.memory))
         return list(task.render(texts, np.zeros((len(texts), 1), np.float32)))
@@ -156,9 +130,14 @@ class Job:
         """Whether texts become vectors, and nothing is written about them."""
         return isinstance(self.task, EmbeddingTask)
 
+    @property
+    def source(self) -> Folder:
+        """The input's folder, or its file."""
+        return self._planner.source
+
     def terms(self, outage_s: float | None = None) -> tuple[Terms, Terms]:
         """Return the rules for the model that answers, and for the one whose vectors the task renders with."""
-        both = self._terms(self.spec, self._price), self._terms(self._embedder or self.spec, self._embedder_price)
+        both = self._pricing.terms()
         return both if outage_s is None else (replace(both[0], outage_s=outage_s), replace(both[1], outage_s=outage_s))
 
     def ask(self, texts: Sequence[str]) -> list[Row[Any]]:
@@ -176,193 +155,15 @@ class Job:
         if prior_to_ask(self.task) is not None:
             self.task = with_prior(self.task, estimated(rows) if rows else read_prior(self.output) or ())
 
-    @cached_property
-    def source(self) -> Folder:
-        """The input's folder, or its file."""
-        return open_folder(self._source_uri, self._storage, self._storage.secrets())
-
-    def _list(self) -> list[FileInfo]:
-        secrets = self._storage.secrets()
-        found = [file for uri in self._inputs for file in list_inputs(uri, self._storage, secrets)]
-        return distinct(found, self.source)
-
-    def _scan(self, files: Sequence[FileInfo]) -> Scanned:
-        scheme, mark, _ = self._source_uri.partition("://")
-        return scan(self.source, files, self._options.filename_column, scheme + mark if mark else "")
-
-    def _refuse_changed(self, old: Manifest, files: Sequence[FileInfo]) -> None:
-        before = {file.path: file for file in old.files}
-        now = {file.path: file for file in files}
-        new = sorted(set(now) - set(before))
-        gone = sorted(set(before) - set(now))
-        changed = [
-            path for path in before if path in now and before[path].error is None and before[path].info != now[path]
-        ]
-        for what, paths in (("has new files", new), ("lacks files", gone), ("has changed files", changed)):
-            if paths:
-                raise OutputMismatchError(
-                    f"The input {what} since the job began: {_some(paths)}.",
-                    "Write to another output, with the new files alone as its input if you like.",
-                )
-
-    def _read_again(self, old: Manifest, files: Sequence[FileInfo]) -> Manifest:
-        """Return the manifest with the files that could not be read before and can be now."""
-        broken = [file.path for file in old.files if file.error is not None]
-        if not broken:
-            return old
-        again = self._scan([file for file in files if file.path in set(broken)])
-        mended = {file.path: file for file in _checked(again, self._needed()).files}
-        return replace(old, files=tuple(mended.get(file.path, file) for file in old.files))
-
-    def _manifest(self, scanned: Scanned, old: Manifest | None = None) -> Manifest:
-        given, estimator = self._options, self._estimator
-        names = scanned.schema.names
-        self._check_columns(scanned)
-        kept = tuple(names) if given.keep_columns is None else given.keep_columns
-        ours = {given.output_prefix + name: kind or pa.string() for name, kind in self._types.items()}
-        if given.keep_replies != "none":
-            ours[given.output_prefix + "raw_reply"] = pa.string()
-        if old is not None:  # a later version's new columns are not in the output, so that they collide with nothing
-            ours = {name: ours[name] for name in old.result_columns if name in ours}
-        both = sorted(set(kept) & set(ours))
-        if both:
-            raise InputError(
-                f"The input has a column {both[0]!r}, which is also the name of a result.",
-                "Pass output_prefix='…', or leave the column out with keep_columns=[…].",
-            )
-        schema = pa.schema([*(scanned.schema.field(name) for name in kept), *ours.items()])
-        files = tuple(_checked(scanned, self._needed()).files)
-        kind = type(estimator).__name__
-        task = with_template(self.task, old.template if old and old.task == kind else None)
-        return Manifest(
-            input=self._inputs,
-            text_column=None if given.text_template else given.text_column,
-            text_template=given.text_template,
-            keep_columns=kept,
-            output_prefix=given.output_prefix,
-            keep_replies=given.keep_replies,
-            task=kind,
-            model=self.spec.model,
-            identity=veiled_identity(json.dumps(getattr(self.spec, "identity", self.spec.key))),
-            params=params_text(estimator),
-            question=question_hash(task),
-            prompt=probe_prompt(task),
-            labels=_labels(estimator),
-            input_schema=schema_text(scanned.schema),
-            schema=schema_text(schema),
-            prediction_columns=tuple(estimator._column_types()),
-            unit_rows=given.unit_rows or (old.unit_rows if old else rows_per_unit(files)),
-            files=files,
-            max_output_tokens=given.max_output_tokens,
-            filename_column=given.filename_column,
-            template=getattr(task, "template", None),
-        )
-
-    def _needed(self) -> list[str]:
-        if self._options.text_template:
-            return sorted(template_fields(self._options.text_template))
-        return [self._options.text_column or ""]
-
-    def _check_columns(self, scanned: Scanned) -> None:
-        names = scanned.schema.names
-        if not any(file.error is None for file in scanned.files):
-            first = next((file for file in scanned.files), None)
-            raise InputError(
-                "No file of the input can be read" + (f": {first.path}: {first.error}." if first else "."),
-                "Give files of Parquet, CSV or JSON lines.",
-            )
-        for parameter, wanted in (
-            ("text_template" if self._options.text_template else "text_column", self._needed()),
-            ("keep_columns", self._options.keep_columns or ()),
-        ):
-            missing = [name for name in wanted if name not in names]
-            if missing:
-                raise InputError(
-                    f"{parameter}: the input has no column {missing[0]!r}.", f"Columns: {', '.join(names)}."
-                )
-        for name in dict.fromkeys([*self._needed(), *(self._options.keep_columns or names)]):
-            if name in scanned.clashes:
-                raise InputError(
-                    f"The files' columns {name!r} do not go together: {scanned.clashes[name]}.",
-                    "Convert them to one type, or leave the column out: keep_columns=[…] names those that are kept.",
-                )
-        if self._options.text_template:
-            check_formats(self._options.text_template, scanned.schema)
-        else:
-            kind = scanned.schema.field(self._options.text_column or "").type
-            if not _is_text(kind):
-                raise InputError(
-                    f"text_column={self._options.text_column!r} is of type {kind}, not of texts.",
-                    "Convert it to strings."
-                    if "binary" in str(kind)
-                    else f"Use text_template='{{{self._options.text_column}}}' to turn its values into texts.",
-                )
-
-    @cached_property
-    def _types(self) -> dict[str, pa.DataType | None]:
-        return self._estimator._output_types()
-
-    def _priced(self, spec: Any) -> Any:
-        """Return the model with the prices that were given; a half that was not is the one that is known."""
-        given = self._options
-        spec = self._cautious(spec)
-        if (given.input_price is None and given.output_price is None) or not hasattr(spec, "price"):
-            return spec
-        known = price_of_spec(spec)
-        halves = {
-            name: half if half is not None else getattr(known, name, 0.0)
-            for name, half in (("input", given.input_price), ("output", given.output_price))
-        }
-        return replace(spec, price=Price(halves["input"], halves["output"], as_of=f"{datetime.now(UTC):%Y-%m-%d}"))
-
-    def _cautious(self, spec: Any) -> Any:
-        """Return a model that leaves long waits to the job, and with a budget asks once for what was set aside once."""
-        if not hasattr(spec, "patience"):
-            return spec
-        lost = self._options.budget_usd is None
-        return replace(spec, patience=replace(spec.patience, repeats_lost=lost, waits=False))
-
-    def _check_prices(self, known: Price | None) -> None:
-        """Raise unless a budget is asked of models whose price is known."""
-        given = self._options
-        if given.budget_usd is None:
-            return
-        half = (given.input_price is None) != (given.output_price is None)
-        if half and known is None:
-            lacks = "input_price" if given.input_price is None else "output_price"
-            if lacks == "input_price" or not isinstance(self.task, EmbeddingTask):
-                raise ConfigurationError(
-                    f"budget_usd={given.budget_usd:g}, but {lacks} is missing.",
-                    f"Give it too (--{lacks.replace('_', '-')}), in US dollars per million tokens; 0 if it is free.",
-                )
-        if self._price is None:
-            raise ConfigurationError(
-                f"budget_usd={given.budget_usd:g}, but the price of {self.spec.model} is not known.",
-                "Give input_price and output_price, in US dollars per million tokens (--input-price, --output-price).",
-            )
-        if self._price.output and not self.embeds and most_output_tokens(self.spec, _MOST_OUTPUT_TOKENS) is None:
-            raise ConfigurationError(
-                f"budget_usd={given.budget_usd:g}, but request_options allow answers without a bound.",
-                "Give max_tokens, or what the server calls it, as an int of at least 1, or leave it out.",
-            )
-        if self._embedder is not None and self._embedder_price is None:
-            name = self._embedder.model
-            raise ConfigurationError(
-                f"budget_usd={given.budget_usd:g}, but the price of {name}, which makes vectors, is not known.",
-                f"Call SKLLMConfig.set_price({name!r}, input_per_million=…).",
-            )
-
-    @cached_property
-    def _price(self) -> Price | None:
-        return price_of_spec(self.spec)
-
     @property
     def _embedder(self) -> BackendSpec | None:
         return embedding_of(self.task)
 
-    @cached_property
-    def _embedder_price(self) -> Price | None:
-        return None if self._embedder is None else price_of_spec(self._embedder)
+    def _wanted(self, manifest: Manifest) -> int:
+        return wanted_rows(manifest, self._options.limit)
+
+    def _calls(self, manifest: Manifest, state: OutputState) -> deque[Call]:
+        return remaining_calls(self._wanted(manifest), state, retry_errors=self._options.retry_errors)
 
     # --- running --------------------------------------------------------------------------------------------------
 
@@ -379,7 +180,7 @@ class Job:
         with OutputLock(self._system) as lock:
             if load_manifest(self._system) != planned_on:
                 manifest = self.plan()
-            manifest = self._limited(manifest, OutputState(self.output, list(self.units(manifest))))
+            manifest = limited(manifest, OutputState(self.output, list(self.units(manifest))), self._options.limit)
             lock.check()
             manifest.save(self._system)
             state = OutputState(self.output, list(self.units(manifest)))
@@ -409,81 +210,15 @@ class Job:
         manifest = self.plan()
         return self._result(manifest, OutputState(self.output, list(self.units(manifest))), Outcome(), 0.0)
 
-    def _wanted(self, manifest: Manifest) -> int:
-        limit = self._options.limit
-        return manifest.rows_total if limit is None else min(limit, manifest.rows_total)
-
-    def _limited(self, manifest: Manifest, state: OutputState) -> Manifest:
-        """Return the manifest with a cut where this run is to stop, unless what is there was cut otherwise."""
-        limit = self._options.limit
-        if limit is None or limit >= manifest.rows_total:
-            return manifest
-        before = 0
-        for unit in state.units:
-            end = before + unit.n_rows
-            if before < limit < end:
-                if unit.part_name in state.parts:
-                    return manifest
-                return replace(manifest, cuts=(*manifest.cuts, (unit.number, unit.start + limit - before)))
-            before = end
-        return manifest
-
-    def _calls(self, manifest: Manifest, state: OutputState) -> deque[Call]:
-        calls: deque[Call] = deque()
-        before, wanted = 0, self._wanted(manifest)
-        for unit in state.units:
-            if before >= wanted:
-                break
-            before += unit.n_rows
-            resumes = unit.key in state.journals
-            if unit.part_name not in state.parts:
-                lost = state.lost.get(unit.key)
-                calls.append(Call(unit, resumes, before=lost.progress.bill() if lost else None))
-            elif self._options.retry_errors and set(state.summaries[unit.key].errors) - {"missing_text"}:
-                calls.append(Call(unit, resumes, retries=True))
-        return calls
-
     def _run(
         self, manifest: Manifest, state: OutputState, calls: deque[Call], screen: Screen, lock: OutputLock
     ) -> Outcome:
-        terms, embedder_terms = self.terms()
-        task: Any = with_template(self.task, manifest.template)
-        if self._embedder is not None:
-            task = replace(task, embedding=self._cautious(self._embedder))
-        work = UnitWork(
-            estimator=self._estimator,
-            task=task,
-            spec=self.spec,
-            manifest=replace(manifest, files=(), params=""),
-            input_uri=self._source_uri,
-            output_uri=self._output_uri,
-            options=self._storage,
-            mode="default" if self._estimator.on_error == "default" else "coerce",
-            terms=terms,
-            embedder_terms=embedder_terms,
-            types=self._types,
-            token=lock.token,
-        )
-        given = self._options
-        budget = Budget(self._output_uri, self._storage, given.budget_usd, self._price, given.keep_going)
+        given, pricing = self._options, self._pricing
+        budget = Budget(self._output_uri, self._storage, given.budget_usd, pricing.price, given.keep_going)
         wanted = self._wanted(manifest)
         view = State(manifest.model, wanted, min(wanted, state.rows_done))
         state.expect(call.key for call in calls if call.retries)
-
-        def divide(call: Call) -> list[Call]:
-            """Let a row group that cannot be read cost itself alone: its neighbours become units of their own."""
-            nonlocal manifest
-            unit = call.unit
-            if len(unit.groups) < 2 or call.retries:
-                return []
-            starts = accumulate((rows for _, _, rows in unit.groups[:-1]), initial=unit.start)
-            manifest = replace(manifest, cuts=(*manifest.cuts, *((unit.number, start) for start in starts)))
-            lock.check()
-            manifest.save(self._system)  # before there are parts of such units
-            end = unit.start + unit.n_rows
-            found = (one for one in self.units(manifest) if one.number == unit.number and unit.start <= one.start < end)
-            return [Call(one, call.resumes) for one in found]
-
+        divide = _Divider(manifest, self._system, lock)
         watch = screen, view, lock.check
 
         def ask_prior(calls: deque[Call], work: UnitWork) -> Outcome:
@@ -491,20 +226,31 @@ class Job:
             view.units_done = 0
             return outcome
 
-        ready = ready_work(work, self.output, state, lock.check, ask_prior)
+        ready = ready_work(self._work(manifest, lock), self.output, state, lock.check, ask_prior)
         if isinstance(ready, Outcome):
             return ready
-        return work_off(calls, ready, budget, self.secrets, self._options.workers, state, divide, watch)
+        return work_off(calls, ready, budget, self.secrets, given.workers, state, divide, watch)
 
-    def _terms(self, spec: BackendSpec, price: Price | None) -> Terms:
-        bound = self._options.max_output_tokens
-        if bound is None and self._options.budget_usd is not None and price and price.output:
-            bound = _MOST_OUTPUT_TOKENS
-        placement = spec.placement
-        capped = self._options.budget_usd is not None
-        rows = placement.batch_size if placement.stateful else 256 if capped else 1024
-        free = price is not None and not price.input and not price.output
-        return Terms(None if free else price, free, bound, spec, self._options.outage_s, rows, capped=capped)
+    def _work(self, manifest: Manifest, lock: OutputLock) -> UnitWork:
+        """Return what every unit needs."""
+        terms, embedder_terms = self.terms()
+        task: Any = with_template(self.task, manifest.template)
+        if self._embedder is not None:
+            task = replace(task, embedding=self._pricing.cautious(self._embedder))
+        return UnitWork(
+            estimator=self._estimator,
+            task=task,
+            spec=self.spec,
+            manifest=replace(manifest, files=(), params=""),
+            input_uri=self._planner.source_uri,
+            output_uri=self._output_uri,
+            options=self._storage,
+            mode="default" if self._estimator.on_error == "default" else "coerce",
+            terms=terms,
+            embedder_terms=embedder_terms,
+            types=self._planner.types,
+            token=lock.token,
+        )
 
     def _result(self, manifest: Manifest, state: OutputState, outcome: Outcome, seconds: float) -> JobResult:
         done = add_up(state.summaries.values())
@@ -530,6 +276,30 @@ class Job:
         )
 
 
+class _Divider:
+    """Lets a row group that cannot be read cost itself alone: its neighbours become units of their own."""
+
+    def __init__(self, manifest: Manifest, system: Folder, lock: OutputLock) -> None:
+        self._manifest = manifest
+        self._system = system
+        self._lock = lock
+
+    def __call__(self, call: Call) -> list[Call]:
+        """Return what takes the place of a unit that cannot be read; nothing where it cannot be divided."""
+        unit, manifest = call.unit, self._manifest
+        if len(unit.groups) < 2 or call.retries:
+            return []
+        starts = accumulate((rows for _, _, rows in unit.groups[:-1]), initial=unit.start)
+        manifest = replace(manifest, cuts=(*manifest.cuts, *((unit.number, start) for start in starts)))
+        self._lock.check()
+        manifest.save(self._system)  # before there are parts of such units
+        self._manifest = manifest
+        units = cut(manifest.files, manifest.unit_rows, manifest.cuts)
+        end = unit.start + unit.n_rows
+        found = (one for one in units if one.number == unit.number and unit.start <= one.start < end)
+        return [Call(one, call.resumes) for one in found]
+
+
 class _SomeExamples:
     """Stands for a memory of examples where nobody pays for vectors: any examples of each class."""
 
@@ -544,31 +314,3 @@ class _SomeExamples:
 
     def _any(self, members: list[int], n: int) -> list[int]:
         return self._random.sample(members, min(n, len(members)))
-
-
-def _some(paths: Sequence[str]) -> str:
-    return f"{paths[0]} and {len(paths) - 1:,} more" if len(paths) > 1 else paths[0]
-
-
-def _checked(scanned: Scanned, needed: Sequence[str]) -> Scanned:
-    """Mark the files that lack a column that texts are made of."""
-    files = []
-    for file in scanned.files:
-        missing = [name for name in needed if file.error is None and file.columns and name not in file.columns]
-        if missing:
-            like = [name for name in file.columns if name.lower() == missing[0].lower()]
-            told = f"it has no column {missing[0]!r}" + (f", but {like[0]!r}" if like else "")
-            file = replace(file, error=told)  # noqa: PLW2901  marked
-        files.append(file)
-    return Scanned(files, scanned.schema)
-
-
-def _labels(estimator: Any) -> tuple[str, ...] | None:
-    found = getattr(estimator, "classes_", None)
-    return None if found is None else tuple(str(label) for label in found)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
