@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping
 
 from skllm_ray.config.checks import _from_environment
+from skllm_ray.config.process_state import current, optional
 from skllm_ray.config.secret import Secret
-from skllm_ray.config.settings import SKLLMConfig, _logger
 from skllm_ray.config.values import SecretRef
 from skllm_ray.errors import MissingKeyError
+
+_logger = logging.getLogger(__name__)
 
 
 def resolve_secret(ref: SecretRef, held: Mapping[str, Secret] | None = None) -> Secret:
@@ -42,10 +45,10 @@ def resolve_secret(ref: SecretRef, held: Mapping[str, Secret] | None = None) -> 
 
 
 def _find_secret(ref: SecretRef) -> Secret | None:
-    own = SKLLMConfig._settings.openai_key if ref.name == "openai_key" else None
+    own = current().openai_key if ref.name == "openai_key" else None
     if own:
         return own
-    resolver = ref.resolver or SKLLMConfig.get_secret_resolver()
+    resolver = ref.resolver or optional("secret_resolver")
     told = _ask_resolver(resolver, ref.name) if resolver else None
     return told or next(filter(None, map(_from_environment, ref.env)), None)
 

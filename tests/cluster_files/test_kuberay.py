@@ -154,14 +154,14 @@ def test_ray_start_parameters_are_strings() -> None:
 
 
 def test_the_key_is_a_mounted_file_on_every_pod() -> None:
-    from skllm_ray.config.settings import _ENV
+    from skllm_ray.config.process_state import ENV
 
     cluster = _cluster("raycluster.yaml")
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         pod = group["template"]["spec"]
         container = pod["containers"][0]
         environment = {one["name"]: one["value"] for one in container["env"]}
-        assert set(environment) <= set(_ENV.values()) | {f"{_ENV['openai_key']}_FILE"}
+        assert set(environment) <= set(ENV.values()) | {f"{ENV['openai_key']}_FILE"}
         assert "SKLLM_CONFIG_OPENAI_KEY" not in environment
         mounts = {one["name"]: one for one in container["volumeMounts"]}
         assert mounts["secrets"]["readOnly"] is True

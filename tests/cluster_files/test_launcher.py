@@ -120,9 +120,9 @@ def test_models_are_kept_on_the_nodes_disk(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_variables_are_those_that_the_library_reads(name: str) -> None:
-    from skllm_ray.config.settings import _ENV
+    from skllm_ray.config.process_state import ENV
 
-    known = set(_ENV.values()) | {f"{_ENV['openai_key']}_FILE"}
+    known = set(ENV.values()) | {f"{ENV['openai_key']}_FILE"}
     assert set(_environment(_read(name))) <= known
 
 
