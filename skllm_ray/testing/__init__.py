@@ -1,7 +1,8 @@
 """Fakes for tests: a chat server with faults on a real socket, and a backend without one."""
 
 from skllm_ray.testing.backend import FakeBackend, FakeSpec
-from skllm_ray.testing.chat_server import Answer, ChatServer, RawAnswer, Received, StatusFault, WireFault, prompt_of
+from skllm_ray.testing.chat_server import ChatServer
+from skllm_ray.testing.script import Answer, RawAnswer, Received, StatusFault, WireFault, prompt_of
 
 __all__ = [
     "Answer",

@@ -13,7 +13,7 @@ from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import JobFailedError, NotSupportedError, PartialResultError, SkllmRayWarning
 from skllm_ray.testing import ChatServer, StatusFault
-from skllm_ray.testing.chat_server import _Response
+from skllm_ray.testing.chat_http import Response
 
 pytestmark = pytest.mark.usefixtures("local_mode")
 
@@ -30,7 +30,7 @@ class Spoken(ChatServer):
         choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         if body.get("logprobs"):
             choice["logprobs"] = {"content": [self.told(*token) for token in self.tokens]}
-        return _Response(200, json.dumps({"model": "m", "choices": [choice], "usage": {}}).encode())
+        return Response(200, json.dumps({"model": "m", "choices": [choice], "usage": {}}).encode())
 
     @staticmethod
     def told(token, others):

@@ -193,9 +193,7 @@ def test_a_model_without_system_instructions_gets_them_in_the_first_turn():
 @pytest.mark.parametrize("refuses", [True, False])
 def test_log_probabilities_that_are_not_offered_are_asked_for_once(refuses, monkeypatch):
     field = "responseLogprobs" if refuses else "no such field"
-    monkeypatch.setattr(
-        "skllm_ray.testing.chat_server._asks_log_probs", lambda body: False
-    )  # the server looks past them
+    monkeypatch.setattr("skllm_ray.testing.chat_forms.asks_log_probs", lambda body: False)  # the server looks past them
     strict = Strict(field, "Logprobs is not enabled for models/gemini-3.5-flash", '{"label": "negative"}')
     with ChatServer(strict) as server:
         backend = spec_for(server, log_probs=True).open(lambda ref: TOKEN)

@@ -440,11 +440,11 @@ def test_a_model_without_a_system_role_gets_its_text_in_the_first_user_message(f
 def finished(reason, content, **message):
     class Server(ChatServer):
         def _answer_to(self, path, body, key):
-            from skllm_ray.testing.chat_server import _Response
+            from skllm_ray.testing.chat_http import Response
 
             choice = {"finish_reason": reason, "message": {"role": "assistant", "content": content, **message}}
             usage = {"prompt_tokens": 3, "completion_tokens": 4}
-            return _Response(200, json.dumps({"model": "m", "choices": [choice], "usage": usage}).encode())
+            return Response(200, json.dumps({"model": "m", "choices": [choice], "usage": usage}).encode())
 
     return Server()
 

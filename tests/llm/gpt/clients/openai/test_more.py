@@ -232,10 +232,10 @@ def test_every_good_row_of_a_bad_day_is_delivered_and_every_bad_row_typed():
 def test_embeddings_split_a_part_that_holds_a_refused_text():
     class Picky(ChatServer):
         def _answer_to(self, path, body, key):
-            from skllm_ray.testing.chat_server import _error
+            from skllm_ray.testing.chat_http import error_response
 
             if any(len(text) > 100 for text in body["input"]):
-                return _error(StatusFault(400, "too long", "context_length_exceeded", "input"))
+                return error_response(StatusFault(400, "too long", "context_length_exceeded", "input"))
             return super()._answer_to(path, body, key)
 
     texts = ["x y"] * 10 + ["z" * 101] + ["x y"] * 10
