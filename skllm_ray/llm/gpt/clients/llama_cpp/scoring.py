@@ -309,6 +309,7 @@ def _decode_group(engine: Engine, group: Sequence[Row], n_prefix: int, step: int
         last = row.common[-1:]
         for part in parts[1:]:
             engine.trim(len(row.common) - 1)
+            engine.release(0)  # what filled the decode before up stands at earlier positions
             batch = engine.new_batch()
             batch.add(last, len(row.common) - 1, 1, max(p.n_continuations for p in parts), last_wanted=True)
             batch.add(part.tokens, len(row.common) + part.depths, 1 + part.firsts, part.counts, wanted=True)

@@ -489,6 +489,17 @@ def test_the_search_for_the_best_of_many_labels_finds_the_arg_max(backend):
         assert one.text == other.text or top - second < TOLERANCE
 
 
+def test_labels_that_one_decode_does_not_hold_have_exact_scores_as_well(backend):
+    labels = tuple(f"{colour} {number}" for colour in ("red", "green", "blue") for number in range(100))
+    requests = [question(text, labels) for text in TEXTS]
+    exact = [replace(request, choices=replace(request.choices, exact=True)) for request in requests]
+    together = np.stack([reply.log_probs for reply in backend.complete(exact)])
+    alone = np.stack([backend.complete([request])[0].log_probs for request in exact])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    found = np.stack([reply.log_probs for reply in backend.complete(requests)])
+    np.testing.assert_allclose(np.exp(together), np.exp(found), atol=TOLERANCE)
+
+
 def test_the_search_agrees_with_the_scores_on_real_texts(backend):
     things, kinds = ("delivery", "price", "quality", "battery", "staff", "screen", "room"), ("good", "bad", "mixed")
     labels = tuple(f"{thing} {much}{kind}" for thing in things for much in ("", "very ", "a bit ") for kind in kinds)
