@@ -6,7 +6,6 @@ process. ``skllm-ray tune`` offers the same on the command line.
 
 from skllm_ray.errors import AmbiguousSubmission
 from skllm_ray.execution.tuning_jobs import (
-    Polling,
     adopt,
     cancel,
     find_job,
@@ -16,6 +15,7 @@ from skllm_ray.execution.tuning_jobs import (
     resume_all,
     wait,
 )
+from skllm_ray.execution.tuning_watcher import Polling
 from skllm_ray.llm.tuning import TuningJob
 
 __all__ = [

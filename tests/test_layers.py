@@ -35,7 +35,7 @@ LAYERS = {
     "text2text": {"models"},
     "vectorization": {"models"},
     "trusted": {"classification", "text2text", "vectorization", "models", "memory", "tasks", "llm.base", "config"},
-    "tuning": {"execution.tuning_jobs", "llm.tuning", "errors"},
+    "tuning": {"execution.tuning_jobs", "execution.tuning_watcher", "llm.tuning", "errors"},
     "batch": {
         "", "batch", "tasks", "llm.registry", "llm.base", "llm.cancellation", "execution", "config", "errors",
         "plain_text",

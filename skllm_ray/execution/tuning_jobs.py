@@ -13,55 +13,25 @@ the same functions run in this process without Ray.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import random
-import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from skllm_ray.config import Secret, SecretRef, resolve_secret
+from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, ConfigurationError, InputError, JobFailedError, SkllmRayError, warn
 from skllm_ray.execution import ray_state, session
+from skllm_ray.execution.tuning_submission import submit_here, submit_on_cluster
+from skllm_ray.execution.tuning_watcher import STARTING_S, OpenService, Polling, ask_once, watch, watchers
 from skllm_ray.llm.registry import secrets_of
-from skllm_ray.llm.tuning import TuningJob, TuningSpec, submit
+from skllm_ray.llm.tuning import TuningJob, TuningSpec
 from skllm_ray.llm.tuning.job import BEFORE_POST
 from skllm_ray.llm.tuning.store import TuningStore
-from skllm_ray.llm.tuning.submit import Patience, TuningService, recover, refresh
-from skllm_ray.llm.tuning_services import open_service
+from skllm_ray.llm.tuning.submit import Patience, refresh
 from skllm_ray.llm.tuning_stores import open_store
 
-if TYPE_CHECKING:
-    from skllm_ray.execution.secrets import Sealed
-
 _log = logging.getLogger(__name__)
-_PREFIX = ray_state.shared_name("tuning-watcher", TuningJob, TuningSpec, SecretRef) + "-"
-_FAR_S = 3600.0
-_STARTING_S = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Polling:
-    """How often a service is asked for a job."""
-
-    first_s: float = 15.0
-    growth: float = 1.5
-    longest_s: float = 300.0
-    jitter: float = 0.2
-    """Share of every pause that is random, so that many jobs do not ask at once."""
-
-    def pause_s(self, n_polls: int) -> float:
-        """Return the pause after so many polls that brought nothing new.
-
-        Examples
-        --------
-        >>> Polling(jitter=0).pause_s(0), Polling(jitter=0).pause_s(100)
-        (15.0, 300.0)
-        """
-        pause_s = min(self.longest_s, self.first_s * self.growth ** min(n_polls, 50))
-        return pause_s * (1 + self.jitter * (2 * random.random() - 1))
 
 
 def submit_job(
@@ -96,9 +66,9 @@ def submit_job(
     store = open_store()
     secrets = secrets_of(key)
     if ray_state.is_local_mode():
-        return _submit_here(store.url, spec, data, estimator, new, patience, secrets)
+        return submit_here(store.url, spec, data, estimator, new, patience, secrets)
     session.ensure()
-    job = _submit_on_cluster(store, spec, data, estimator, new, patience, secrets)
+    job = submit_on_cluster(store, spec, data, estimator, new, patience, secrets)
     watch(store, secrets, polling)
     return job
 
@@ -187,9 +157,9 @@ def list_jobs(*, store: str | None = None) -> list[TuningJob]:
     if ray_state.is_initialised():
         import ray
 
-        for actor in _watchers():
+        for actor in watchers():
             try:
-                others = ray.get(actor.jobs.remote(), timeout=_STARTING_S)
+                others = ray.get(actor.jobs.remote(), timeout=STARTING_S)
             except ray.exceptions.RayError:
                 continue  # its node is gone; its store is not, and whoever opens that sees the jobs
             found = {job.key: job for job in others} | found
@@ -221,7 +191,7 @@ def cancel(name: str, *, store: str | None = None, key: str | None = None) -> Tu
         )
     if job.has_ended:
         return job
-    with _Open(job.spec, secrets) as service:
+    with OpenService(job.spec, secrets) as service:
         service.cancel(job.id)
         return refresh(job, opened, service)
 
@@ -238,7 +208,7 @@ def adopt(name: str, job_id: str, *, store: str | None = None, key: str | None =
     job = opened.find(name)
     if job.id is not None:
         raise InputError(f"The tuning job {job.key} is {job.id} already.", "Nothing was changed.")
-    with _Open(job.spec, secrets_of(key)) as service:
+    with OpenService(job.spec, secrets_of(key)) as service:
         found = service.get(job_id)
         if found is None:
             raise InputError(
@@ -273,137 +243,12 @@ def resume_all(*, store: str | None = None, key: str | None = None, polling: Pol
     return [_refreshed(job, opened, secrets) for job in going]
 
 
-def watch(
-    store: TuningStore, secrets: Mapping[str, Secret], polling: Polling | None = None
-) -> Mapping[str, SkllmRayError]:
-    """Start the store's watcher unless it runs, and hand it credentials, which live in its memory alone.
-
-    Return, by key, why it could not learn of a job when it asked last.
-    """
-    import ray
-
-    from skllm_ray.execution.secrets import Sealed
-
-    name = _watcher_name(store)
-    options: dict[str, Any] = {
-        "name": name,
-        "namespace": ray_state.NAMESPACE,
-        "lifetime": "detached",
-        "get_if_exists": True,
-        "num_cpus": 0,
-        "max_restarts": -1,
-        "max_concurrency": 4,
-    }
-    actor: Any = ray.remote(_Watcher).options(**options, **_placed(store)).remote(store.url, polling or Polling())
-    try:
-        ray.get(actor.wake.remote(Sealed(secrets.values())), timeout=_STARTING_S)
-        troubles: dict[str, SkllmRayError] = ray.get(actor.troubles.remote(), timeout=_STARTING_S)
-    except (ray.exceptions.RayError, TimeoutError) as error:
-        raise ClusterError(
-            f"The watcher of the tuning jobs does not answer: {type(error).__name__}.",
-            "The jobs go on at their service; `skllm-ray tune wait ID` asks for them without Ray.",
-        ) from None
-    return troubles
-
-
-class _Watcher:
-    """Polls the jobs of one store, each at its own pace. It knows no way to submit anything."""
-
-    def __init__(self, store_url: str, polling: Polling) -> None:
-        self._store = open_store(store_url)
-        self._polling = polling
-        self._secrets: dict[str, Secret] = {}
-        self._due: dict[str, tuple[float, int]] = {}
-        self._troubles: dict[str, SkllmRayError] = {}
-        self._woken = threading.Event()
-        self._starting = threading.Lock()
-        self._thread = self._started()
-
-    def wake(self, secrets: Sealed) -> int:
-        """Take in credentials, and look for new jobs; return this process's ID."""
-        import os
-
-        self._secrets.update(secrets.open())
-        with self._starting:
-            if not self._thread.is_alive():
-                self._thread = self._started()
-        self._woken.set()
-        return os.getpid()
-
-    def troubles(self) -> dict[str, SkllmRayError]:
-        """Return, by key, why a job could not be learnt of when its service was asked last."""
-        return dict(self._troubles)
-
-    def jobs(self) -> list[TuningJob]:
-        """Return all jobs of the store."""
-        return self._store.jobs()
-
-    def _started(self) -> threading.Thread:
-        thread = threading.Thread(target=self._run, name="tuning-watcher", daemon=True)
-        thread.start()
-        return thread
-
-    def _run(self) -> None:
-        while True:
-            self._woken.clear()
-            self._woken.wait(self._poll_due())
-
-    def _polled(self, job: TuningJob) -> TuningJob:
-        """Return `job` after asking its service once; what goes wrong is kept for whoever waits for it."""
-        self._troubles.pop(job.key, None)
-        try:
-            return _asked(job, self._store, self._secrets)
-        except Exception as error:  # noqa: BLE001  one job's service must not end the watch over the others
-            ours = error if isinstance(error, SkllmRayError) else SkllmRayError(f"{type(error).__name__}: {error}")
-            self._troubles[job.key] = ours
-            return job
-
-    def _poll_due(self) -> float:
-        """Poll what is due; return the seconds until something else is."""
-        now = time.monotonic()
-        try:
-            going = [job for job in self._store.jobs() if not job.has_ended and job.state not in BEFORE_POST]
-        except Exception as error:  # noqa: BLE001  the store is away, in whatever way
-            _log.warning("the store of the tuning jobs cannot be read (%s)", type(error).__name__)
-            return self._polling.longest_s
-        for job in going:
-            due, n_polls = self._due.get(job.key, (now, 0))
-            if due > now:
-                continue
-            after = self._polled(job)
-            n_polls = n_polls + 1 if after.version == job.version else 0
-            self._due[job.key] = (time.monotonic() + self._polling.pause_s(n_polls), n_polls)
-        waits = [self._due[job.key][0] - time.monotonic() for job in going]
-        return max(0.05, min([*waits, _FAR_S]))
-
-
-class _Open:
-    """An open service that is closed again."""
-
-    def __init__(self, spec: TuningSpec, secrets: Mapping[str, Secret]) -> None:
-        self._service = open_service(spec, lambda reference: resolve_secret(reference, secrets))
-
-    def __enter__(self) -> TuningService:
-        return self._service
-
-    def __exit__(self, *exception: object) -> None:
-        self._service.close()
-
-
-def _asked(job: TuningJob, store: TuningStore, secrets: Mapping[str, Secret]) -> TuningJob:
-    """Return `job` after asking its service once."""
-    if job.has_ended and not (job.spec.delete_data and job.data):
-        return job
-    with _Open(job.spec, secrets) as service:
-        return refresh(job, store, service)
-
-
 def _refreshed(
     job: TuningJob, store: TuningStore, secrets: Mapping[str, Secret], tell: Callable[[str], object] = _log.info
 ) -> TuningJob:
     """Return `job` after asking its service once; as it was if the service is away, which `tell` is told."""
     try:
-        return _asked(job, store, secrets)
+        return ask_once(job, store, secrets)
     except ConfigurationError:
         raise
     except (SkllmRayError, OSError) as error:
@@ -419,104 +264,3 @@ def _written(store: TuningStore, job: TuningJob) -> TuningJob:
     if stored is None:
         raise ClusterError(f"The tuning job {job.key} was changed by somebody else just now.", "Look, and call again.")
     return stored
-
-
-def _submit_here(
-    store_url: str,
-    spec: TuningSpec,
-    data: bytes,
-    estimator: dict[str, Any],
-    new: bool,
-    patience: Patience | None,
-    secrets: Mapping[str, Secret],
-) -> TuningJob:
-    with _Open(spec, secrets) as service:
-        service.check()
-        return submit(spec, data, open_store(store_url), service, estimator=estimator, new=new, patience=patience)
-
-
-def _submit_as_task(
-    store_url: str,
-    spec: TuningSpec,
-    data: bytes,
-    estimator: dict[str, Any],
-    new: bool,
-    patience: Patience | None,
-) -> TuningJob | SkllmRayError:
-    """Run in a Ray worker. Errors are returned: raised ones would come back in a form of Ray's own."""
-    from skllm_ray.execution.secrets import fetch_secrets
-
-    try:
-        return _submit_here(store_url, spec, data, estimator, new, patience, fetch_secrets())
-    except SkllmRayError as error:
-        return error
-
-
-def _submit_on_cluster(
-    store: TuningStore,
-    spec: TuningSpec,
-    data: bytes,
-    estimator: dict[str, Any],
-    new: bool,
-    patience: Patience | None,
-    secrets: Mapping[str, Secret],
-) -> TuningJob:
-    import ray
-
-    from skllm_ray.execution.secrets import hand_over
-
-    hand_over(secrets)
-    task = ray.remote(_submit_as_task).options(
-        name="submit_tuning_job", num_cpus=0, max_retries=0, retry_exceptions=False, **_placed(store)
-    )
-    try:
-        outcome: TuningJob | SkllmRayError = ray.get(
-            task.remote(store.url, spec, ray.put(data), estimator, new, patience)
-        )
-    except ray.exceptions.RayTaskError:
-        raise
-    except ray.exceptions.RayError as error:
-        if new:  # which of the copies it was about to buy is not known here: the newest in the store
-            spec = _newest(spec, store)
-        with _Open(spec, secrets) as service:
-            try:
-                return recover(spec.key, store, service, patience)
-            except JobFailedError as lost:
-                raise ClusterError(
-                    f"{lost.message} ({type(error).__name__})", "Nothing was bought: call again."
-                ) from None
-    if isinstance(outcome, SkllmRayError):
-        raise outcome
-    return outcome
-
-
-def _newest(spec: TuningSpec, store: TuningStore) -> TuningSpec:
-    while store.read(replace(spec, copy=spec.copy + 1).key) is not None:
-        spec = replace(spec, copy=spec.copy + 1)
-    return spec
-
-
-def _placed(store: TuningStore) -> dict[str, Any]:
-    """Return the Ray options that keep work where the store is."""
-    if not store.is_local:
-        return {}
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    node = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
-
-
-def _watcher_name(store: TuningStore) -> str:
-    import ray
-
-    where = ray.get_runtime_context().get_node_id() if store.is_local else ""
-    return _PREFIX + hashlib.sha256(f"{where} {store.url}".encode()).hexdigest()[:16]
-
-
-def _watchers() -> list[Any]:
-    import ray
-
-    named = ray.util.list_named_actors(all_namespaces=True)
-    ours = [found["name"] for found in named if found["namespace"] == ray_state.NAMESPACE]
-    return [ray.get_actor(name, namespace=ray_state.NAMESPACE) for name in ours if name.startswith(_PREFIX)]

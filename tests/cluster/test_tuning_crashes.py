@@ -237,9 +237,9 @@ def watcher_pid(world: World, address: str, settings: dict[str, str]) -> int:
     code = """
     import ray, skllm_ray
     skllm_ray.init()
-    from skllm_ray.execution.tuning_jobs import _watchers
+    from skllm_ray.execution.tuning_watcher import watchers
     from skllm_ray.execution.secrets import Sealed
-    [watcher] = _watchers()
+    [watcher] = watchers()
     print(ray.get(watcher.wake.remote(Sealed([]))))
     """
     done = run_script(code, RAY_ADDRESS=address, **settings)

@@ -9,9 +9,10 @@ import pytest
 
 from skllm_ray.config import Secret, SecretRef
 from skllm_ray.errors import ConfigurationError, JobFailedError, SkllmRayWarning
-from skllm_ray.execution import ray_state, tuning_jobs
+from skllm_ray.execution import ray_state, tuning_jobs, tuning_watcher
 from skllm_ray.execution.secrets import Sealed
-from skllm_ray.execution.tuning_jobs import Polling, _Watcher, wait
+from skllm_ray.execution.tuning_jobs import wait
+from skllm_ray.execution.tuning_watcher import Polling, Watcher
 from skllm_ray.llm.tuning import ServerJob, TuningJob, TuningSpec
 from skllm_ray.llm.tuning_stores import open_store
 
@@ -45,7 +46,7 @@ def store(tmp_path, monkeypatch):
 
 def serve(monkeypatch, *script):
     service = Service(*script)
-    monkeypatch.setattr(tuning_jobs, "open_service", lambda spec, resolve: service)
+    monkeypatch.setattr(tuning_watcher, "open_service", lambda spec, resolve: service)
     return service
 
 
@@ -68,7 +69,7 @@ def test_a_record_keeps_the_resolver_and_reads_what_a_later_version_wrote():
 @pytest.mark.parametrize("error", [TypeError("odd"), ZeroDivisionError(), JobFailedError("away"), OSError("gone")])
 def test_the_watcher_outlives_whatever_a_service_does_and_tells_of_it(store, monkeypatch, error):
     service = serve(monkeypatch, "running", error)
-    watcher = _Watcher(store.url, FAST)
+    watcher = Watcher(store.url, FAST)
     until(watcher.troubles)
     assert type(error).__name__ in repr(watcher.troubles()) or "away" in str(watcher.troubles())
     service.script[:] = ["succeeded"]
@@ -78,8 +79,8 @@ def test_the_watcher_outlives_whatever_a_service_does_and_tells_of_it(store, mon
 
 def test_a_watchers_thread_that_died_is_started_again(store, monkeypatch):
     serve(monkeypatch, "succeeded")
-    monkeypatch.setattr(_Watcher, "_run", lambda self: None)
-    watcher = _Watcher(store.url, FAST)
+    monkeypatch.setattr(Watcher, "_run", lambda self: None)
+    watcher = Watcher(store.url, FAST)
     until(lambda: not watcher._thread.is_alive())
     monkeypatch.undo()
     serve(monkeypatch, "succeeded")
@@ -89,7 +90,7 @@ def test_a_watchers_thread_that_died_is_started_again(store, monkeypatch):
 
 def test_waiting_for_a_job_that_the_watcher_cannot_ask_for_ends_with_the_reason(store, monkeypatch):
     serve(monkeypatch, ConfigurationError("No openai_key was found."))
-    watcher = _Watcher(store.url, FAST)
+    watcher = Watcher(store.url, FAST)
 
     def watch(*arguments):
         watcher.wake(Sealed([]))

@@ -92,7 +92,8 @@ class Tunable(LLMEstimator):
         JobFailedError
             If the service refused the job, or it ended without a model.
         """
-        from skllm_ray.execution.tuning_jobs import Polling, wait_with_progress
+        from skllm_ray.execution.tuning_jobs import wait_with_progress
+        from skllm_ray.execution.tuning_watcher import Polling
 
         job = self.submit_tuning(X, y, new=new)
         job = wait_with_progress(
@@ -114,7 +115,8 @@ class Tunable(LLMEstimator):
         TuningJob
             :meth:`from_job` makes a fitted estimator of it once it has ended.
         """
-        from skllm_ray.execution.tuning_jobs import Polling, submit_job
+        from skllm_ray.execution.tuning_jobs import submit_job
+        from skllm_ray.execution.tuning_watcher import Polling
 
         self._forget_fit()
         self._validate_params()
