@@ -22,7 +22,8 @@ from skllm_ray.execution import parent_process, placement, ray_state
 from skllm_ray.execution.last_words import quoted
 from skllm_ray.execution.model_actor import ModelActor, ReplicaInfo
 from skllm_ray.execution.open_backends import warn_of_changes
-from skllm_ray.execution.pool_actor import DIED, SHARED, Opened, PoolActor
+from skllm_ray.execution.pool_actor import DIED, SHARED, PoolActor
+from skllm_ray.execution.pool_state import Opened
 from skllm_ray.execution.progress import download_bar
 from skllm_ray.execution.ray_state import NAMESPACE
 from skllm_ray.execution.worker_feedback import Answers

@@ -13,8 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import ray
@@ -33,6 +32,7 @@ from skllm_ray.errors import ClusterError
 from skllm_ray.execution.last_words import Place, quoted, why_not_loaded, words_of
 from skllm_ray.execution.model_actor import IdleExit, ModelActor, ReplicaInfo
 from skllm_ray.execution.placement import Share, fits_a_node, no_room, nodes_to_avoid, replicas_to_add, share_of
+from skllm_ray.execution.pool_state import NOWHERE, Model, Opened, Replica, opened
 from skllm_ray.execution.ray_state import NAMESPACE, shared_name
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
@@ -68,63 +68,8 @@ _NAME: Final = shared_name("replica", *_TOLD) + "-"
 _IDLE_S: Final = 24 * 3600.0
 _TICK_S: Final = 0.5
 _GROW_EVERY_S: Final = 1.0
-_GROW_AGAIN_S: Final = 60.0  # after a failure, doubled each time
 _MOST_DEATHS: Final = 40  # in a row, per replica; the search for one bad row among 256 costs 11
 _DOUBTS: Final = 3  # deaths in a row, from which on a new replica must answer a trivial request first
-_NOWHERE: Final = Place("")
-
-
-@dataclass(slots=True)
-class _Replica:
-    handle: Any
-    info: ReplicaInfo
-    place: Place = _NOWHERE
-    in_flight: int = 0
-
-
-@dataclass(slots=True)
-class _Model:
-    spec: BackendSpec
-    share: Share
-    number: int
-    replicas: dict[int, _Replica] = field(default_factory=dict)
-    loads: list[Future[None]] = field(default_factory=list)
-    arriving: list[Any] = field(default_factory=list)
-    """Actors that have found room and load."""
-    closed: bool = False
-    given_up: ClusterError | None = None
-    deaths: int = 0
-    """Since the last answer."""
-    words: str = ""
-    """What the process that died last wrote at its end, where that tells why."""
-    grow_at: float = 0.0
-    grow_pause_s: float = _GROW_AGAIN_S
-
-    @property
-    def is_loading(self) -> bool:
-        """Whether replicas are on their way."""
-        return any(not load.done() for load in self.loads)
-
-    @property
-    def failure(self) -> BaseException | None:
-        """Why there is no replica and none on its way; None where there is one."""
-        if self.given_up is not None or self.replicas or self.is_loading:
-            return self.given_up
-        return next((error for load in reversed(self.loads) if (error := load.exception()) is not None), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """How far a model is."""
-
-    number: int
-    """Which loading of the model this is; to be given when asking again."""
-    spec: BackendSpec
-    """With the settings of its first use."""
-    n_replicas: int
-    """0 while it loads."""
-    arriving: tuple[Any, ...]
-    """The actors that load."""
 
 
 class PoolActor:
@@ -139,7 +84,7 @@ class PoolActor:
     def __init__(self, *, shared: bool = False) -> None:
         self._shared = shared
         self._idle = IdleExit(_IDLE_S if shared else None)
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, Model] = {}
         self._cleared: set[str] = set()
         self._state = threading.RLock()
         self._loaders = ThreadPoolExecutor(32, "load")
@@ -161,11 +106,11 @@ class PoolActor:
             if model is not None and number == model.number and model.failure is not None:
                 raise model.failure
             if model is None or model.failure is not None:
-                model = _Model(spec, share_of(spec.placement), next(self._numbers))
+                model = Model(spec, share_of(spec.placement), next(self._numbers))
                 self._models[spec.key] = model
                 self._cleared.discard(spec.key)
                 self._submit(model, self._load_first, model, fixed_size)
-            return _opened(model)
+            return opened(model)
 
     def look(self, key: str) -> Opened | None:
         """Return how far a model is that somebody opened; None if it is not there and not on its way.
@@ -182,7 +127,7 @@ class PoolActor:
             if not is_full and not model.is_loading and time.monotonic() >= model.grow_at:
                 model.grow_at = time.monotonic() + _GROW_EVERY_S
                 self._submit(model, self._grow, model)
-            return _opened(model)
+            return opened(model)
 
     def take(self, key: str, n: int) -> list[tuple[int, Any]] | None:
         """Return `n` replicas, the least loaded first, each counted as one call in flight.
@@ -262,34 +207,34 @@ class PoolActor:
                     found += [(model.spec.model, replica.handle, replica.info) for replica in model.replicas.values()]
             return found
 
-    def _close(self, model: _Model) -> None:
+    def _close(self, model: Model) -> None:
         """End what is on its way."""
         model.closed = True
         _kill(model.arriving)
 
     # --- in threads of its own ---------------------------------------------------------------------------------------
 
-    def _submit(self, model: _Model, function: Any, *args: Any) -> None:
+    def _submit(self, model: Model, function: Any, *args: Any) -> None:
         running = [load for load in model.loads if not load.done()]
         model.loads = [*running, self._loaders.submit(function, *args)]
 
-    def _load_first(self, model: _Model, fixed_size: bool) -> None:
+    def _load_first(self, model: Model, fixed_size: bool) -> None:
         if fixed_size and not fits_a_node(model.share):
             raise no_room(model.spec, model.share)
         placement = model.spec.placement
         self._load(model, replicas_to_add(placement, model.share), placement.min_replicas)
 
-    def _grow(self, model: _Model) -> None:
+    def _grow(self, model: Model) -> None:
         more = replicas_to_add(model.spec.placement, model.share, len(model.replicas))
         if more > 0:
             self._load(model, more, 0)
 
-    def _replace(self, model: _Model, place: Place) -> None:
+    def _replace(self, model: Model, place: Place) -> None:
         """Load a replica in place of one that died at `place`."""
         model.words = words_of(place) or model.words
         self._load(model, 1, 1)
 
-    def _load(self, model: _Model, wanted: int, at_least: int) -> None:
+    def _load(self, model: Model, wanted: int, at_least: int) -> None:
         """Start and load up to `wanted` replicas; raise unless `at_least` of them find room and load.
 
         What cannot load is tried once more, on other nodes if there are any: a file may be damaged on one of them, or
@@ -318,8 +263,8 @@ class PoolActor:
             _logger.warning("%d replica(s) of %s could not load: %s", len(failed), model.spec.model, failed[0][1])
 
     def _try(
-        self, model: _Model, wanted: int, at_least: int, avoided: frozenset[str]
-    ) -> tuple[list[_Replica], list[tuple[Place, Exception]]]:
+        self, model: Model, wanted: int, at_least: int, avoided: frozenset[str]
+    ) -> tuple[list[Replica], list[tuple[Place, Exception]]]:
         """Return the replicas that loaded, and the failures of those that found room, each with its place."""
         keep_alive_s = model.spec.placement.keep_alive_s if self._shared else None
         actors = [_start_actor(model.share, keep_alive_s, avoided) for _ in range(wanted)]
@@ -343,15 +288,11 @@ class PoolActor:
         loaded, failed = [], []
         for actor, place, info in zip(placed, places, infos, strict=True):
             if isinstance(info, ReplicaInfo):
-                loaded.append(_Replica(actor, info, place))
+                loaded.append(Replica(actor, info, place))
             else:
                 ray.kill(actor)
                 failed.append((place, info))
         return loaded, failed
-
-
-def _opened(model: _Model) -> Opened:
-    return Opened(model.number, model.spec, len(model.replicas), tuple(model.arriving))
 
 
 def _start_actor(share: Share, keep_alive_s: float | None, avoided: frozenset[str]) -> Any:
@@ -376,7 +317,7 @@ def _end_orphans() -> None:
                 continue
 
 
-def _await_room(model: _Model, actors: list[Any]) -> list[Any]:
+def _await_room(model: Model, actors: list[Any]) -> list[Any]:
     """Return those actors that find room in time."""
     pings = {actor.ping.remote(): actor for actor in actors}
     waiting, placed = list(pings), []
@@ -397,7 +338,7 @@ def _place_of(actor: Any) -> Place:
     try:
         found: Place = ray.get(actor.place.remote())
     except DIED:
-        return _NOWHERE
+        return NOWHERE
     return found
 
 

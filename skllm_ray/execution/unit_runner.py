@@ -11,10 +11,10 @@ import os
 import threading
 import time
 import traceback
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from skllm_ray.config import Secret
@@ -23,15 +23,13 @@ from skllm_ray.execution import ray_state, session
 from skllm_ray.execution.block import embedding_of, opened_pair
 from skllm_ray.execution.cluster_status import Lookout
 from skllm_ray.execution.inherited_secrets import inherited
+from skllm_ray.execution.unit_tasks import Died, UnitTasks
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.tasks.base import Task
 
 _TICK_S: Final = 0.5
 _RESTART_S: Final = 60.0  # the longest wait for a shared object whose process died
-_TASK_S: Final = 1.0  # the least time that a task should take
-_MOST_DEATHS: Final = 3
 _MOST_TASKS: Final = 8
-_FAREWELL_S: Final = 5.0  # for cancelled tasks, to write down what they know
 _RARELY: Final = (100_000, 20, 20)
 _held: dict[str, Any] = {}
 C = TypeVar("C")
@@ -51,13 +49,6 @@ class Shared(Protocol):
 
 Function = Callable[[C, Backend, "Backend | None", Shared, Mapping[str, Secret]], Any]
 """What is done with each unit; it gets the open backends, the shared object and the credentials."""
-
-
-@dataclass(frozen=True)
-class Died:
-    """What stands for the result of a unit whose workers died."""
-
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -171,77 +162,23 @@ class UnitRunner:
 
         from skllm_ray.execution.metrics import show_units
 
-        running: dict[Any, _Batch] = {}
         function = ray.remote(_run_units).options(num_cpus=0, max_retries=0, scheduling_strategy="SPREAD")
-        deaths: Counter[int] = Counter()
-        suspects: set[Any] = set()
-        pace, shown_at = _Pace(self.n_tasks), 0.0
+        tasks = UnitTasks(partial(function.remote, [self._work]), shared, self.n_tasks)
+        shown_at = 0.0
         try:
-            while waiting or running:
-                while waiting and len(running) < self.n_tasks:
-                    batch = _next_batch(waiting, pace.n_units(len(waiting)), suspects)
-                    running[function.remote([self._work], batch, shared)] = _Batch(batch, time.monotonic())
+            while waiting or tasks.running:
+                tasks.start(waiting)
                 if time.monotonic() - shown_at > _TICK_S:
                     shown_at = time.monotonic()
-                    show_units(len(waiting), len(running))
-                done, _ = ray.wait(list(running), num_returns=1, timeout=_TICK_S)
+                    show_units(len(waiting), len(tasks.running))
+                done, _ = ray.wait(list(tasks.running), num_returns=1, timeout=_TICK_S)
                 if not done:
                     yield None
                 for reference in done:
-                    batch = running[reference].units
-                    pace.learn(running.pop(reference))
-                    results = _results(reference, len(batch))
-                    shared_it = len(batch) > 1 and all(isinstance(result, Died) for result in results)
-                    suspects.update(map(_place, batch if shared_it else ()))
-                    for unit, result in zip(batch, results, strict=True):
-                        if isinstance(result, Died) and (shared_it or deaths[_place(unit)] + 1 < _MOST_DEATHS):
-                            deaths[_place(unit)] += not shared_it
-                            waiting.appendleft(again(unit))
-                        else:
-                            yield unit, result
+                    yield from tasks.results(reference, waiting, again)
         finally:
             show_units(0, 0)
-            for reference in running:
-                with suppress(Exception):
-                    ray.cancel(reference)
-            if running:
-                with suppress(Exception):
-                    ray.wait(list(running), num_returns=len(running), timeout=_FAREWELL_S)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Units that one task does, one after the other."""
-
-    units: list[Any]
-    began: float
-
-
-class _Pace:
-    """Decides how many units a task gets: so many that a worker does not wait for the driver most of its time."""
-
-    def __init__(self, n_tasks: int) -> None:
-        self._n_tasks = n_tasks
-        self._seconds = _TASK_S
-
-    def learn(self, batch: _Batch) -> None:
-        self._seconds = (time.monotonic() - batch.began) / len(batch.units)
-
-    def n_units(self, n_waiting: int) -> int:
-        """Return one where units are long, more where they are short, and again one towards the end."""
-        return max(1, min(int(_TASK_S / max(1e-3, self._seconds)), n_waiting // (4 * self._n_tasks), n_waiting))
-
-
-def _next_batch(waiting: deque[Any], n: int, suspects: set[Any]) -> list[Any]:
-    """Return the next units of one task; one that may have killed its worker goes by itself."""
-    batch = [waiting.popleft()]
-    while waiting and len(batch) < n and not suspects & {_place(batch[0]), _place(waiting[0])}:
-        batch.append(waiting.popleft())
-    return batch
-
-
-def _place(unit: Any) -> Any:
-    return getattr(unit, "key", id(unit))
+            tasks.cancel()
 
 
 def node_name() -> str:
@@ -367,17 +304,6 @@ def _guarded(function: Function[Any], unit: Any, *given: Any) -> Any:
     except Exception as error:  # noqa: BLE001  the boundary: one unit's failure must not lose the others
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return Failed(f"{type(error).__name__} in {frame.name}, line {frame.lineno}")
-
-
-def _results(reference: Any, n_units: int) -> list[Any]:
-    """Return the results of a task's units; each is a `Died` where its worker died."""
-    import ray
-    from ray.exceptions import RayError
-
-    try:
-        return list(ray.get(reference))
-    except RayError as error:
-        return [Died(type(error).__name__)] * n_units
 
 
 def _default_tasks() -> int:

@@ -23,7 +23,8 @@ from skllm_ray import batch
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.execution.metrics import METRICS
-from skllm_ray.execution.unit_runner import Died, UnitRunner
+from skllm_ray.execution.unit_runner import UnitRunner
+from skllm_ray.execution.unit_tasks import Died
 from skllm_ray.tasks.classification import ZeroShotTask
 from skllm_ray.testing import ChatServer, FakeSpec
 from tests.batch.worlds import LABELS, api_classifier, read, texts, write

@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 
 from skllm_ray.errors import ClusterError, ModelLoadError
-from skllm_ray.execution import model_pool, placement, pool_actor
+from skllm_ray.execution import model_pool, placement, pool_actor, pool_state
 from skllm_ray.execution.last_words import Place
 from skllm_ray.execution.model_actor import ReplicaInfo
 from skllm_ray.execution.pool_actor import PoolActor
@@ -37,7 +37,7 @@ class Pool(PoolActor):
     def _load(self, model, wanted, at_least):
         if self.error is not None:
             raise self.error
-        model.replicas[next(self._numbers)] = pool_actor._Replica(object(), INFO)
+        model.replicas[next(self._numbers)] = pool_state.Replica(object(), INFO)
 
     def wait(self) -> None:
         """Wait until what loads has loaded."""
@@ -119,7 +119,7 @@ def test_a_model_that_dies_of_every_request_is_given_up_with_its_last_words(
     def attempt(model: Any, wanted: int, at_least: int, avoided: frozenset[str]) -> Any:
         if model.deaths >= pool_actor._DOUBTS:  # it is asked a trivial request, and dies of that as well
             return [], [(Place("node"), ActorDiedError())]
-        return [pool_actor._Replica(object(), INFO)], []
+        return [pool_state.Replica(object(), INFO)], []
 
     monkeypatch.setattr(pool, "_load", load)
     monkeypatch.setattr(pool, "_try", attempt)

@@ -18,7 +18,8 @@ from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.config import Price, Secret
 from skllm_ray.errors import ClusterError
-from skllm_ray.execution.unit_runner import Died, Failed, Shared, UnitRunner
+from skllm_ray.execution.unit_runner import Failed, Shared, UnitRunner
+from skllm_ray.execution.unit_tasks import Died
 
 _STOPS: Final = frozenset({"fatal", "outage", "budget", "storage", "overtaken"})
 
