@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, Final
 
 from skllm_ray.execution import ray_state
-from skllm_ray.llm.rate_limit import client
+from skllm_ray.llm.rate_limit.installed import observe
 from skllm_ray.llm.rate_limit.messages import BucketInfo
 
 METRICS: Final = {
@@ -62,7 +62,7 @@ def show_quotas(buckets: Iterable[BucketInfo]) -> None:
 
 def observe_requests(model: str) -> None:
     """Let this process's requests be timed."""
-    client.observe(lambda seconds: _metric("skllm_ray_request_seconds").observe(seconds, {"model": model}))
+    observe(lambda seconds: _metric("skllm_ray_request_seconds").observe(seconds, {"model": model}))
 
 
 @cache

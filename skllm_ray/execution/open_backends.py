@@ -20,7 +20,7 @@ from skllm_ray.errors import ClusterError, SkllmRayWarning
 from skllm_ray.execution import ray_state
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.open_models import Freed, ModelCache, key_here
-from skllm_ray.llm.rate_limit.client import install_limiter
+from skllm_ray.llm.rate_limit.installed import install_limiter
 from skllm_ray.llm.reply_cache import with_cache
 
 MOST_CLIENTS: Final = 16

@@ -18,7 +18,7 @@ from skllm_ray.config import RateLimit
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution.metrics import show_quotas
 from skllm_ray.execution.ray_state import NAMESPACE, job_key, shared_name
-from skllm_ray.llm.rate_limit.client import current_limiter, install_limiter
+from skllm_ray.llm.rate_limit.installed import current_limiter, install_limiter
 from skllm_ray.llm.rate_limit.limiter import Quotas
 from skllm_ray.llm.rate_limit.messages import BucketInfo, Grant, Left, Refusal, Report, Settled
 from skllm_ray.tasks.base import RowError

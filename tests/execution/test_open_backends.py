@@ -16,7 +16,7 @@ from skllm_ray.execution import open_backends, ray_state
 from skllm_ray.execution.open_backends import MOST_CLIENTS, MOST_MODELS, OpenBackend, open_here, opened
 from skllm_ray.llm.base import Placement
 from skllm_ray.llm.open_models import ModelCache
-from skllm_ray.llm.rate_limit.client import current_limiter
+from skllm_ray.llm.rate_limit.installed import current_limiter
 from skllm_ray.llm.rate_limit.limiter import LocalLimiter
 from skllm_ray.testing import ChatServer
 

@@ -11,7 +11,8 @@ from collections import deque
 import pytest
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.rate_limit.limiter import TURN_S, LocalLimiter, Quotas
+from skllm_ray.llm.rate_limit.bucket import TURN_S
+from skllm_ray.llm.rate_limit.limiter import LocalLimiter, Quotas
 from skllm_ray.llm.rate_limit.messages import PERMIT_S, Left, Refusal, Report, Settled
 from skllm_ray.tasks.base import RowError
 

@@ -40,7 +40,7 @@ from skllm_ray.errors import (
     UnknownModelError,
 )
 from skllm_ray.execution.block import BLOCK_ROWS
-from skllm_ray.llm.rate_limit.client import current_limiter
+from skllm_ray.llm.rate_limit.installed import current_limiter
 from skllm_ray.models._base.results import DETAIL_COLUMNS
 from skllm_ray.tasks import RowError
 from skllm_ray.testing import ChatServer, FakeSpec

@@ -25,7 +25,7 @@ from skllm_ray.llm.api.request_runner import Dispatcher, Job
 from skllm_ray.llm.api.token_estimate import TokenEstimate
 from skllm_ray.llm.model_facts import AnswerForm, ModelFacts
 from skllm_ray.llm.open_models import ModelCache
-from skllm_ray.llm.rate_limit.client import Permit
+from skllm_ray.llm.rate_limit.permits import Permit
 from skllm_ray.tasks.base import ChatRequest, Choices, Message, Reply, RowError, Usage
 
 Lessons: TypeAlias = Mapping[str, frozenset[str]]

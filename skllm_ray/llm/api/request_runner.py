@@ -14,8 +14,9 @@ from typing import Generic, TypeVar
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.api.retry import _LONGEST_SILENCE_S, _SILENT, Patience, _Streak
 from skllm_ray.llm.cancellation import Call, active_call
-from skllm_ray.llm.rate_limit.client import Gate, NotLetThroughError, Permit, Run
-from skllm_ray.llm.rate_limit.limiter import LONGEST_PAUSE_S
+from skllm_ray.llm.rate_limit.bucket import LONGEST_PAUSE_S
+from skllm_ray.llm.rate_limit.client import Gate
+from skllm_ray.llm.rate_limit.permits import NotLetThroughError, Permit, Run
 from skllm_ray.tasks.base import LOST, Embedding, Reply, RowError, Usage
 
 _MOST_REFUSALS = 3  # of a row by a quota, before it is looked at whether others are served meanwhile

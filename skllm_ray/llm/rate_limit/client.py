@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import uuid
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.cancellation import end_call, not_sent
-from skllm_ray.llm.rate_limit.limiter import LocalLimiter
+from skllm_ray.llm.rate_limit.installed import current_limiter, tell_observer
 from skllm_ray.llm.rate_limit.messages import (
     HEARTBEAT_S,
     LARGEST_LEASE,
@@ -22,106 +21,14 @@ from skllm_ray.llm.rate_limit.messages import (
     SHARE_S,
     WINDOW_S,
     Grant,
-    Left,
-    Limiter,
     Refusal,
     Report,
     Settled,
 )
+from skllm_ray.llm.rate_limit.permits import News, NotLetThroughError, Permit, Run, Unused, Waiter, grouped
 from skllm_ray.tasks.base import RowError
 
 _FAREWELL_S = 2.0
-
-_state: dict[str, object] = {}
-_installing = threading.Lock()
-
-
-def observe(tell: Callable[[float], object]) -> None:
-    """Let `tell` know how long every request of this process took, in seconds; called on event loops."""
-    _state["observer"] = tell
-
-
-def install_limiter(limiter: Limiter | None) -> None:
-    """Make all gates of this process ask `limiter`; None is the process's own."""
-    with _installing:
-        _state["limiter"] = limiter or _own_limiter()
-
-
-def current_limiter() -> Limiter:
-    """Return the limiter that this process's gates ask."""
-    with _installing:
-        limiter = _state.get("limiter")
-        if limiter is None or _state.get("pid") not in {None, os.getpid()}:
-            limiter = _state["limiter"] = _own_limiter()
-    return limiter  # type: ignore[return-value]
-
-
-def _own_limiter() -> LocalLimiter:
-    if _state.get("pid") != os.getpid():
-        _state["own"], _state["pid"] = LocalLimiter(), os.getpid()
-    own = _state["own"]
-    assert isinstance(own, LocalLimiter)  # noqa: S101  for the type checker
-    return own
-
-
-class NotLetThroughError(Exception):
-    """A request will not be sent, for the reason in `error`."""
-
-    def __init__(self, error: RowError) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-@dataclass(slots=True)
-class Permit:
-    """The right to send one request, and what came of it."""
-
-    lease: int
-    tokens: int
-    """What is set aside for the request."""
-    sent_at: float = 0.0
-    left: tuple[Left | None, Left | None] = (None, None)
-    """What the server's headers say is left of the requests and of the tokens."""
-    refusal_s: float | None = None
-    """With a 429, how long the server asked to wait; -1 where it did not say."""
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """A block's requests, which end together."""
-
-    call: str | None
-    """The call that the block belongs to; None for one that stands alone."""
-    stop: asyncio.Future[RowError]
-    """Done when nothing more is to be sent, with the reason."""
-    guard: Callable[[], RowError | None] | None = None
-    """Asked right before each request is sent: why it may not be, or None."""
-
-
-@dataclass(slots=True)
-class _Waiter:
-    ready: asyncio.Future[Permit]
-    tokens: int
-    owner: Run | None
-
-
-@dataclass(slots=True)
-class _Unused:
-    permit: Permit
-    ends: float
-
-
-@dataclass(slots=True)
-class _News:
-    """What happened since the last report."""
-
-    settled: list[tuple[float, Settled]] = field(default_factory=list)
-    refusals: list[tuple[float, float | None]] = field(default_factory=list)
-    left: tuple[Left | None, Left | None] = (None, None)
-    ended: list[tuple[str, RowError]] = field(default_factory=list)
-    done: int = 0
-    served: bool = False
-    seconds: float = 0.0
 
 
 class Gate:
@@ -146,13 +53,13 @@ class Gate:
         self._hold_s = hold_s
         self._longest_pause_s = longest_pause_s
         self._holder = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
-        self._waiters: deque[_Waiter] = deque()
-        self._permits: deque[_Unused] = deque()
+        self._waiters: deque[Waiter] = deque()
+        self._permits: deque[Unused] = deque()
         self._out: dict[int, Permit] = {}
         self._runs: set[Run] = set()
         self.served_at = float("-inf")
         self._past: deque[tuple[float, Settled]] = deque()
-        self._news = _News()
+        self._news = News()
         self._number = 0
         self._epoch = ""
         self._concurrency = 0
@@ -194,7 +101,7 @@ class Gate:
         """
         if run is not None and run.stop.done():
             raise NotLetThroughError(not_sent(run.stop.result()))
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), tokens, run)
+        waiter = Waiter(asyncio.get_running_loop().create_future(), tokens, run)
         if again:
             self._waiters.appendleft(waiter)
         else:
@@ -237,9 +144,7 @@ class Gate:
         if served:
             self._news.served = True
             self.served_at = now
-        observer = _state.get("observer")
-        if callable(observer):
-            observer(now - permit.sent_at)
+        tell_observer(now - permit.sent_at)
         if permit.left != (None, None):
             self._news.left = permit.left
         if permit.refusal_s is not None:
@@ -310,7 +215,7 @@ class Gate:
             self._waiters.popleft()
             if waiter.ready.done():
                 if permit.lease:
-                    self._permits.appendleft(_Unused(permit, now + PERMIT_S))
+                    self._permits.appendleft(Unused(permit, now + PERMIT_S))
                 continue
             permit.sent_at = now
             self._out[id(permit)] = permit
@@ -368,8 +273,8 @@ class Gate:
         while self._permits and now >= self._permits[0].ends:
             permit = self._permits.popleft().permit
             self._news.settled.append((now, Settled(permit.lease, 0, permit.tokens, 0, 0.0, 1)))
-        news, self._news = self._news, _News()
-        settled = _grouped(news.settled, now)
+        news, self._news = self._news, News()
+        settled = grouped(news.settled, now)
         self._past.extend((now - item.age_s, item) for item in settled if item.requests)
         while self._past and self._past[0][0] < now - WINDOW_S:
             self._past.popleft()
@@ -418,7 +323,7 @@ class Gate:
             self._fail_waiters(RowError("rate_limit", message, retryable=True, retry_after_s=pause_s))
         self._not_before = now + grant.wait_s if wanted else now
         for tokens in wanted[: grant.permits]:
-            self._permits.append(_Unused(Permit(grant.lease, self._set_aside(tokens)), asked_at + PERMIT_S))
+            self._permits.append(Unused(Permit(grant.lease, self._set_aside(tokens)), asked_at + PERMIT_S))
 
     def _fail_waiters(self, error: RowError) -> None:
         for waiter in self._waiters:
@@ -450,24 +355,3 @@ class Gate:
             else:  # never more often than the limiter asked for
                 await asyncio.sleep(min(max(0.002, self._not_before - self._now()), HEARTBEAT_S))
         self._serve()
-
-
-def _grouped(items: list[tuple[float, Settled]], now: float) -> tuple[Settled, ...]:
-    """Sum up what belongs to the same lease and the same kind, dated as the latest of them."""
-    sums: dict[tuple[int, bool], Settled] = {}
-    for date, item in items:
-        key = (item.lease, item.requests > 0)
-        other = sums.get(key)
-        age = max(0.0, now - date)
-        if other is None:
-            sums[key] = replace(item, age_s=age)
-        else:
-            sums[key] = Settled(
-                item.lease,
-                other.requests + item.requests,
-                other.reserved + item.reserved,
-                other.used + item.used,
-                min(other.age_s, age),
-                other.permits + item.permits,
-            )
-    return tuple(sums.values())

@@ -17,161 +17,44 @@ with one :class:`Quotas`. A *bucket* is what shares a quota: an endpoint, an acc
 
 from __future__ import annotations
 
-import heapq
-import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from skllm_ray.config import RateLimit
+from skllm_ray.llm.rate_limit.bucket import (
+    Bucket,
+    Holder,
+    Lease,
+    concurrency_of,
+    forget,
+    limit_of,
+    lower,
+    lowest,
+    pause,
+    share_of,
+    token_burst,
+)
 from skllm_ray.llm.rate_limit.messages import (
     HEARTBEAT_S,
     LARGEST_LEASE,
     LATE_S,
-    NO_LIMIT,
     PERMIT_S,
     SHARE_S,
     WINDOW_S,
     BucketInfo,
     Grant,
-    Left,
-    Refusal,
     Report,
     Settled,
 )
+from skllm_ray.llm.rate_limit.meter import Meter
 from skllm_ray.tasks.base import RowError
 
-TURN_S = 3.0
-"""How long a holder keeps a slot of the concurrency that others wait for, in seconds."""
-LONGEST_PAUSE_S = 30.0
-"""The longest pause that is made unasked, in seconds; a server may ask for a longer one."""
-
-_SLACK_S = 0.6  # the pacer's own margin for requests that travel longer than others
 _HOLDER_S = 10.0  # a holder that is silent for so long asks no more
-_FIRST_CONCURRENCY = 32
 _LARGEST_CONCURRENCY = 512
-_FIRST_PAUSE_S = 1.0
-_FIRST_EXTRA_S = 0.05  # what the server itself asked for has proved too short before
 _MOST_ENDED = 1000
 _MOST_BUCKETS = 1000
-
-
-class _Meter:
-    """One quota: what was used in the last window, what is out on lease, how fast more may follow."""
-
-    def __init__(self, now: float) -> None:
-        self.limit: int | None = None
-        self.out = 0
-        self.ratio = 1.0
-        """What is used of what is set aside, as far as known; the pacer counts on it, the window does not."""
-        self._dated: list[tuple[float, int]] = []
-        self._used = 0
-        self._balance = 0.0
-        self._then = now
-
-    def used(self, now: float) -> int:
-        """Return what counts now."""
-        while self._dated and self._dated[0][0] <= now:
-            self._used -= heapq.heappop(self._dated)[1]
-        return self._used + self.out
-
-    def add(self, amount: int, date: float) -> None:
-        """Count `amount`, used at `date`, for a window."""
-        if amount > 0:
-            heapq.heappush(self._dated, (date + WINDOW_S, amount))
-            self._used += amount
-
-    @property
-    def burst(self) -> float:
-        """Return what may be granted at once after a silence: a second's worth."""
-        return max(1.0, min(LARGEST_LEASE, (self.limit or 0) / WINDOW_S))
-
-    def refill(self, now: float, burst: float) -> float:
-        """Return what the pacer would grant."""
-        if self.limit is None:
-            return float("inf")
-        rate = max(self.limit - burst + 1, self.limit / 2) / (WINDOW_S + _SLACK_S)
-        self._balance = min(burst, self._balance + rate * (now - self._then))
-        self._then = now
-        return self._balance
-
-    def take(self, amount: int) -> None:
-        """Set `amount` aside."""
-        self.out += amount
-        self._balance -= amount * self.ratio
-
-    def give_back(self, reserved: int, ratio: float, used: int, burst: float) -> None:
-        """Take back what was set aside, at the `ratio` of then, for what was used."""
-        self.out -= reserved
-        self._balance = min(burst, self._balance + reserved * ratio - used)
-        if reserved and used:
-            self.ratio += 0.1 * (min(1.0, used / reserved) - self.ratio)
-
-    def wait_s(self, now: float, need: float, burst: float) -> float:
-        """Return when `need` may be there."""
-        if self.limit is None:
-            return 0.0
-        rate = max(self.limit - burst + 1, self.limit / 2) / (WINDOW_S + _SLACK_S)
-        paced = (min(need * self.ratio, burst) - self._balance) / rate
-        full = self.used(now) + need > self.limit
-        freed = self._dated[0][0] - now if full and self._dated else 0.0
-        return max(paced, min(freed, HEARTBEAT_S), 0.0)
-
-
-@dataclass(slots=True)
-class _Lease:
-    holder: str
-    permits: int
-    tokens: int
-    ratio: float
-    ends: float
-
-
-@dataclass(slots=True)
-class _Holder:
-    number: int = -1
-    grant: Grant | None = None
-    limit: RateLimit | None = None
-    heard: float = 0.0
-    waiting: int = 0
-    in_flight: int = 0
-    share: int = 0
-    turn: float = float("-inf")
-    """When it last got a slot that others waited for."""
-    unleased: tuple[int, int] = (0, 0)
-    untold: int = 0
-    """Above 0 while it may still send without a lease: it takes two reports until what it sent so is known."""
-    hold_s: float = 600.0
-    wants: bool = False
-
-    @property
-    def demand(self) -> int:
-        return self.waiting + self.in_flight
-
-
-@dataclass(slots=True)
-class _Bucket:
-    name: str
-    born: float
-    requests: _Meter
-    tokens: _Meter
-    holders: dict[str, _Holder] = field(default_factory=dict)
-    leases: dict[int, _Lease] = field(default_factory=dict)
-    limit: RateLimit = NO_LIMIT
-    inherited: RateLimit = NO_LIMIT
-    inherited_until: float = float("-inf")
-    """Until when the limit of a lost `Quotas` holds, so that all who declared it can say so again."""
-    served_at: float = float("-inf")
-    adapted: float = _FIRST_CONCURRENCY
-    slow_start: bool = True
-    adapted_at: float = 0.0
-    best_latency_s: float = float("inf")
-    paused_until: float = 0.0
-    paused_at: float = float("-inf")
-    in_a_row: int = 0
-    refusals: int = 0
 
 
 class Quotas:
@@ -194,7 +77,7 @@ class Quotas:
     def __init__(self, clock: Callable[[], float] = time.monotonic, epoch: str | None = None) -> None:
         self._clock = clock
         self._epoch = epoch or uuid.uuid4().hex
-        self._buckets: dict[str, _Bucket] = {}
+        self._buckets: dict[str, Bucket] = {}
         self._leases = 0
         self._ended: dict[str, RowError] = {}
 
@@ -204,9 +87,9 @@ class Quotas:
         bucket = self._buckets.get(report.bucket)
         if bucket is None:
             self._forget_idle(now)
-            bucket = _Bucket(report.bucket, now, _Meter(now), _Meter(now))
+            bucket = Bucket(report.bucket, now, Meter(now), Meter(now))
             self._buckets[report.bucket] = bucket
-        holder = bucket.holders.setdefault(report.holder, _Holder())
+        holder = bucket.holders.setdefault(report.holder, Holder())
         if report.number == holder.number and holder.grant is not None:
             return holder.grant
         if report.epoch not in {"", self._epoch} and not report.past:
@@ -236,7 +119,7 @@ class Quotas:
                 requests_per_minute=bucket.limit.requests_per_minute,
                 tokens_per_minute=bucket.limit.tokens_per_minute,
                 max_concurrency=bucket.limit.max_concurrency,
-                concurrency=_cap(bucket),
+                concurrency=concurrency_of(bucket),
                 requests_used=bucket.requests.used(now),
                 tokens_used=bucket.tokens.used(now),
                 in_flight=sum(holder.in_flight for holder in bucket.holders.values()),
@@ -260,16 +143,16 @@ class Quotas:
 
     # --- taking a report ------------------------------------------------------------------------------------------
 
-    def _note(self, bucket: _Bucket, holder: _Holder, report: Report, now: float) -> None:
+    def _note(self, bucket: Bucket, holder: Holder, report: Report, now: float) -> None:
         holder.number, holder.heard, holder.hold_s = report.number, now, report.hold_s
         holder.waiting, holder.in_flight, holder.limit = report.waiting, report.in_flight, report.limit
         holder.wants, holder.unleased = bool(report.wanted), report.unleased
         self._end(report.ended)
         self._expire(bucket, now)
         if report.past and report.known is not None:
-            bucket.inherited = _lowest([bucket.inherited, report.known])
+            bucket.inherited = lowest([bucket.inherited, report.known])
             bucket.inherited_until = now + _HOLDER_S
-        bucket.limit = _limit_of(bucket, now)
+        bucket.limit = limit_of(bucket, now)
         bucket.requests.limit, bucket.tokens.limit = bucket.limit.requests_per_minute, bucket.limit.tokens_per_minute
         for item in report.past:
             bucket.requests.add(item.requests, now - item.age_s)
@@ -279,10 +162,10 @@ class Quotas:
         if report.served:
             bucket.served_at, bucket.in_a_row = now, 0
         left_requests, left_tokens = report.external
-        _lower(bucket.requests, left_requests, now)
-        _lower(bucket.tokens, left_tokens, now)
+        lower(bucket.requests, left_requests, now)
+        lower(bucket.tokens, left_tokens, now)
         for refusal in report.refusals:
-            _pause(bucket, refusal, now)
+            pause(bucket, refusal, now)
 
     def _end(self, ended: Iterable[tuple[str, RowError]]) -> None:
         for call, error in ended:
@@ -290,20 +173,20 @@ class Quotas:
             if len(self._ended) > _MOST_ENDED:
                 del self._ended[next(iter(self._ended))]
 
-    def _settle(self, bucket: _Bucket, item: Settled, now: float) -> None:
+    def _settle(self, bucket: Bucket, item: Settled, now: float) -> None:
         lease = bucket.leases.get(item.lease)
         if lease is not None:
             lease.permits -= item.permits
             lease.tokens -= item.reserved
             bucket.requests.give_back(item.permits, 1.0, item.requests, bucket.requests.burst)
-            bucket.tokens.give_back(item.reserved, lease.ratio, item.used, _token_burst(bucket, 0))
+            bucket.tokens.give_back(item.reserved, lease.ratio, item.used, token_burst(bucket, 0))
             if lease.permits <= 0:
                 bucket.tokens.out -= lease.tokens
                 del bucket.leases[item.lease]
         bucket.requests.add(item.requests, now - item.age_s)
         bucket.tokens.add(item.used, now - item.age_s)
 
-    def _expire(self, bucket: _Bucket, now: float) -> None:
+    def _expire(self, bucket: Bucket, now: float) -> None:
         """Forget leases that nobody settled, a window after the last moment they could be used; and silent holders."""
         for number in [number for number, lease in bucket.leases.items() if lease.ends <= now]:
             lease = bucket.leases.pop(number)
@@ -319,7 +202,7 @@ class Quotas:
             # where the concurrency is declared, what a lost holder sent may be in flight until its own deadline
             hold_s = holder.hold_s if bucket.limit.max_concurrency is not None else 0.0
             if silent_s > _HOLDER_S and (holder.in_flight == 0 or silent_s > _HOLDER_S + hold_s):
-                _forget(bucket, name, now)
+                forget(bucket, name, now)
 
     def silent(self, seconds: float) -> set[str]:
         """Return the holders that still count and have not been heard of for so long."""
@@ -332,12 +215,12 @@ class Quotas:
         now = self._clock()
         for bucket in self._buckets.values():
             for name in set(names) & set(bucket.holders):
-                _forget(bucket, name, now)
+                forget(bucket, name, now)
 
     # --- granting -------------------------------------------------------------------------------------------------
 
-    def _grant(self, bucket: _Bucket, holder: _Holder, report: Report, now: float) -> Grant:
-        holder.share = _share(bucket, holder, now)
+    def _grant(self, bucket: Bucket, holder: Holder, report: Report, now: float) -> Grant:
+        holder.share = share_of(bucket, holder, now)
         metered = bucket.requests.limit is not None or bucket.tokens.limit is not None
         holder.untold = 2 if holder.share and not metered else max(0, holder.untold - 1)
         paused_s = bucket.paused_until - now
@@ -352,21 +235,21 @@ class Quotas:
         if n == 0:
             return Grant(self._epoch, concurrency=holder.share, wait_s=wait_s)
         self._leases += 1
-        bucket.leases[self._leases] = _Lease(
+        bucket.leases[self._leases] = Lease(
             report.holder, n, tokens, bucket.tokens.ratio, now + PERMIT_S + LATE_S + WINDOW_S
         )
         bucket.requests.take(n)
         bucket.tokens.take(tokens)
         return Grant(self._epoch, self._leases, n, holder.share, wait_s=wait_s)
 
-    def _affordable(self, bucket: _Bucket, wanted: tuple[int, ...], now: float) -> tuple[int, int, float]:
+    def _affordable(self, bucket: Bucket, wanted: tuple[int, ...], now: float) -> tuple[int, int, float]:
         """Return how many of `wanted` may go now, their tokens, and when asking again makes sense."""
         requests, tokens = bucket.requests, bucket.tokens
         rivals = max(1, sum(other.wants and now - other.heard < SHARE_S for other in bucket.holders.values()))
         most = max(
             1, min(len(wanted), LARGEST_LEASE, int(requests.burst) // rivals if requests.limit else LARGEST_LEASE)
         )
-        burst = _token_burst(bucket, max(wanted[:most]))
+        burst = token_burst(bucket, max(wanted[:most]))
         paced, token_balance = requests.refill(now, requests.burst), tokens.refill(now, burst)
         n = cost = 0
         n_unleased = sum(other.unleased[0] for other in bucket.holders.values())
@@ -386,7 +269,7 @@ class Quotas:
         ahead = max(requests.wait_s(now, soon, requests.burst), tokens.wait_s(now, wanted[min(n, most - 1)], burst))
         return n, cost, min(max(ahead, 0.01), 2 * HEARTBEAT_S)
 
-    def _adapt(self, bucket: _Bucket, report: Report, now: float) -> None:
+    def _adapt(self, bucket: Bucket, report: Report, now: float) -> None:
         """Grow the concurrency that nobody declared, while it is all used and answers take no longer than before."""
         if report.latency_s is not None and report.done:
             bucket.best_latency_s = min(bucket.best_latency_s, report.latency_s)
@@ -399,94 +282,6 @@ class Quotas:
         if saturated and report.waiting and report.latency_s < 2 * bucket.best_latency_s + 0.05:
             grown = bucket.adapted * 2 if bucket.slow_start else bucket.adapted + 2
             bucket.adapted = min(_LARGEST_CONCURRENCY, grown)
-
-
-def _cap(bucket: _Bucket) -> int:
-    declared = bucket.limit.max_concurrency
-    return int(bucket.adapted) if declared is None else declared
-
-
-def _share(bucket: _Bucket, holder: _Holder, now: float) -> int:
-    """Return a holder's part of the concurrency: by need, evenly, and never what another one still uses."""
-    if holder.demand == 0:
-        return 0
-    cap, asking = _cap(bucket), [other for other in bucket.holders.values() if other.demand]
-    free = max(0, cap - sum(max(o.share, o.in_flight) for o in bucket.holders.values() if o is not holder))
-    share = min(free, _even_part(asking, holder, cap))
-    if len(asking) > cap:
-        order = sorted(asking, key=lambda other: (not _in_turn(other, now), other.turn))
-        before = order[: next(rank for rank, other in enumerate(order) if other is holder)]
-        share = int(len(before) < cap and free > sum(max(o.share, o.in_flight) == 0 for o in before))
-    if share and not _in_turn(holder, now):
-        holder.turn = now
-    return share
-
-
-def _even_part(asking: Sequence[_Holder], holder: _Holder, left: int) -> int:
-    part = 0
-    for index, other in enumerate(sorted(asking, key=lambda other: other.demand)):
-        given = min(other.demand, left // (len(asking) - index))
-        left -= given
-        part = given if other is holder else part
-    return part + left  # spare room goes to whoever asks, so that new rows need no report before they are sent
-
-
-def _in_turn(holder: _Holder, now: float) -> bool:
-    return holder.share > 0 and now < holder.turn + TURN_S
-
-
-def _forget(bucket: _Bucket, name: str, now: float) -> None:
-    """Forget a holder; what it sent without a lease, nobody else will report."""
-    unleased, tokens = bucket.holders.pop(name).unleased
-    bucket.requests.add(unleased, now)
-    bucket.tokens.add(tokens, now)
-
-
-def _limit_of(bucket: _Bucket, now: float) -> RateLimit:
-    """Return the lowest of what the living holders declare, and of what a lost `Quotas` knew."""
-    inherited = [bucket.inherited] if now < bucket.inherited_until else []
-    return _lowest([*inherited, *(one.limit for one in bucket.holders.values() if one.limit is not None)])
-
-
-def _lowest(limits: Sequence[RateLimit]) -> RateLimit:
-    def least(name: str) -> int | None:
-        values = [value for limit in limits if (value := getattr(limit, name)) is not None]
-        return min(values) if values else None
-
-    return RateLimit(least("requests_per_minute"), least("tokens_per_minute"), least("max_concurrency"))
-
-
-def _token_burst(bucket: _Bucket, need: int) -> float:
-    return max((bucket.tokens.limit or 0) / WINDOW_S, float(min(need, bucket.tokens.limit or need)), 1.0)
-
-
-def _lower(meter: _Meter, left: Left | None, now: float) -> None:
-    """Count what others used of the quota, where the server says that less is left than we think.
-
-    It counts until the server has all of its quota back. Where that is not told, half a window is a good guess.
-    """
-    if left is None or meter.limit is None:
-        return
-    elsewhere = meter.limit - left.amount - meter.used(now)
-    gone_s = WINDOW_S / 2 if left.reset_s is None else min(left.reset_s, WINDOW_S)
-    if elsewhere > 0 and gone_s > 0:
-        meter.add(elsewhere, now + gone_s - WINDOW_S)
-
-
-def _pause(bucket: _Bucket, refusal: Refusal, now: float) -> None:
-    """Stop the bucket for all, once for all refusals of what was sent before it stopped."""
-    bucket.refusals += 1
-    again = now - refusal.age_s > bucket.paused_at
-    pause_s = refusal.retry_after_s or 0.0
-    if again:
-        bucket.paused_at = now
-        bucket.adapted = max(1.0, bucket.adapted / 2)
-        bucket.slow_start = False
-        first_s = _FIRST_PAUSE_S if refusal.retry_after_s is None else _FIRST_EXTRA_S
-        most_s = min(LONGEST_PAUSE_S, first_s * 2.0 ** min(bucket.in_a_row, 30))
-        pause_s = max(pause_s, random.uniform(0.5, 1.0) * most_s)
-        bucket.in_a_row += 1
-    bucket.paused_until = max(bucket.paused_until, now + pause_s)
 
 
 class LocalLimiter:

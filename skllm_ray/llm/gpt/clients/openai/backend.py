@@ -25,7 +25,7 @@ from skllm_ray.llm.gpt.clients.openai.headers import left_of_quotas
 from skllm_ray.llm.gpt.clients.openai.request import Dialect
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.llm.model_facts import price_of
-from skllm_ray.llm.rate_limit.client import Permit
+from skllm_ray.llm.rate_limit.permits import Permit
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from skllm_ray.llm.api.failures import row_error
 from skllm_ray.llm.api.request_runner import Dispatcher, Job
 from skllm_ray.llm.api.retry import Patience, _Streak
 from skllm_ray.llm.cancellation import Call
-from skllm_ray.llm.rate_limit import limiter
-from skllm_ray.llm.rate_limit.client import current_limiter, install_limiter
+from skllm_ray.llm.rate_limit import bucket
+from skllm_ray.llm.rate_limit.installed import current_limiter, install_limiter
 from skllm_ray.tasks.base import Reply, Usage
 
 HASTY = Patience(timeout_s=5, deadline_s=20, max_tries=5, backoff_s=0.001)
@@ -254,7 +254,7 @@ def test_who_is_answered_elsewhere_has_a_server(opened):
 
 
 def test_a_server_that_only_ever_refuses_ends_the_call(opened, monkeypatch):
-    monkeypatch.setattr(limiter, "_FIRST_EXTRA_S", 0.0)
+    monkeypatch.setattr(bucket, "_FIRST_EXTRA_S", 0.0)
     found = opened(GONE).run(range(3000), asking(lambda question: Reply(error=row_error("rate_limit", "slow down"))))
     assert sum(reply.error.fatal for reply in found) >= 1
     assert sum(reply.error.kind == "cancelled" for reply in found) > 2000
