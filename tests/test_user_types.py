@@ -39,8 +39,19 @@ def test_a_users_program_is_type_checked(tmp_path):
     root = Path(__file__).parents[1]
     (tmp_path / "program.py").write_text(PROGRAM)
     checked = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull, "--follow-imports", "silent"]
-        + ["--cache-dir", str(root / ".mypy_cache" / "user"), "program.py"],
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--config-file",
+            os.devnull,
+            "--follow-imports",
+            "silent",
+            "--cache-dir",
+            str(root / ".mypy_cache" / "user"),
+            "program.py",
+        ],
         cwd=tmp_path,
         env={**os.environ, "MYPYPATH": str(root)},
         capture_output=True,
