@@ -133,27 +133,13 @@ def run(
     >>> skllm_ray.shutdown()
     """
     job = job_for(
-        estimator,
-        input,
-        output,
-        storage_options=storage_options,
-        text_column=text_column,
-        text_template=text_template,
-        keep_columns=None if keep_columns is None else tuple(keep_columns),
-        filename_column=filename_column,
-        output_prefix=output_prefix,
-        keep_replies=keep_replies,
-        limit=limit,
-        retry_errors=retry_errors,
-        budget_usd=budget_usd,
-        input_price=input_price,
-        output_price=output_price,
-        max_output_tokens=max_output_tokens,
-        workers=workers,
-        unit_rows=unit_rows,
-        outage_s=wait_for_server_s,
-        keep_going=keep_going,
-    )
+        estimator, input, output, storage_options=storage_options,
+        keep_columns=None if keep_columns is None else tuple(keep_columns), filename_column=filename_column,
+        text_column=text_column, text_template=text_template, output_prefix=output_prefix, keep_replies=keep_replies,
+        limit=limit, retry_errors=retry_errors, budget_usd=budget_usd, input_price=input_price,
+        output_price=output_price, max_output_tokens=max_output_tokens, workers=workers, unit_rows=unit_rows,
+        outage_s=wait_for_server_s, keep_going=keep_going,
+    )  # fmt: skip
     result = job.run(screen or open_screen(SKLLMConfig.get_show_progress()))
     if result.signal == signal.SIGINT:
         raise KeyboardInterrupt

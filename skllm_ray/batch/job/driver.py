@@ -98,44 +98,73 @@ def work_off(
     watch : tuple of Screen, State, callable
         Where progress is shown, what is shown, and what raises where the run may not go on.
     """
-    screen, view, check = watch
     runner = UnitRunner(_Function(work), work.task, work.spec, secrets, n_tasks)
-    shared = runner.share(budget)
-    view.n_tasks, view.n_units = runner.n_tasks, len(calls)
-    outcome = Outcome()
+    return _Loop(calls, runner, budget, state, watch).run(divide)
 
-    def again(call: Call) -> Call:
-        shared.tell("forget", call.key)
+
+class _Loop:
+    """Goes on until no unit is left or the job must stop, and shows how it stands."""
+
+    def __init__(
+        self,
+        calls: deque[Call],
+        runner: UnitRunner,
+        budget: Budget,
+        state: OutputState,
+        watch: tuple[Screen, State, Callable[[], None]],
+    ) -> None:
+        self._calls = calls
+        self._runner = runner
+        self._budget_usd = budget.usd
+        self._state = state
+        self._screen, self._view, self._check = watch
+        self._shared = runner.share(budget)
+        self._view.n_tasks, self._view.n_units = runner.n_tasks, len(calls)
+        self._outcome = Outcome()
+
+    def run(self, divide: Callable[[Call], Sequence[Call]]) -> Outcome:
+        runner, shared, outcome = self._runner, self._shared, self._outcome
+        # In this process, units and this loop take turns, so that a signal must tell the units itself.
+        tell = None if runner.lookout else partial(shared.call, "stop")
+        with Interruption(tell) as interruption, closing(runner.run(self._calls, shared, self._again)) as results:
+            for result in results:
+                if result is not None:
+                    self._take(*result, divide)
+                self._check()
+                self._state.save()
+                snapshot = _snapshot(shared)
+                if snapshot is None:
+                    outcome.stop(
+                        "crashed", "the process that keeps the job's counts and budget died, and does not start"
+                    )
+                    break
+                if _is_to_stop(outcome, snapshot, interruption):
+                    self._calls.clear()
+                    if not snapshot.stopped:
+                        shared.tell("stop", outcome.stopped)
+                self._view.standing = runner.lookout.look() if runner.lookout else self._view.standing
+                self._show(snapshot)
+        outcome.signal = interruption.signal  # it may have come with the last unit
+        self._show(_snapshot(shared))
+        outcome.progress = self._view.progress
+        return outcome
+
+    def _again(self, call: Call) -> Call:
+        self._shared.tell("forget", call.key)
         return replace(call, resumes=True)
 
-    tell = None if runner.lookout else partial(shared.call, "stop")  # in this process, units and this loop take turns
-    with Interruption(tell) as interruption, closing(runner.run(calls, shared, again)) as results:
-        for result in results:
-            if result is not None:
-                view.units_done += 1
-                pieces = divide(result[0]) if _is_unreadable(result[1]) and not outcome.kind else ()
-                calls.extend(pieces)
-                view.n_units += len(pieces)
-                if not pieces:
-                    _note(*result, state, outcome, budget.usd)
-            check()
-            state.save()
-            snapshot = _snapshot(shared)
-            if snapshot is None:
-                outcome.stop("crashed", "the process that keeps the job's counts and budget died, and does not start")
-                break
-            if _is_to_stop(outcome, snapshot, interruption):
-                calls.clear()
-                if not snapshot.stopped:
-                    shared.tell("stop", outcome.stopped)
-            view.see(snapshot)
-            view.standing = runner.lookout.look() if runner.lookout else view.standing
-            screen.show(view)
-    outcome.signal = interruption.signal  # it may have come with the last unit
-    view.see(_snapshot(shared))
-    screen.show(view)
-    outcome.progress = view.progress
-    return outcome
+    def _take(self, call: Call, result: Any, divide: Callable[[Call], Sequence[Call]]) -> None:
+        """Take a unit's result, or the units that stand in place of one that cannot be read."""
+        self._view.units_done += 1
+        pieces = divide(call) if _is_unreadable(result) and not self._outcome.kind else ()
+        self._calls.extend(pieces)
+        self._view.n_units += len(pieces)
+        if not pieces:
+            _note(call, result, self._state, self._outcome, self._budget_usd)
+
+    def _show(self, snapshot: Snapshot | None) -> None:
+        self._view.see(snapshot)
+        self._screen.show(self._view)
 
 
 def _is_to_stop(outcome: Outcome, snapshot: Snapshot, interruption: Interruption) -> bool:

@@ -68,6 +68,16 @@ class Unfinished:
 
 
 @dataclass(frozen=True)
+class _Begun:
+    """A unit whose rows are read and whose journal is open."""
+
+    call: Call
+    table: pa.Table
+    old: OldPart | None
+    journal: Journal
+
+
+@dataclass(frozen=True)
 class UnitWork:
     """What every unit of a job needs. It travels to each node once."""
 
@@ -102,7 +112,7 @@ class UnitWork:
         with UnitGuard(fence, ledger.stopped) as guard:
             try:
                 guard.check()
-                return self._do(call, (backend, embedder), ledger, guard, (output, secrets))
+                return self._do(call, (backend, embedder), (ledger, guard), (output, secrets))
             except UnitStopped as stop:
                 return Unfinished(stop.kind, stop.reason)
 
@@ -112,31 +122,16 @@ class UnitWork:
         self,
         call: Call,
         backends: tuple[Backend, Backend | None],
-        ledger: SharedLedger,
-        guard: UnitGuard,
+        rules: tuple[SharedLedger, UnitGuard],
         place: tuple[Folder, Mapping[str, Secret]],
     ) -> UnitSummary | Unfinished:
         output, secrets = place
-        folder = output.below(f"{JOURNAL}/{call.key}")
-        if call.resumes and not call.retries:
-            try:
-                done = summary_of(output, call.unit.part_name)
-            except OSError as error:
-                return Unfinished("storage", short(error))
-            if done is not None:  # its worker died between the part and the word about it
-                folder.delete("")
-                return done
+        begun = self._begin(call, output, secrets)
+        if not isinstance(begun, _Begun):
+            return begun
+        journal, guard = begun.journal, rules[1]
         try:
-            table = self._read(call, secrets)
-            old = OldPart.read(output, call.unit) if call.retries else None
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            return Unfinished("unreadable", short(error))
-        try:
-            journal = Journal(folder, resumes=call.resumes, settled=old.summary.attempts if old else ())
-        except OSError as error:
-            return Unfinished("storage", short(error))
-        try:
-            summary, part = self._process(call, table, old, journal, backends, (ledger, guard))
+            summary, part = self._process(begun, backends, rules)
             guard.check()
             output.write(call.unit.part_name, part)
             guard.check()  # a journal that another run uses by now is left to it
@@ -155,45 +150,55 @@ class UnitWork:
         journal.close(keep=False)
         return summary
 
-    def _process(
-        self,
-        call: Call,
-        table: pa.Table,
-        old: OldPart | None,
-        journal: Journal,
-        backends: tuple[Backend, Backend | None],
-        rules: tuple[SharedLedger, UnitGuard],
-    ) -> tuple[UnitSummary, pa.Buffer]:
-        started, clock = time.time(), time.perf_counter()
-        worker = f"{call.key} {uuid.uuid4().hex[:6]}"
-        ledger, guard = rules
-        counts = self._counts_rows
-        backend = JournalledBackend(backends[0], journal, ledger, worker, self.terms, guard, counts_rows=counts)
-        embedder = None
-        if backends[1] is not None:
-            terms = self.embedder_terms
-            embedder = JournalledBackend(backends[1], journal, ledger, worker, terms, guard, counts_rows=False)
+    def _begin(self, call: Call, output: Folder, secrets: Mapping[str, Secret]) -> _Begun | UnitSummary | Unfinished:
+        """Read a unit's rows and open its journal; return what became of it where it is done, or cannot begin."""
+        folder = output.below(f"{JOURNAL}/{call.key}")
+        if call.resumes and not call.retries:
+            try:
+                done = summary_of(output, call.unit.part_name)
+            except OSError as error:
+                return Unfinished("storage", short(error))
+            if done is not None:  # its worker died after it wrote the part and before it said so
+                folder.delete("")
+                return done
         try:
-            result, rows = self._answers(call, table, old, backend, embedder)
+            table = self._read(call, secrets)
+            old = OldPart.read(output, call.unit) if call.retries else None
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            return Unfinished("unreadable", short(error))
+        try:
+            journal = Journal(folder, resumes=call.resumes, settled=old.summary.attempts if old else ())
+        except OSError as error:
+            return Unfinished("storage", short(error))
+        return _Begun(call, table, old, journal)
+
+    def _process(
+        self, begun: _Begun, backends: tuple[Backend, Backend | None], rules: tuple[SharedLedger, UnitGuard]
+    ) -> tuple[UnitSummary, pa.Buffer]:
+        """Ask, and return the unit's part with its summary."""
+        started, clock = time.time(), time.perf_counter()
+        backend, embedder = self._journalled(begun, backends, rules)
+        try:
+            result, rows = self._answers(begun.call, begun.table, begun.old, backend, embedder)
         finally:  # what was paid for is told even where the unit stops
             total = backend.finish()
             if embedder is not None:
                 total.add(embedder.finish().bill())
-        journal.check()
-        total.add(journal.before)
-        for before in (call.before, old.summary.progress if old else None):
+        begun.journal.check()
+        total.add(begun.journal.before)
+        for before in (begun.call.before, begun.old.summary.progress if begun.old else None):
             if before is not None:
                 total.add(before)
         summary = UnitSummary(
-            unit=call.key,
-            file=call.unit.path,
+            unit=begun.call.key,
+            file=begun.call.unit.path,
             rows=self._n_rows(result),
             errors=self._errors(result),
             reasons=self._reasons(result),
             reused=total.reused,
             duplicates=total.duplicates,
             **{name: getattr(total, name) for name in SPENT},
-            attempts=tuple(journal.attempts),
+            attempts=tuple(begun.journal.attempts),
             started=started,
             seconds=time.perf_counter() - clock,
             node=node_name(),
@@ -202,6 +207,19 @@ class UnitWork:
         )
         part = self._serialise(result, summary)
         return replace(summary, size=part.size), part
+
+    def _journalled(
+        self, begun: _Begun, backends: tuple[Backend, Backend | None], rules: tuple[SharedLedger, UnitGuard]
+    ) -> tuple[JournalledBackend, JournalledBackend | None]:
+        """Return the backends under the job's rules: answers go into the journal, and costs are reserved first."""
+        ledger, guard = rules
+        journal, worker = begun.journal, f"{begun.call.key} {uuid.uuid4().hex[:6]}"
+        counts = self._counts_rows
+        backend = JournalledBackend(backends[0], journal, ledger, worker, self.terms, guard, counts_rows=counts)
+        if backends[1] is None:
+            return backend, None
+        terms = self.embedder_terms
+        return backend, JournalledBackend(backends[1], journal, ledger, worker, terms, guard, counts_rows=False)
 
     _counts_rows: ClassVar[bool] = True
     """Whether an answer is a row's result."""

@@ -116,13 +116,8 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
     measured = _measured(job, texts, asked)
     n_rows = round(rows_left * (1 - drawn.missing) * drawn.unique)
     n_requests = n_rows + len(prior)
-    per_row = statistics.fmean(counted)
-    spread = 2 * statistics.pstdev(counted) / math.sqrt(len(counted))
-    ratio, slack = (measured.prompt_ratio, 0.03) if measured else (1.0, 0.02 if own else 0.25)
-    low, high = (per_row - spread) * ratio * (1 - slack), (per_row + spread) * ratio * (1 + slack)
     answers = _answers(job, requests, texts, measured)
-    more = of_prior * ratio * (1 - slack), of_prior * ratio * (1 + slack)
-    prompt = round(n_rows * max(0.0, low) + more[0]), round(n_rows * high + more[1])
+    prompt = _prompt_tokens(n_rows, counted, of_prior, measured, 0.02 if own else 0.25)
     completion = round(n_requests * answers[0]), round(n_requests * answers[1])
     seconds, limited_by = _duration(job.spec.limit, n_requests, prompt, completion, measured)
     how = "measured on the sample" if measured else "counted by the model's tokenizer" if own else "4 bytes a token"
@@ -144,6 +139,21 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
         sample_reason=asked.reason,
         sample_stopped=asked.stopped,
     )
+
+
+def _prompt_tokens(
+    n_rows: int, counted: Sequence[int], of_prior: int, measured: _Measured | None, slack: float
+) -> tuple[int, int]:
+    """Return the prompt tokens of all rows and of the labels' prior, at least and at most.
+
+    `counted` are the tokens of some rows; `slack` is how far that count may be from the model's own.
+    """
+    per_row = statistics.fmean(counted)
+    spread = 2 * statistics.pstdev(counted) / math.sqrt(len(counted))
+    ratio, slack = (measured.prompt_ratio, 0.03) if measured else (1.0, slack)
+    low, high = (per_row - spread) * ratio * (1 - slack), (per_row + spread) * ratio * (1 + slack)
+    more = of_prior * ratio * (1 - slack), of_prior * ratio * (1 + slack)
+    return round(n_rows * max(0.0, low) + more[0]), round(n_rows * high + more[1])
 
 
 def _nothing(manifest: Manifest, rows_left: int, drawn: Sample) -> Estimate:
