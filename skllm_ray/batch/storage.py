@@ -43,11 +43,11 @@ class StorageOptions:
         return cls(Secret(json.dumps(dict(options), sort_keys=True)) if options else None)
 
     def secrets(self) -> dict[str, Secret]:
-        """Return what workers need to know besides, by fingerprint."""
+        """Return the credentials that workers need as well, by fingerprint."""
         return {} if self.text is None else {self.text.fingerprint: self.text}
 
     def found(self, secrets: Mapping[str, Secret]) -> Secret | None:
-        """Return the options, still hidden, from `secrets` where this object came from another process."""
+        """Return the options, still hidden; they are in `secrets` where this object came from another process."""
         return self.text or (None if self.text is None else secrets.get(self.text.fingerprint))
 
 
@@ -111,7 +111,7 @@ class Folder:
         return self.persist(read)
 
     def read_if_there(self, name: str) -> bytes:
-        """Return a file's bytes; none where it was deleted meanwhile."""
+        """Return a file's bytes; none where it was deleted in the meantime."""
         try:
             return self.read(name)
         except FileNotFoundError:
@@ -167,7 +167,7 @@ class Folder:
         self.persist(lambda: self._delete(name))
 
     def persist(self, do: Callable[[], T]) -> T:
-        """Return what `do` returns, again where a store fails for a moment: not all clients do."""
+        """Call `do`, again where a store fails for a moment: not all clients repeat requests themselves."""
         for pause_s in () if self.is_local else _PAUSES_S:
             try:
                 return do()
@@ -277,7 +277,7 @@ def _refuse_packed(paths: Iterable[str], uri: str) -> None:
 
 
 def distinct(files: Iterable[FileInfo], folder: Folder) -> list[FileInfo]:
-    """Return each file once, by path: links, and links in circles, would have its rows asked, and paid, again."""
+    """Return each file once, by path: else links would make its rows be asked, and paid for, again."""
     found: dict[str, FileInfo] = {}
     for file in sorted(files, key=lambda file: file.path):
         real = os.path.realpath(file.path) if folder.is_local else file.path

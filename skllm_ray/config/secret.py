@@ -12,7 +12,7 @@ _MARK = re.compile(r"\*\*\*[0-9a-f]{12}")
 
 
 class Secret(str):
-    """A credential that shows itself to nobody but the SDK that needs it.
+    """A credential that nothing shows; the SDK that needs it calls `reveal`.
 
     As a str it is only a mark: whatever is made of it, such as JSON, a concatenation or a table, shows no part of the
     credential. Only :meth:`reveal` gives the text; equality compares it. It wraps

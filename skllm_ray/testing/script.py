@@ -66,7 +66,7 @@ class Received:
 
 
 def prompt_of(body: dict[str, Any]) -> str:
-    """Return all the text of a request, be it OpenAI's or Vertex AI's, a chat's or an embedding's."""
+    """Return all the text of a request: of a chat or an embedding, in OpenAI's form or Vertex AI's."""
     if "messages" in body:
         return "\n".join(str(message["content"]) for message in body["messages"])
     if "input" in body:

@@ -1,4 +1,4 @@
-"""The one type of a column in all files of a job: decided by the types alone where they tell, else by the values.
+"""The one type of a column in all files of a job: decided by the types alone where that is enough, else by the values.
 
 Every value keeps its meaning: the type is one that has an equal for each of them, or text. Which types are tried, in
 this order:

@@ -1,7 +1,7 @@
 """Values of one type as those of another: exactly, or as texts; never changed.
 
 Arrow's own casts change some values without a word (a far date becomes "<value out of range>", minus zero becomes
-zero), and know no way from many nested types to others. Whatever cannot be brought over exactly raises here.
+zero), and know no way from many nested types to others. What cannot be converted exactly raises an error here.
 """
 
 from __future__ import annotations

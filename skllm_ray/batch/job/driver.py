@@ -1,4 +1,4 @@
-"""A run of a job: its units go out, their results come back, and somebody watches."""
+"""A run of a job: its units are given to workers, their results are taken, and progress is shown."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _OURS: Final = ("ray.", "skllm_ray.")
 
 
 class Interruption:
-    """Notes a signal in place of dying of it; the second one, or the end of the grace, ends the run at once.
+    """Notes a signal instead of ending the process; a second signal, or the end of the grace, ends the run at once.
 
     That raises ``KeyboardInterrupt``, or ``SystemExit`` for SIGTERM. Signals that the program itself handles are left
     to it, and nothing is done where this is not the main thread.
@@ -24,7 +24,7 @@ class Interruption:
     Parameters
     ----------
     tell : callable or None, default=None
-        Called with the reason, in a thread of its own, for where the main thread works and cannot look.
+        Called with the reason, in a thread of its own: the main thread may be at work and cannot look.
 
     Attributes
     ----------

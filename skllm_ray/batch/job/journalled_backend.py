@@ -251,7 +251,7 @@ class JournalledBackend:
             self._take(answers, urgent=False)
         self._settle(answers, questions, most_usd)
         self._guard.check()
-        # what ends a call but may pass, such as a server that is gone, a job waits for
+        # A job waits for what ends a call but may pass, such as a server that is gone.
         ends = (answer.error for answer in found if answer.error is not None)
         fatal = next((error for error in ends if error.fatal and not error.retryable), None)
         if fatal is not None:
@@ -347,7 +347,7 @@ Answer = Reply | Embedding
 
 
 def _is_there(error: RowError, n_rows: int) -> bool:
-    """Return whether a failure shows that the server is there: it answered, be it with an error, for a few rows."""
+    """Return whether a failure shows that the server is there: it answered for a few rows, even if with an error."""
     return n_rows < _FEW and error.kind not in {"connection", "timeout"}
 
 
@@ -360,7 +360,7 @@ class _Patience:
         self.rounds = 0
 
     def probe(self, keys: Sequence[str]) -> Sequence[str]:
-        """Return whom to ask: all, or, while nobody gets an answer, one after the other."""
+        """Return the keys to ask about: all, or one after the other while the server gives no answer."""
         if self._since is None:
             return keys
         return [keys[self.rounds % len(keys)]]
@@ -370,7 +370,7 @@ class _Patience:
         self._since = None
 
     def pause_s(self, n_missing: int, *, answered: bool) -> float | None:
-        """Return how long to wait; None where it is enough."""
+        """Return how long to wait; None where the rows are to be given up."""
         pause_s = _PAUSES_S[min(self.rounds, len(_PAUSES_S) - 1)]
         self.rounds += 1
         if answered:

@@ -217,7 +217,7 @@ def open_screen(show: bool) -> Screen:
 
 
 def held_up(bucket: BucketInfo, age_s: float) -> str:
-    """Return what holds requests back that wait for a limit; empty where nothing tells.
+    """Return which limit makes requests wait; empty where that is not known.
 
     Parameters
     ----------

@@ -66,7 +66,7 @@ class JobResult:
 
     @property
     def complete(self) -> bool:
-        """Whether every row that was wanted is in a part, be it with a result or with an error."""
+        """Whether every row that was wanted is in a part, with a result or with an error."""
         return not self.unreadable and self.rows_done >= self.wanted
 
     @property

@@ -32,8 +32,8 @@ class Terms:
     block_rows: int = 1024
     """Requests that are asked together."""
     capped: bool = False
-    """Whether there is a budget: a client does not ask again by itself where it is open whether there is something to
-    pay, and a request that costs more than was set aside for it ends the job."""
+    """Whether there is a budget. If so, a client does not ask again by itself where the lost request may have been paid
+    for, and a request that costs more than was set aside for it ends the job."""
 
     def most_usd(self, request: ChatRequest) -> float:
         """Return the most that a request can cost: no tokenizer makes more tokens than there are bytes."""

@@ -1,4 +1,4 @@
-"""What a running job has done and spent so far, shared by its workers: progress, the budget, and the word to stop."""
+"""What a running job has done and spent so far, shared by its workers: progress, the budget, and why it stops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Progress:
     unpriced: int = 0
     """Replies of unknown price."""
     unknown_usd: float = 0.0
-    """The most that requests may have cost of which nobody knows whether they were paid for."""
+    """The most that requests may have cost where it is not known whether they were paid for."""
     errors: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Progress) -> None:
@@ -72,7 +72,7 @@ class Snapshot:
     ledger: str = ""
     """Names the ledger: where its process dies, another one begins to count."""
     reason: str = ""
-    """Why the first row failed that did."""
+    """Why the first failed row failed."""
     in_vain: bool = False
     """Whether the job was told to stop since nearly all rows failed."""
 
@@ -105,7 +105,7 @@ class SharedLedger(Protocol):
         ...
 
     def report(self, progress: Progress, *, answered: bool, reason: str = "", last: bool = False) -> None:
-        """Tell what was done, and why the first row failed that did; waits only for the `last` word."""
+        """Tell what was done, and why the first failed row failed; waits only if it is the `last` report."""
         ...
 
     def wait_for(self, worker: str, reason: str) -> None:
@@ -200,7 +200,7 @@ class Ledger:
                 self._proven = self._proven or spent_usd > 0
 
     def forget(self, unit: str) -> None:
-        """Count as spent what a dead worker had set aside for a unit: nobody knows what came of its requests."""
+        """Count as spent what a dead worker had set aside for a unit: its requests may have been paid for."""
         with self._lock:
             for worker in [worker for worker in self._reserved if worker.startswith(f"{unit} ")]:
                 self._spent_usd += self._reserved.pop(worker)
@@ -258,7 +258,7 @@ class Failures:
     Attributes
     ----------
     told : str
-        The same in words; empty as long as there is hope.
+        Why it is in vain; empty where it is not.
     """
 
     def __init__(self) -> None:

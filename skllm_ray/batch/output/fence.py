@@ -1,6 +1,6 @@
 """Whether a run still holds its output: asked before anything is sent or written.
 
-Whoever was asleep, because its process was stopped or its machine suspended, may have been overtaken by another run.
+A run that was asleep, because its process was stopped or its machine suspended, may have been overtaken by another.
 A run names itself by a token in the lock file; whoever takes the output over writes another one there. Before each
 request the token is compared: on a local disk by a look at the file's stamp, elsewhere by reading it when the last
 look is older than `lease_s`. A process that slept notices by that age, too: the clock goes on while a machine sleeps.

@@ -75,13 +75,13 @@ class Holder:
 
     @property
     def is_alive_here(self) -> bool:
-        """Whether its process lives on this machine, be it stopped."""
+        """Whether its process exists on this machine, even if it is stopped."""
         state, began = _state_of(self.pid)
         return self.is_of_this_machine and bool(began) and began == self.began and state not in _GONE
 
     @property
     def is_dead_here(self) -> bool:
-        """Whether it surely lives no more: a process of this machine, since its last start, that is gone."""
+        """Whether it has certainly ended: its process was one of this machine, since its last start, and is gone."""
         return self.is_of_this_machine and not self.is_alive_here
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ class Holder:
 def is_on_local_disk(path: str) -> bool:
     """Return whether a file lies on a disk of this machine alone, whose locks all its users see at once.
 
-    Shared filesystems, and those that nobody knows, are none.
+    Shared filesystems, and unknown ones, do not count.
     """
     if sys.platform != "linux":
         return not path.startswith(_MOUNTS_OF_OTHERS)

@@ -27,12 +27,12 @@ _held_here: set[str] = set()
 class OutputLock:
     """Holds an output for one run. A dead run's lock is taken over.
 
-    On a local disk the operating system decides: its lock ends with the process that holds it and with nothing else,
-    so that a stopped process keeps it, and of many that want it one alone gets it. Elsewhere, on shared filesystems and
-    object stores, a run shows that it lives by a heartbeat. A run whose process lives on this machine is not dead, be
-    it stopped. Who takes over writes a token of its own, waits until all who are awake have noticed, and looks whether
-    the token is still there: of several, the last one to write goes on. Who was asleep meanwhile notices before it
-    sends or writes anything: see `Fence`.
+    On a local disk the operating system decides. Its lock ends with the process that holds it and with nothing else:
+    a stopped process keeps it, and only one of many that want it gets it. Elsewhere, on shared filesystems and object
+    stores, a run shows with a heartbeat that it lives. A run whose process exists on this machine is not dead, even if
+    it is stopped. A run that takes over writes a token of its own, waits until all runs that are awake have noticed,
+    and looks whether the token is still there: of several runs, the last one to write goes on. A run that was asleep
+    in the meantime notices before it sends or writes anything: see `Fence`.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ class OutputLock:
             raise _in_use(now, just=True)
 
     def _is_dead(self, held: Holder) -> bool:
-        """Return whether a run surely lives no more; raise where it surely does."""
+        """Return whether a run has certainly ended; raise where it certainly has not."""
         left_here = held.pid == os.getpid() and held.token not in _held_here  # a run of this process that could not end
         if held.is_alive_here and not left_here:
             raise _in_use(held)

@@ -174,7 +174,7 @@ def veiled_identity(text: str) -> str:
 def veiled(value: Any) -> Any:
     """Return a request option's value with each text in it that is no plain word replaced by its fingerprint.
 
-    Some hold a credential under a name that nobody foresaw, and whoever may read the output reads the manifest.
+    Some hold a credential under an unexpected name, and all who may read the output may read the manifest.
 
     Examples
     --------

@@ -115,7 +115,7 @@ class OutputState:
         self.journals = dict(found)
 
     def expect(self, keys: Iterable[str]) -> None:
-        """Note that the parts of some units are about to change: should nobody tell, the log must not be believed."""
+        """Note that the parts of some units are about to change, so that the log does not tell of the old ones."""
         doubtful = [replace(self._known[key], size=0) for key in keys]
         if doubtful:
             self._write(doubtful)

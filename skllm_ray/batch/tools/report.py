@@ -19,7 +19,7 @@ from skllm_ray.errors import InputError
 
 
 def write_report(output: str, to: str = "report.html", storage_options: Mapping[str, Any] | None = None) -> str:
-    """Write an HTML page about the job whose parts are in `output`, be it finished or not.
+    """Write an HTML page about the job whose parts are in `output`, finished or not.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ from skllm_ray.tasks.prior import CONTENT_FREE, LabelPrior, estimate_prior
 
 _MOST_TEXTS: Final = 200
 _FEW_TEXTS: Final = 20
-"""Texts, below which a prior estimated from them would say more of them than of the labels."""
+"""The fewest texts for a prior: one from fewer texts would describe those texts rather than the labels."""
 _estimating = threading.RLock()
 
 __all__ = ["LLMClassifier", "OnError", "wrap_secret"]
@@ -249,7 +249,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
             return self._task()
         from skllm_ray.execution.runner import run
 
-        with _estimating:  # threads of one call after the other must not pay for it twice
+        with _estimating:  # several threads must not pay for it twice
             if "label_prior_" not in vars(self):
                 rows = run(self.prior_texts_, self._task(), spec, self._secrets(), show_progress=False)
                 self._take_prior(rows)

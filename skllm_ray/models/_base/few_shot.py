@@ -197,7 +197,7 @@ class DynamicFewShotClassifier(FewShotClassifier):
     def _vectorizer_parameters(self) -> dict[str, Any]:
         """Return the parameters of the vectorizer that is made where none is given."""
         namespace, separator, _ = self.model.partition("::")
-        if separator and namespace not in {"gguf", "openai", "vertex"}:  # texts must not go where nobody sent them
+        if separator and namespace not in {"gguf", "openai", "vertex"}:  # texts go only where they were sent
             raise ConfigurationError(
                 f"vectorizer is None, and model={self.model!r} says nothing about who embeds the texts.",
                 f"Pass one, such as GPTVectorizer(model='{namespace}::<embedding model>').",

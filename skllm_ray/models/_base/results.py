@@ -94,7 +94,7 @@ def _series(values: Sequence[Any], dtype: str) -> pd.Series[Any]:
 
 
 def as_objects(values: Sequence[Any]) -> NDArray[np.object_]:
-    """Return an array of shape (n,) with one value per cell, be they lists or arrays themselves."""
+    """Return an array of shape (n,) with one value per cell, even where values are lists or arrays."""
     return np.fromiter(values, dtype=object, count=len(values))
 
 
@@ -105,7 +105,7 @@ def describe_failures(rows: Sequence[Row[Any]]) -> str:
 
 
 def tell_failures(model: str, rows: Sequence[Row[Any]], ended: str) -> tuple[str, str]:
-    """Return what a call's error says of its failed rows, the first reason among it, and what to do."""
+    """Return the message of a call's error: its failed rows, the first reason, and what to do."""
     failed = [row.error for row in rows if row.error is not None]
     first = next((error for error in failed if error.kind != "cancelled"), failed[0])
     why = ended or f"{model} failed first with {first.kind}: {first.message}"

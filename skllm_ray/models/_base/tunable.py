@@ -103,7 +103,7 @@ class Tunable(LLMEstimator):
         return self
 
     def submit_tuning(self, X: Any, y: Any, *, new: bool = False) -> TuningJob:
-        """Do what :meth:`fit` does but for the wait: return the job as soon as the service has taken it.
+        """Do what :meth:`fit` does, without the wait: return the job as soon as the service has taken it.
 
         Parameters
         ----------
