@@ -167,11 +167,38 @@ def test_scores_take_weights(fake, cls):
     assert fitted(cls).score(X, y, sample_weight=[1, 1, 0, 1]) == 1
 
 
+@pytest.mark.parametrize(
+    ("y", "weights", "message"),
+    [
+        ([["good"], ["bad"], ["bad"], ["bad"]], [1, 2], r"sample_weight has the shape \(2,\)"),
+        ([["good"], ["bad"], ["bad"], ["bad"]], ["a", 1, 1, 1], "sample_weight must hold a number"),
+        ([["good"], ["bad"], ["bad"], ["bad"]], [1, -1, 1, 1], "finite numbers of at least 0"),
+        ([["good"], ["bad"], ["bad"], ["bad"]], [0, 0, 0, 0], "not all of them 0"),
+        (["good", None, "bad", "bad"], None, "y has 1 missing labels, the first at position 1"),
+        (["good", float("nan"), "bad", "bad"], None, "y has 1 missing labels"),
+        ([1, 0, 1, 0], None, "y cannot be compared with the classes"),
+    ],
+)
+@pytest.mark.parametrize("cls", CLASSIFIERS)
+def test_what_no_score_can_be_of_is_refused_before_anything_is_asked(fake, cls, y, weights, message, monkeypatch):
+    classifier = fitted(cls)
+    many = "MultiLabel" in cls.__name__
+    if many and not isinstance(y[0], list):
+        pytest.skip("lists of labels are checked by themselves")
+    y = y if many or not isinstance(y[0], list) else [labels[0] for labels in y]
+    monkeypatch.setattr(cls, "_results", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(cls, "predict", lambda *_: pytest.fail("asked"))
+    with pytest.raises(InputError, match=message):
+        classifier.score(X, y, sample_weight=weights)
+
+
 @pytest.mark.parametrize("cls", CLASSIFIERS)
 def test_the_unfitted_are_refused(fake, cls):
     for method in ("predict", "predict_details", "render_prompt", "predict_proba"):
         with pytest.raises(NotFittedError):
             getattr(make(cls), method)(X)
+    with pytest.raises(NotFittedError):
+        make(cls).score(X, [["good"]] * 4 if "MultiLabel" in cls.__name__ else ["good"] * 4)
 
 
 # --- transformers -------------------------------------------------------------------------------------------------

@@ -215,8 +215,10 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         float
             Between 0 and 1; a row that failed, and is None with "coerce", counts as wrong.
         """
+        check_is_fitted(self)
         truth = column(y, "y")[0]
         check_length(X, truth)
+        results.check_truth(truth, sample_weight, self.classes_)
         return results.accuracy(self._labels_in(self.predict(X)), truth, sample_weight)
 
     # --- inside ---------------------------------------------------------------------------------------------------

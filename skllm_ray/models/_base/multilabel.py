@@ -121,8 +121,10 @@ class MultiLabelClassifier(LLMClassifier):
         float
             Between 0 and 1; a row that failed, and is None with "coerce", counts as wrong.
         """
+        check_is_fitted(self)
         truth = label_lists(y, self._column_names() or self.indicators_)
         check_length(X, truth)
+        results.check_weights(sample_weight, len(truth))
         found = self._label_sets(self._results(X, None))
         right = [None if one is None else one == set(true) for one, true in zip(found, truth, strict=True)]
         return results.accuracy(right, [True] * len(truth), sample_weight)

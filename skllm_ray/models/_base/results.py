@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score
 
-from skllm_ray.errors import warn
+from skllm_ray.errors import InputError, warn
 from skllm_ray.tasks.base import ChatRequest, Reply, Row, RowError, Usage
 from skllm_ray.tasks.label_mass import low_mass
 
@@ -149,6 +149,38 @@ def accuracy(predictions: Sequence[Any], truth: Sequence[Any], weights: Any) -> 
         return 0.0
     right = accuracy_score([truth[i] for i in there], [predictions[i] for i in there], sample_weight=weighed[there])
     return float(right * weighed[there].sum() / weighed.sum())
+
+
+def check_truth(truth: Sequence[Any], weights: Any, classes: NDArray[Any]) -> None:
+    """Raise where predictions, some of `classes`, cannot be compared with the true labels: before any is paid for.
+
+    Raises
+    ------
+    InputError
+        If a label is missing, if labels and classes are not of one kind, or if the weights are not one number for each.
+    """
+    missing = [i for i, label in enumerate(truth) if pd.api.types.is_scalar(label) and pd.isna(label)]
+    if missing:
+        raise InputError(f"y has {len(missing)} missing labels, the first at position {missing[0]}.", "Drop these rows.")
+    try:
+        accuracy_score(truth, [classes[0]] * len(truth))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"y cannot be compared with the classes {classes[:3].tolist()}…: {error}") from None
+    check_weights(weights, len(truth))
+
+
+def check_weights(weights: Any, n_rows: int) -> None:
+    """Raise ``InputError`` unless `weights` is None, or one finite number of at least 0 for each row."""
+    if weights is None:
+        return
+    try:
+        found = np.asarray(weights, np.float64)
+    except (TypeError, ValueError):
+        raise InputError("sample_weight must hold a number for each row.") from None
+    if found.shape != (n_rows,):
+        raise InputError(f"sample_weight has the shape {found.shape}; it must be ({n_rows},).")
+    if not (np.isfinite(found).all() and (found >= 0).all() and (not n_rows or found.any())):
+        raise InputError("sample_weight must hold finite numbers of at least 0, not all of them 0.")
 
 
 def draw(text: str, classes: NDArray[Any], probabilities: NDArray[np.float64], seed: int | None) -> Any:
