@@ -66,7 +66,7 @@ def run(
     keep_columns : sequence of str or None, default=None
         The input's columns that the parts keep; None keeps all.
     filename_column : str or None, default=None
-        The name of a column that tells each row's file, with its whole path.
+        The name of a column that tells each row's file, with its whole path; the parts have it in any case.
     output_prefix : str, default=""
         Put before the names of the new columns.
     keep_replies : {"none", "errors", "all"}, default="none"
@@ -206,7 +206,13 @@ def _check(options: JobOptions) -> None:
     for name in ("budget_usd", "input_price", "output_price", "outage_s"):
         value = getattr(options, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
-            raise ConfigurationError(f"{name} must be a number of at least 0; got {value!r}.")
+            shown = "wait_for_server_s" if name == "outage_s" else name
+            raise ConfigurationError(f"{shown} must be a number of at least 0; got {value!r}.")
+    for name in ("retry_errors", "keep_going"):
+        if not isinstance(getattr(options, name), bool):
+            raise ConfigurationError(f"{name} must be True or False; got {getattr(options, name)!r}.")
+    if not isinstance(options.output_prefix, str):
+        raise ConfigurationError(f"output_prefix must be a str; got {options.output_prefix!r}.")
     if options.keep_replies not in get_args(KeepReplies):
         raise ConfigurationError(f"keep_replies must be 'none', 'errors' or 'all'; got {options.keep_replies!r}.")
     if options.filename_column is not None and not (

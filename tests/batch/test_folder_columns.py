@@ -91,6 +91,15 @@ def test_a_column_names_the_file_on_request(tmp_path):
         batch.run(classifier(), str(tmp_path / "in"), str(tmp_path / "out"))
 
 
+def test_a_column_that_names_the_file_is_kept_whatever_else_is(tmp_path):
+    source = write(tmp_path / "in.parquet", ["good"])
+    found = run(tmp_path, source, filename_column="from", keep_columns=[])
+    assert found["from"].tolist() == [source]
+    assert "text" not in found
+    with pytest.raises(InputError, match="also the name of a result"):
+        run(tmp_path, source, filename_column="error", keep_columns=[])
+
+
 def test_the_file_s_column_is_a_new_one(tmp_path):
     source = write(tmp_path / "in.parquet", ["good"])
     with pytest.raises(InputError, match="filename_column='text': the input has a column"):

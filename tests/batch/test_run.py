@@ -264,6 +264,10 @@ def test_raw_replies_are_kept_as_asked_for(tmp_path):
         ({"budget_usd": -1}, "budget_usd must be"),
         ({"budget_usd": 1.0}, "price of fake is not known"),
         ({"workers": True}, "workers must be"),
+        ({"wait_for_server_s": "x"}, "wait_for_server_s must be"),
+        ({"retry_errors": "no"}, "retry_errors must be True or False"),
+        ({"keep_going": 1}, "keep_going must be True or False"),
+        ({"output_prefix": 5}, "output_prefix must be a str"),
         ({"storage_options": {"anon": True}, "output_uri": "nowhere://x"}, "nowhere:// cannot be opened"),
     ],
 )
