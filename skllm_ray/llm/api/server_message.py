@@ -24,7 +24,12 @@ _TOO_LONG: Final = re.compile(
 _TOO_LARGE: Final = re.compile(
     r"(?:request|input|prompt|message)s? (?:is |are |was )?too (?:large|long|big)"
     r"|\blimit\b\D{0,40}(?P<limit>\d[\d,._]*).{0,200}?\brequested\b\D{0,40}(?P<asked>\d[\d,._]*)"
-    r"|\brequested\b\D{0,40}(?P<asked_2>\d[\d,._]*).{0,200}?\blimit\b\D{0,40}(?P<limit_2>\d[\d,._]*)",
+    r"|\brequested\b\D{0,40}(?P<asked_2>\d[\d,._]*).{0,200}?\blimit\b\D{0,40}(?P<limit_2>\d[\d,._]*)"
+    r"|\b(?:request|prompt|input|message)s?\b\D{0,30}(?P<asked_3>\d[\d,._]*) ?\w* ?tokens?\b"
+    r".{0,40}?\bexceed\w*\b\D{0,40}?\b(?:max\w*|limit)\b\D{0,40}(?P<limit_3>\d[\d,._]*)"
+    r"|\bmax(?:imum)?\b\D{0,30}(?P<limit_4>\d[\d,._]*) ?tokens?\b.{0,80}?\b(?:got|given|received|requested)\b"
+    r"\D{0,30}(?P<asked_4>\d[\d,._]*)"
+    r"|\btokens?[ _-]per[ _-](?:single[ _-])?request\b.{0,40}\b(?:limit|exceed)",
     re.IGNORECASE | re.DOTALL,
 )
 _BY_CODE: Final[dict[str, ErrorKind]] = {
@@ -163,8 +168,11 @@ def never_fits(message: str) -> bool:
     found = _TOO_LARGE.search(message)
     if found is None:
         return False
-    limit, asked = (found["limit"] or found["limit_2"], found["asked"] or found["asked_2"])
-    return limit is None or _number(asked) > _number(limit)
+    limit, asked = (
+        next((found[f"{name}{n}"] for n in ("", "_2", "_3", "_4") if found[f"{name}{n}"]), None)
+        for name in ("limit", "asked")
+    )
+    return limit is None or asked is None or _number(asked) > _number(limit)
 
 
 def _plain_kind(status: int | None, codes: tuple[str, ...]) -> ErrorKind:
