@@ -1,6 +1,6 @@
 """Settings of this process, and what they are made of."""
 
-from skllm_ray.config.checks import checked_key, checked_url
+from skllm_ray.config.checks import checked_key, checked_org, checked_url
 from skllm_ray.config.process_state import OPENAI_KEY_ENV as OPENAI_KEY_ENV
 from skllm_ray.config.process_state import Settings
 from skllm_ray.config.resolve import resolve_secret
@@ -20,6 +20,7 @@ __all__ = [
     "Settings",
     "Timeouts",
     "checked_key",
+    "checked_org",
     "checked_url",
     "lasting",
     "resolve_secret",

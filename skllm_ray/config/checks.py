@@ -30,6 +30,13 @@ def checked_key(name: str, value: object) -> Secret:
     return value
 
 
+def checked_org(value: object) -> str:
+    """Return an organisation ID, or raise `ConfigurationError` where no request's head can carry it."""
+    text = _text("org", value)
+    _refuse("org", _fault_in(text))
+    return text
+
+
 def _fault_in(text: str, *, spaces: bool = False) -> str:
     """Return what `text` holds that neither a request's head nor an address can: more than one line of ASCII."""
     bad = next((sign for sign in text if not ("!" <= sign <= "~" or (spaces and sign == " "))), None)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from skllm_ray.config.checks import _fault_in, _from_environment, _refuse, checked_key, checked_url
+from skllm_ray.config.checks import _fault_in, _from_environment, _refuse, checked_key, checked_org, checked_url
 from skllm_ray.config.process_state import OPENAI_KEY_ENV, current, optional, read, write
 from skllm_ray.config.secret import Secret, _text
 from skllm_ray.errors import ConfigurationError
@@ -69,8 +69,7 @@ class EndpointSettings:
     @staticmethod
     def set_openai_org(key: str) -> None:
         """Set the OpenAI organisation ID."""
-        _refuse("org", _fault_in(_text("org", key)))
-        write("openai_org", _text("org", key))
+        write("openai_org", checked_org(key))
 
     @staticmethod
     def get_openai_org() -> str | None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from skllm_ray.config import OPENAI_KEY_ENV, Price, Secret, SecretRef, SKLLMConfig, checked_key
+from skllm_ray.config import OPENAI_KEY_ENV, Price, Secret, SecretRef, SKLLMConfig, checked_key, checked_org
 from skllm_ray.errors import ConfigurationError, UnknownModelError, warn
 from skllm_ray.llm.api.options import FrozenOptions, body_options, limits_in
 from skllm_ray.llm.base import BackendSpec
@@ -216,7 +216,7 @@ def _openai_spec(
     return OpenAISpec(
         api=api,
         model=name,
-        org=org or SKLLMConfig.get_openai_org(),
+        org=checked_org(org) if org else SKLLMConfig.get_openai_org(),
         key_ref=reference,
         request_options=options,
         limit=SKLLMConfig.get_rate_limit(prefix + name),

@@ -110,6 +110,14 @@ def test_a_custom_url_never_receives_the_standard_key(monkeypatch):
     assert key_sent(resolve("custom_url::m")) == "sk-for-this-library"
 
 
+@pytest.mark.parametrize("org", ["org-1\norg-2", "org-…", "org 1"])
+def test_an_organisation_that_no_request_can_carry_is_refused_before_any(org):
+    with pytest.raises(ConfigurationError, match="org holds"):
+        resolve("gpt-x", key=KEY, org=org)
+    with pytest.raises(ConfigurationError, match="org holds"):
+        SKLLMConfig.set_openai_org(org)
+
+
 def test_a_spec_names_the_key_and_never_holds_it():
     SKLLMConfig.set_openai_key("sk-of-the-settings")
     spec = resolve("m", key=KEY, org="org-1")
