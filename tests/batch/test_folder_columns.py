@@ -97,6 +97,8 @@ def test_a_column_that_names_the_file_is_kept_whatever_else_is(tmp_path):
     assert found["from"].tolist() == [source]
     assert "text" not in found
     with pytest.raises(InputError, match="also the name of a result"):
+        batch.run(classifier(), source, str(tmp_path / "other"), filename_column="error", keep_columns=[])
+    with pytest.raises(OutputMismatchError, match="another keep_columns"):
         run(tmp_path, source, filename_column="error", keep_columns=[])
 
 

@@ -126,9 +126,9 @@ class Planner:
     def _manifest(self, task: Any, scanned: Scanned, old: Manifest | None = None) -> Manifest:
         given, estimator = self._options, self._estimator
         self._check_columns(scanned)
-        told = () if given.filename_column is None else (given.filename_column,)
-        names = scanned.schema.names if given.keep_columns is None else (*given.keep_columns, *told)
-        kept = tuple(dict.fromkeys(names))
+        names = scanned.schema.names
+        asked = (*(given.keep_columns or ()), *(name for name in names if name == given.filename_column))
+        kept = tuple(names if given.keep_columns is None else dict.fromkeys(asked))
         schema = pa.schema([*(scanned.schema.field(name) for name in kept), *self._result_fields(kept, old).items()])
         files = tuple(_checked(scanned, self._needed()).files)
         kind = type(estimator).__name__

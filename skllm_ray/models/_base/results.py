@@ -161,7 +161,8 @@ def check_truth(truth: Sequence[Any], weights: Any, classes: NDArray[Any]) -> No
     """
     missing = [i for i, label in enumerate(truth) if pd.api.types.is_scalar(label) and pd.isna(label)]
     if missing:
-        raise InputError(f"y has {len(missing)} missing labels, the first at position {missing[0]}.", "Drop these rows.")
+        told = f"y has {len(missing)} missing labels, the first at position {missing[0]}."
+        raise InputError(told, "Drop these rows.")
     try:
         accuracy_score(truth, [classes[0]] * len(truth))
     except (TypeError, ValueError) as error:
