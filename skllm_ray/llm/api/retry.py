@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from skllm_ray.llm.rate_limit.bucket import LONGEST_PAUSE_S
+
 _LONGEST_SILENCE_S = 30.0
 
 
@@ -60,7 +62,8 @@ class _Streak:
         """Take a failure; return whether it is one too many."""
         if served_at > float("-inf"):
             self.seconds = self._seconds
-        if served_at >= self._began or sent_at > self._latest + self.seconds:  # or nobody tried for a while
+        idle_s = max(self.seconds, LONGEST_PAUSE_S)  # longer than a quota's refusals let everybody wait
+        if served_at >= self._began or sent_at > self._latest + idle_s:  # or nobody tried for a while
             self._began, self._tries = now, 0
         self._latest = now
         self._tries += sent_at >= self._began

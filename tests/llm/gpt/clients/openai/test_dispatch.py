@@ -232,6 +232,12 @@ def test_failures_long_ago_do_not_count():
     assert not streak.goes_on(1000.0, 1000.0, never)
 
 
+def test_pauses_that_are_longer_than_the_patience_end_no_streak():
+    streak, never = _Streak(6.0, 6.0), float("-inf")
+    gone = [streak.goes_on(20.0 * i, 20.0 * i + 1, never) for i in range(12)]
+    assert gone.index(True) == 8
+
+
 def test_who_is_answered_elsewhere_has_a_server(opened):
     """One worker's network is broken, another one's works: the call goes on."""
     stop = threading.Event()
