@@ -196,13 +196,15 @@ def score(
     return results
 
 
-def best(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]) -> list[int | ContextOverflowError]:
-    """Return the most likely continuation of every prompt; see :func:`.search.best`."""
+def best(
+    engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie], margin: float = 0.0
+) -> list[search.Found]:
+    """Return the most likely continuation of every prompt; see :func:`.search.best`. Copies need no `margin`."""
     if engine.sequences.shares_tokens:
-        return search.best(engine, prompts, tries)
+        return search.best(engine, prompts, tries, margin)
     results: list[Scores] = [np.zeros(0)] * len(prompts)
     rows = fitting(engine, prompts, tries, results)
-    found = [entry if isinstance(entry, ContextOverflowError) else 0 for entry in results]
+    found: list[search.Found] = [entry if isinstance(entry, ContextOverflowError) else 0 for entry in results]
     for standing in _standings(engine, rows):
         width = 1
         while steps := [step for one in standing for step in _can_win(one, width)]:

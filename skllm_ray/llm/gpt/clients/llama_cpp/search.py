@@ -80,21 +80,25 @@ class _Search:
     """The first of its sequences."""
     winner: int = -1
     highest: float = -np.inf
+    second: float = -np.inf
+    """The score of the next likeliest whole continuation."""
+    margin: float = 0.0
+    """How far below the best one a continuation is of interest."""
     width: int = 1
     partial: list[tuple[float, int, Node]] = field(default_factory=list)
     """A heap: the negative score, a number that no other entry has, and what was not followed yet."""
     n_pushed: int = 0
 
     def push(self, node: Node, score: float) -> None:
-        """Keep a partial continuation that may still win."""
-        if score > self.highest:
+        """Keep a partial continuation that may still win, or come close."""
+        if score > self.highest - self.margin:
             self.n_pushed += 1
             heapq.heappush(self.partial, (-score, self.n_pushed, node))
 
     def steps(self, most: int) -> list[_Step]:
         """Return the likeliest steps that may lead to a better continuation; none when the row is done."""
         found: list[_Step] = []
-        while self.partial and -self.partial[0][0] > self.highest and len(found) < min(most, self.width):
+        while not self.is_done and len(found) < min(most, self.width):
             score, _, node = heapq.heappop(self.partial)
             found.append(_Step(self, node.chain(), -score))
         self.width = min(2 * self.width, _MOST_BRANCHES)
@@ -102,11 +106,21 @@ class _Search:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing that was not followed can win."""
-        return not self.partial or -self.partial[0][0] <= self.highest
+        """Whether nothing that was not followed can win, or come close; or whether two are close already."""
+        return self.is_close or not self.partial or -self.partial[0][0] <= self.highest - self.margin
+
+    @property
+    def is_close(self) -> bool:
+        """Whether the two likeliest differ by less than the margin, and no other can leave them behind."""
+        bound = -self.partial[0][0] if self.partial else -np.inf
+        return self.second > self.highest - self.margin and bound <= self.highest
 
 
-def best(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]) -> list[int | ContextOverflowError]:
+Found = int | ContextOverflowError | None
+"""A row's likeliest continuation; None where the two likeliest are too close for a search to tell."""
+
+
+def best(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie], margin: float = 0.0) -> list[Found]:
     """Return the position of every prompt's most likely continuation.
 
     Parameters
@@ -117,6 +131,8 @@ def best(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]
         What comes before.
     tries : sequence of Trie, of length n_rows
         Each row's continuations.
+    margin : float, default=0.0
+        Of log-probabilities: where the two likeliest differ by less, there is no answer.
 
     Raises
     ------
@@ -125,20 +141,18 @@ def best(engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie]
     """
     overflows: list[Scores] = [np.zeros(0)] * len(prompts)
     rows = fitting(engine, prompts, tries, overflows)
-    found: list[int | ContextOverflowError] = [
-        entry if isinstance(entry, ContextOverflowError) else 0 for entry in overflows
-    ]
+    found: list[Found] = [entry if isinstance(entry, ContextOverflowError) else 0 for entry in overflows]
     for run, n_prefix in engine.runs([row.common for row in rows]):
-        for search in _Searcher(engine, [rows[i] for i in run], n_prefix).run():
-            found[search.row.index] = search.winner
+        for search in _Searcher(engine, [rows[i] for i in run], n_prefix, margin).run():
+            found[search.row.index] = None if search.is_close else search.winner
     return found
 
 
 class _Searcher:
     """Searches the rows of one run, whose shared beginning stands in all sequences."""
 
-    def __init__(self, engine: Engine, rows: Sequence[Row], n_prefix: int) -> None:
-        self._engine, self._n_prefix = engine, n_prefix
+    def __init__(self, engine: Engine, rows: Sequence[Row], n_prefix: int, margin: float) -> None:
+        self._engine, self._n_prefix, self._margin = engine, n_prefix, margin
         self._waiting = deque(rows)
         self._roots = {id(trie): tree(trie) for trie in {id(row.trie): row.trie for row in rows}.values()}
         branches = min(_MOST_BRANCHES, max(len(row.trie) for row in rows), engine.n_sequences - 1)
@@ -196,7 +210,7 @@ class _Searcher:
             full = len(batch) + len(tokens) > engine.n_batch or cells + len(tokens) + self._longest > engine.room
             if (full or n_outputs >= engine.n_outputs) and (len(batch) or self._under_way):
                 break
-            search = _Search(self._waiting.popleft(), self._free.pop())
+            search = _Search(self._waiting.popleft(), self._free.pop(), margin=self._margin)
             batch.add(tokens, self._n_prefix, search.first, self._branches, last_wanted=True)
             self._under_way.append(search)
             cells, n_outputs = cells + len(tokens), n_outputs + 1
@@ -227,7 +241,9 @@ class _Searcher:
             else:
                 value = score + float(logits[token])
             if value > search.highest:
-                search.winner, search.highest = position, value
+                search.winner, search.highest, search.second = position, value, search.highest
+            else:
+                search.second = max(search.second, value)
         if after is not None:
             return score + float(logits[after.path[-1]])
         if node.children:

@@ -16,9 +16,10 @@ from skllm_ray.datasets import get_reviews_dataset
 from skllm_ray.errors import ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
-from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
+from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat, Prompts
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions, common_length
 from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Trie, score
+from skllm_ray.llm.gpt.clients.llama_cpp.search import best
 from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, PromptStyle, ZeroShotTask
 
 TOLERANCE = 1e-3
@@ -487,6 +488,32 @@ def test_the_search_for_the_best_of_many_labels_finds_the_arg_max(backend):
         assert one.log_probs is None
         top, second = sorted(other.log_probs)[-1:-3:-1]
         assert one.text == other.text or top - second < TOLERANCE
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3, 100.0])
+def test_a_search_does_not_decide_between_labels_that_are_close(backend, margin):
+    engine, labels = backend._engine, tuple(f"{colour} {n}" for colour in ("red", "a red", "green") for n in range(9))
+    requests = [question(text, labels) for text in (*TEXTS, "red", "green", "8")]
+    prompts = Prompts(backend._chat(PromptStyle()))
+    heads, tries = zip(*(backend._split_one(request, prompts) for request in requests), strict=True)
+    found = best(engine, heads, tries, margin)
+    for position, scores in zip(found, score(engine, heads, tries), strict=True):
+        second, first = np.sort(scores)[-2:]
+        assert (position is None) == (first - second < margin) or abs(first - second - margin) < 0.02
+        assert position is None or position == scores.argmax() or first - second < 0.02
+
+
+@pytest.mark.parametrize("is_searched", [False, True])
+def test_the_best_label_is_that_of_the_exact_probabilities(backend, monkeypatch, is_searched):
+    monkeypatch.setattr("skllm_ray.llm.gpt.clients.llama_cpp.backend._MANY_LOGITS", 0 if is_searched else 1 << 30)
+    labels = tuple(f"{colour} {n}" for colour in ("red", "green") for n in range(9))
+    reviews, _ = get_reviews_dataset()
+    requests = [question(text, labels) for text in reviews[:100]]
+    exact = [replace(request, choices=replace(request.choices, exact=True)) for request in requests]
+    quick = [replace(request, choices=replace(request.choices, best_only=True)) for request in requests]
+    found = backend.complete(quick)
+    assert [reply.text for reply in found] == [reply.text for reply in backend.complete(exact)]
+    assert all((reply.label_mass is None) == is_searched for reply in found)
 
 
 def test_labels_that_one_decode_does_not_hold_have_exact_scores_as_well(backend):
