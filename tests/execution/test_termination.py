@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from skllm_ray.batch.job.interruption import Interruption
 from skllm_ray.execution.termination import ends_on_sigterm
 from skllm_ray.testing import ChatServer
 
@@ -74,3 +75,18 @@ def test_other_handlers_and_other_threads_are_left_alone() -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_jobs_second_signal_keeps_its_code_whatever_ray_makes_of_it(number, ends) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(ends) as ended, Interruption():
+            signal.raise_signal(number)
+            try:
+                signal.raise_signal(number)
+            except BaseException:  # as `ray.wait` does
+                raise SystemExit(1) from None
+    finally:
+        signal.signal(number, before)
+    assert number == signal.SIGINT or ended.value.code == 143

@@ -35,6 +35,7 @@ class Interruption:
     def __init__(self, tell: Callable[[str], object] | None = None) -> None:
         self.signal = 0
         self._tell = tell
+        self._ends = False
         self._before: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
 
@@ -51,6 +52,8 @@ class Interruption:
             self._timer.cancel()
         for number, before in self._before.items():
             signal.signal(number, before)
+        if self._ends and exception[0] is not None:  # Ray, where it waits for an answer, makes another code of it
+            raise self._end() from None
 
     @property
     def reason(self) -> str:
@@ -59,16 +62,18 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.signal == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
         if self.signal:
-            raise KeyboardInterrupt
+            self._ends = True
+            raise self._end()
         self.signal = number
         if self._tell is not None:
             threading.Thread(target=self._tell, args=(self.reason,), daemon=True).start()
         self._timer = threading.Timer(GRACE_S, os.kill, (os.getpid(), number))
         self._timer.daemon = True
         self._timer.start()
+
+    def _end(self) -> BaseException:
+        return SystemExit(128 + signal.SIGTERM) if self.signal == signal.SIGTERM else KeyboardInterrupt()
 
 
 def _is_default(handler: Any) -> bool:
