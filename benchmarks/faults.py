@@ -5,7 +5,7 @@
 Of the rows, 2% hold texts that the server refuses for ever, each with a reason of its own, and 5% meet a fault that
 passes at their first try: a 500, a 503, a 429 or a connection that is closed. Every good row must have its own answer,
 and every bad one its own reason. The resident memory of the driver and of the workers is taken every few seconds; the
-first fifth of the run, in which buffers fill, is left out of what they grew by.
+first fifth of the run, in which buffers fill, is left out of what they grew by; the series is told, too.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.testing import ChatServer, StatusFault, WireFault, prompt_of
 
 EVERY_S = 3.0
+SHOWN = 20
 REFUSAL = 700_000_000  # no part of a text, of which messages hide what they quote
 WORKER = "ray::_run_units"
 PASSING = (
@@ -115,6 +116,11 @@ def growth(values: list[float]) -> dict[str, float]:
     return {"early": statistics.median(values[fifth : 2 * fifth]), "late": statistics.median(values[-fifth:])}
 
 
+def series(values: list[float]) -> list[int]:
+    """Return some twenty of the values, from the first to the last."""
+    return [round(value) for value in values[:: max(1, len(values) // SHOWN)]]
+
+
 def check(output: Path, n_rows: int) -> Counter[str]:
     """Return how many rows are as they should be, and how many are not."""
     found: Counter[str] = Counter()
@@ -167,6 +173,8 @@ def main() -> None:
         "rows_per_s": round(given.rows / seconds),
         "driver_mb": growth(memory.driver),
         "largest_worker_mb": growth(memory.workers),
+        "driver_series_mb": series(memory.driver),
+        "largest_worker_series_mb": series(memory.workers),
     }
     print(json.dumps(told, indent=1))  # noqa: T201
     if given.json:
