@@ -10,13 +10,17 @@ from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError
 
 _NAMES: Final = re.compile(
-    r"(?:.*[-_])?(?:api[-_]?key|access[-_]?key|authorization|auth|password|passwd|secret|credentials?|cookie|token)",
-    re.IGNORECASE,
+    r"(?:.*(?:[-_]|(?<=[a-z0-9])(?=[A-Z])))?"  # clientSecret as client_secret
+    r"(?i:(?:api|access|private|subscription|virtual)[-_]?key|authorization|auth|password|passwd|secret|credentials?"
+    r"|cookie|token)"
 )
 _VALUES: Final = re.compile(
-    r"\s*(?:bearer\s+\S+|basic\s+\S+|sk-[\w*.-]{8,}|ya29\.\S+|AIza[\w-]{20,}|AKIA[A-Z0-9]{12,}|gh[pousr]_\w{16,}|hf_\w{16,})",
+    r"\s*(?:bearer\s+\S+|basic\s+\S+|[sp]k-[\w*.-]{8,}|ya29\.\S+|AIza[\w-]{20,}|AKIA[A-Z0-9]{12,}|gh[pousr]_\w{16,}"
+    r"|github_pat_\w{16,}|glpat-[\w-]{16,}|hf_\w{16,}|gsk_\w{16,}|xai-\w{16,}|nvapi-[\w-]{16,}|pplx-\w{16,}|r8_\w{16,}"
+    r"|xox[abprs]-[\w-]{8,}|eyJ[\w-]{8,}\.[\w-]{8,}\.|-----BEGIN |[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@)",
     re.IGNORECASE,
 )
+"""How keys of well-known services begin; then a JSON web token, a key in PEM, and an address with a password."""
 
 
 def hidden(name: str, value: Any) -> Any:
