@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from skllm_ray.cli import main
+from skllm_ray.cli.demo import DemoResult, render
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE, supported_models
 from tests.cluster.scripts import environment
@@ -75,3 +80,17 @@ def test_check_says_why_a_file_cannot_be_used(tmp_path, content, message):
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
     assert "qwen3-4b" in run("show", "qwen", code=1)
+
+
+def test_what_a_file_or_a_name_says_is_shown_and_not_obeyed(monkeypatch, tmp_path):
+    """Names, licences and notes come from files that others made."""
+    hostile = "x[/red] \x1b[35m"
+    monkeypatch.setitem(supported_models, hostile, replace(supported_models["demo"], licence=hostile, note="[/b]"))
+    for arguments, code in ((["list"], 0), (["show", hostile], 0), (["show", f"/{hostile}.gguf"], 1)):
+        text = run(*arguments, code=code, width="200")
+        assert "[/red]" in text and "\x1b[35m" not in text
+    model = f"gguf::/{hostile}.gguf"
+    row = {"text": hostile, "label": hostile, "prediction": "[/b]", "probability": 0.5, "prompt_tokens": 1}
+    shown = Console(record=True, width=200, file=io.StringIO())
+    shown.print(render(DemoResult(pd.DataFrame([row]), [hostile, "[/b]"], [], 1, 1, 1, 1), model))
+    assert "[/red]" in (text := shown.export_text()) and "\x1b[35m" not in text

@@ -21,6 +21,7 @@ from skllm_ray.errors import ConfigurationError
 from skllm_ray.execution.cluster_status import loaded_replicas
 from skllm_ray.execution.model_actor import ReplicaInfo as Replica
 from skllm_ray.llm.registry import resolve
+from skllm_ray.plain_text import cell, printable
 
 _SAMPLES = 6
 
@@ -64,7 +65,7 @@ def run_demo(*, actors: int, model: str, n_rows: int, address: str | None = None
         started = time.perf_counter()
         skllm_ray.init(address)
         ready = time.perf_counter()
-        status.update(f"Loading {model} into {actors} model actors …")
+        status.update(cell(f"Loading {model} into {actors} model actors …"))
         SKLLMConfig.set_gguf_resources(model, min_replicas=actors, max_replicas=actors, num_cpus=_cpus_each(actors))
         texts, labels = _reviews(n_rows)
         classifier = ZeroShotGPTClassifier(model=model).fit(texts, labels)
@@ -108,7 +109,7 @@ def _summary(result: DemoResult, model: str) -> Table:
     table = Table.grid(padding=(0, 3))
     table.add_column(style="cyan")
     table.add_column()
-    table.add_row("model", f"{model}, scored against {len(result.labels)} labels")
+    table.add_row("model", cell(f"{model}, scored against {len(result.labels)} labels"))
     table.add_row(
         "accuracy", f"[bold green]{result.accuracy:.1%}[/]  (95% interval {low:.0%} to {high:.0%}, {n_rows} reviews)"
     )
@@ -137,7 +138,7 @@ def _confusion(result: DemoResult) -> Table:
     table = Table(title="Confusion matrix", title_style="bold", box=box.SIMPLE_HEAVY)
     table.add_column("written as ↓  predicted as →", style="cyan")
     for label in result.labels:
-        table.add_column(label, justify="right")
+        table.add_column(cell(label), justify="right")
     table.add_column("recall", justify="right", style="dim")
     for label in result.labels:
         row = counts.loc[label]
@@ -145,7 +146,7 @@ def _confusion(result: DemoResult) -> Table:
             f"[bold green]{count}[/]" if other == label else (f"[red]{count}[/]" if count else "[dim]·[/]")
             for other, count in row.items()
         ]
-        table.add_row(label, *cells, f"{row[label] / max(1, row.sum()):.0%}")
+        table.add_row(cell(label), *cells, f"{row[label] / max(1, row.sum()):.0%}")
     return table
 
 
@@ -159,10 +160,10 @@ def _samples(result: DemoResult) -> Table:
     for row in shown.to_dict("records"):
         probability = float(row["probability"])
         table.add_row(
-            Text(str(row["text"])),
-            str(row["prediction"]),
+            cell(row["text"]),
+            cell(row["prediction"]),
             f"{'█' * round(10 * probability)} {probability:.0%}",
-            "[green]✓[/]" if row["prediction"] == row["label"] else f"[red]✗ {row['label']}[/]",
+            "[green]✓[/]" if row["prediction"] == row["label"] else Text(f"✗ {printable(row['label'])}", style="red"),
         )
     return table
 

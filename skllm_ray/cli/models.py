@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skllm_ray.errors import SkllmRayError
+from skllm_ray.plain_text import cell, printable
 
 if TYPE_CHECKING:
     from skllm_ray.llm.gpt.clients.llama_cpp.catalog import CatalogModel
@@ -48,7 +49,8 @@ def list_(as_json: bool) -> None:
         table.add_column(heading, justify="right" if heading == "file" else "left")
     for name, model, here in rows:
         size = _size(model)
-        table.add_row(f"gguf::{name}", model.parameters, size, model.licence, "yes" if here else "", model.note)
+        facts = (f"gguf::{name}", model.parameters, size, model.licence, "yes" if here else "", model.note)
+        table.add_row(*map(cell, facts))
     Console().print(table)
     click.echo(f"Begin with gguf::{RECOMMENDED}. Contexts and memory: skllm-ray models show NAME.")
     click.echo("Others: gguf::/path/to/model.gguf, or from the hub gguf::owner/repo/file.gguf.")
@@ -90,7 +92,7 @@ def pull(name: str) -> None:
     with _messages():
         check_name(name)
         path = local_file(name, SKLLMConfig.get_gguf_download_path())
-        click.echo(f"{path} is here and whole.")
+        click.echo(printable(f"{path} is here and whole."))
 
 
 @models.command()
@@ -134,7 +136,7 @@ def _described(name: str, n_ctx: int | None) -> ModelDescription | None:
 
 
 def _absent(name: str) -> click.ClickException:
-    return click.ClickException(f"{name} is not on this machine. Download it: skllm-ray models pull {name}")
+    return click.ClickException(printable(f"{name} is not on this machine. Download it: skllm-ray models pull {name}"))
 
 
 def _print(title: str, rows: Mapping[str, str], facts: Mapping[str, Any], as_json: bool) -> None:
@@ -144,13 +146,12 @@ def _print(title: str, rows: Mapping[str, str], facts: Mapping[str, Any], as_jso
     from rich import box
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=Text(title), show_header=False, box=box.SIMPLE, title_justify="left")
+    table = Table(title=cell(title), show_header=False, box=box.SIMPLE, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for heading, value in rows.items():
-        table.add_row(heading, Text(value))
+        table.add_row(heading, cell(value))  # a file's own words among them
     Console(width=min(120, shutil.get_terminal_size().columns)).print(table)
 
 
@@ -187,4 +188,4 @@ def _messages() -> Iterator[None]:
     try:
         yield
     except SkllmRayError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(printable(error)) from None
