@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
+
+_HALF: Final = re.compile("[\ud800-\udfff]")
 
 
 def whole(text: str) -> str:
@@ -20,6 +23,21 @@ def whole(text: str) -> str:
     True
     """
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def has_half(value: object) -> bool:
+    r"""Return whether a text, or one in a mapping or list, has half of a surrogate pair, which no request can carry.
+
+    Examples
+    --------
+    >>> [has_half(value) for value in ("caf\u00e9", "\ud83d", {"a": ["\ud83d"]}, 3)]
+    [False, True, True, False]
+    """
+    if isinstance(value, str):
+        return not value.isascii() and _HALF.search(value) is not None
+    if isinstance(value, Mapping):
+        return any(has_half(inner) for pair in value.items() for inner in pair)
+    return isinstance(value, (list, tuple)) and any(map(has_half, value))
 
 
 def printable(text: object) -> str:

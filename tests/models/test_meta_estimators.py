@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from scipy.sparse import csr_array
 from sklearn.calibration import CalibratedClassifierCV
@@ -27,6 +28,7 @@ from skllm_ray.tasks.base import RowError
 from skllm_ray.testing import FakeSpec
 from tests.models.estimators import CLASSIFIERS
 
+TEXTS_OF_LABELS = ["cat", "dog"] * 2
 NAMES = ["negative", "positive"]
 TEXTS = ["Broke at once. Terrible.", "I love it, works like a charm."] * 4
 Y = np.array(NAMES * 4)
@@ -186,10 +188,37 @@ def test_a_score_of_unequal_lengths_is_refused_before_anything_is_asked(fake):
     assert fake == []
 
 
+def test_scikit_learns_own_scorers_take_a_default_that_is_no_label_for_failed_rows(fake):
+    """They cannot compare None with texts; as a label that no row has, a failed row is wrong."""
+    X, y = [*TEXTS_OF_LABELS, "boom", "dog"], ["cat", "dog"] * 3
+    clf = ZeroShotGPTClassifier(on_error="default", default_label="failed")
+    for scoring in ("accuracy", "balanced_accuracy"):
+        assert cross_val_score(clf, X, y, cv=2, scoring=scoring, error_score="raise").min() < 1
+    assert cross_val_score(clf, X, y, cv=2, scoring="accuracy").sum() == pytest.approx(5 / 3)
+    assert cross_val_score(clf.set_params(on_error="coerce"), X, y, cv=2).sum() == pytest.approx(5 / 3)
+
+
 # --- several labels -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("y", [["cat", "dog"], ("cat", "dog"), np.array(["cat", "dog"]), [["cat", "dog"]]])
+@pytest.mark.parametrize(
+    "y",
+    [
+        ["cat", "dog"],
+        ("cat", "dog"),
+        {"cat", "dog"},
+        np.array(["cat", "dog"]),
+        pd.Series(["cat", "dog"]),
+        pd.Index(["cat", "dog"]),
+        pd.Categorical(["cat", "dog"]),
+        pa.array(["cat", "dog"]),
+        iter(["cat", "dog"]),
+        [["cat", "dog"]],
+        pd.Series([["cat"], ["dog"]]),
+        pa.array([["cat"], ["dog"]]),
+    ],
+    ids=lambda y: type(y).__name__,
+)
 def test_candidate_labels_need_no_list_of_their_own(y):
     assert MultiLabelZeroShotGPTClassifier().fit(None, y).classes_.tolist() == ["cat", "dog"]
 

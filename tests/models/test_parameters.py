@@ -187,6 +187,11 @@ def test_a_key_is_hidden_however_it_is_set(how):
         {"extra_headers": {"X-Portkey-Api-Key": "planted-1", "Authorization": "planted-2"}},
         {"metadata": ["Bearer planted-1"]},
         {"anything": "sk-planted-0123456789"},
+        {"extra_body": {"clientSecret": "planted-1", "accessToken": "planted-2"}},
+        {"extra_body": {"anything": "pk-planted-0123456789"}},
+        {"extra_body": {"anything": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.planted"}},
+        {"extra_body": {"proxy": "https://planted:planted@proxy.example:8080"}},
+        {"extra_headers": {"Ocp-Apim-Subscription-Key": "planted-1"}},
     ],
 )
 def test_a_credential_in_request_options_is_hidden_and_refused(asked, options):
@@ -244,3 +249,25 @@ def test_a_server_that_is_not_there_is_named():
         clf.predict(["a"])
     assert "finished rows" not in str(caught.value)
     assert "connection" in str(caught.value)
+
+
+def test_what_only_looks_like_a_credential_is_let_through(asked):
+    options = {"prompt_cache_key": "topics-1", "user": "u-1", "extra_body": {"url": "https://a.example/b@c", "n": "pk"}}
+    ZeroShotGPTClassifier(request_options=options).fit(None, ["good", "bad"])
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"prompt_template": "Judge {x} by {labels} \ud800"},
+        {"label_descriptions": {"good": "all well \ud800"}},
+        {"label_names": {"good": "a", "bad": "b\udfff"}},
+        {"default_label": "none \ud800"},
+        {"model": "custom_url::m\ud800"},
+        {"request_options": {"extra_body": {"deep": ["\ud800"]}}},
+    ],
+)
+def test_half_a_surrogate_pair_in_a_parameter_is_refused_before_anything_is_sent(asked, parameters):
+    [name] = parameters
+    with pytest.raises(ConfigurationError, match=f"^{name} holds half of a surrogate pair"):
+        ZeroShotGPTClassifier(**parameters).fit(None, ["good", "bad"])

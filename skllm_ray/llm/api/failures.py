@@ -128,7 +128,7 @@ def lost(cause: BaseException, redact: Redact, where: str) -> RowError:
 def unexpected(error: BaseException, redact: Redact, where: str = "") -> RowError:
     """Return what an exception means that is none of the SDK's own."""
     if isinstance(error, UnicodeEncodeError):
-        return row_error("bad_request", "The text holds half of a surrogate pair, which no request can carry.")
+        return row_error("bad_request", "The request holds half of a surrogate pair, which none can carry.")
     if isinstance(error, UnreadableError):
         return row_error("malformed_response", f"{error} [{where}]" if where else str(error), retryable=error.again)
     message = f"Unexpected {type(error).__name__}: {redact(str(error))}"

@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from skllm_ray.errors import ConfigurationError
+from skllm_ray.plain_text import has_half
 
 Constraints: TypeAlias = Mapping[str, Sequence[Any]]
 """For each parameter, what it may be: None, or objects such as those below."""
@@ -133,6 +134,11 @@ def check_values(estimator: BaseEstimator) -> None:
         if not any(value is None if rule is None else rule.is_satisfied_by(value) for rule in rules):
             given = type(value).__name__ if name in _HIDDEN else shorten(value)
             raise ConfigurationError(f"{name} must be {_either(rules)}; got {given}.")
+        if has_half(value):
+            raise ConfigurationError(
+                f"{name} holds half of a surrogate pair, which no request can carry.",
+                "Read what it was made of with its right encoding.",
+            )
 
 
 def shorten(value: object) -> str:

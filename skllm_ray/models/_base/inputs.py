@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,9 +13,9 @@ from scipy.sparse import issparse
 
 from skllm_ray.errors import InputError, warn
 from skllm_ray.models._base.columns import column
+from skllm_ray.plain_text import has_half
 from skllm_ray.tasks.base import normal_form
 
-_HALF: Final = re.compile("[\ud800-\udfff]")
 _SHOWN: Final = 5
 _SUCH_AS: Final = "Such as [['price', 'quality'], ['delivery']]."
 _PLAIN: Final = frozenset({str, type(None)})
@@ -153,8 +152,11 @@ def as_label_lists(y: Any, n_texts: int | None, names: Sequence[str] | None = No
     InputError
         As :func:`as_labels` does; also where an indicator array's columns have no names.
     """
-    if n_texts is None and isinstance(y, (list, tuple, np.ndarray)) and len(y) and all(isinstance(v, str) for v in y):
-        y = [list(y)]
+    if isinstance(y, Iterator):
+        y = list(y)
+    if n_texts is None and isinstance(y, Iterable) and not isinstance(y, str) and as_indicators(y) is None:
+        listed = _listed(y)
+        y = [listed] if listed and all(isinstance(label, str) for label in listed) else y
     lists = label_lists(y, names)
     if not lists:
         raise InputError("y must be a list of label lists; it is empty.", _SUCH_AS)
@@ -177,14 +179,21 @@ def label_lists(y: Any, names: Sequence[str] | None = None) -> list[list[str]]:
         return _from_indicators(indicators, columns)
     if y is None or isinstance(y, (str, bytes)) or not isinstance(y, Iterable):
         raise InputError(f"y must be a list of label lists; got {type(y).__name__}.", _SUCH_AS)
-    lists = list(y)
-    wrong = next((i for i, labels in enumerate(lists) if not isinstance(labels, (list, tuple, set, np.ndarray))), None)
+    lists = _listed(y)
+    forms = (list, tuple, set, frozenset, np.ndarray)
+    wrong = next((i for i, labels in enumerate(lists) if not isinstance(labels, forms)), None)
     if wrong is not None:
         raise InputError(
             f"y must be a list of label lists; y[{wrong}] is of type {type(lists[wrong]).__name__}.",
             f"{_SUCH_AS} Candidate labels alone go without texts: fit(None, ['price', 'quality']).",
         )
     return [list(labels) for labels in lists]
+
+
+def _listed(y: Any) -> list[Any]:
+    """Return the labels, or label lists, of any library's column as Python's own objects."""
+    own = isinstance(y, (list, tuple, set, frozenset, np.ndarray, Iterator, Mapping))
+    return list(y if own else column(y, "y")[0])
 
 
 def as_indicators(y: Any) -> NDArray[Any] | None:
@@ -220,7 +229,7 @@ def _check_labels(labels: Sequence[Any], described: bool) -> None:
                 raise InputError(
                     f"y[{position}] is an empty label.", "Every label needs a name that says what it means."
                 )
-            if not label.isascii() and _HALF.search(label):
+            if has_half(label):
                 raise InputError(
                     f"y[{position}] is {label!r}, which holds half of a surrogate pair: no request can carry it.",
                     "Read the labels with their right encoding.",

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from skllm_ray.errors import ConfigurationError, InputError
+from skllm_ray.plain_text import has_half
 
 LabelNames: TypeAlias = "Mapping[Any, str] | Sequence[str] | None"
 """Names by label, or in the order of the labels 0, 1, …"""
@@ -27,6 +28,8 @@ def check_label_names(label_names: LabelNames) -> None:
     wrong = next((name for name in names if not isinstance(name, str) or not name.strip()), None)
     if wrong is not None or not names:
         raise ConfigurationError(f"label_names must hold non-empty strings; got {wrong!r}.")
+    if has_half(names):
+        raise ConfigurationError("label_names holds half of a surrogate pair, which no request can carry.")
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise ConfigurationError(f"label_names has {repeated!r} twice.", "Two labels need two names.")
