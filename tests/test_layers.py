@@ -27,7 +27,7 @@ LAYERS = {
     "llm": {"llm", "tasks.base", "config", "errors"},
     "execution": {"execution", "tasks", "llm", "config", "errors"},
     "models": {
-        "models", "tasks", "prompts", "memory", "execution", "config", "errors",
+        "models", "tasks", "prompts", "memory", "execution", "config", "errors", "plain_text",
         "llm.registry", "llm.base", "llm.model_facts", "llm.tuning", "llm.tuning_services",
     },
     "cascade": {"errors"},
