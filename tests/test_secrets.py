@@ -14,7 +14,7 @@ import pytest
 
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import Secret, SecretRef, SKLLMConfig, resolve_secret
-from skllm_ray.errors import MissingKeyError, SkllmRayError
+from skllm_ray.errors import ConfigurationError, MissingKeyError, SkllmRayError
 from skllm_ray.llm.gpt.clients.openai.backend import OpenAIBackend
 from skllm_ray.testing import ChatServer, StatusFault
 
@@ -179,3 +179,22 @@ def test_whole_programs_that_print_locals(how, tmp_path) -> None:
     said = (done.stdout + done.stderr).replace('"sk-" + "planted-01234567"', "")
     assert "secrets" in said
     assert "planted" not in said
+
+
+@pytest.mark.parametrize("shown", [by_rich, by_standard_library, by_sentry])
+@pytest.mark.parametrize("way", ["set_gpt_url", "set_azure_api_base", "SKLLM_CONFIG_GPT_URL", "OPENAI_BASE_URL"])
+def test_an_address_with_a_password_is_refused_and_shows_in_no_frame_of_ours(way, shown, monkeypatch, tmp_path):
+    (tmp_path / "address").write_text(f"http://me:{KEY}@localhost:1/v1")  # read, so that no frame here holds it
+    if way.startswith("set_"):
+        refused = lambda: getattr(SKLLMConfig, way)((tmp_path / "address").read_text())  # noqa: E731
+    else:
+        monkeypatch.setenv(way, (tmp_path / "address").read_text())
+        refused = SKLLMConfig.get_openai_base_url if way == "OPENAI_BASE_URL" else SKLLMConfig.get_gpt_url
+    with pytest.raises(ConfigurationError, match="address alone") as raised:
+        refused()
+    assert KEY not in shown(raised.value)
+
+
+def test_a_key_with_half_a_surrogate_pair_is_refused_as_any_key_that_no_request_can_carry():
+    with pytest.raises(ConfigurationError, match="not ASCII"):
+        SKLLMConfig.set_openai_key("sk-\ud800")

@@ -58,15 +58,15 @@ def _refuse(name: str, fault: str) -> None:
 
 def checked_url(name: str, value: object) -> str:
     """Return a base URL, or raise `ConfigurationError`, which repeats no URL that may hold a credential."""
-    text = _text(name, value)
-    parts = urlsplit(text)
-    is_http = parts.scheme in {"http", "https"} and bool(parts.netloc)
-    if _may_hold_secret(text):
+    value = Secret(_text(name, value))  # so that no frame that raises holds its text
+    if _may_hold_secret(value.reveal()):
         raise ConfigurationError(
             f"{name} must be the address alone: no user name, password, query (after ?) or fragment (after #).",
             "A key goes into SKLLMConfig.set_openai_key(…) or key=…, Azure's version into set_azure_api_version(…).",
         )
-    if not is_http:
+    text = value.reveal()
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise ConfigurationError(
             f"{name} must be an http:// or https:// URL; got {text!r}.", "For example http://localhost:11434/v1."
         )

@@ -15,6 +15,11 @@ from skllm_ray.errors import ConfigurationError
 _OWN_HEADERS = {"host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding"}
 
 
+def _hidden(url: str | None) -> Secret | None:
+    """Return an address so that no frame shows it: it may hold a password by mistake."""
+    return None if url is None else Secret(url)
+
+
 class EndpointSettings:
     """The part of `SKLLMConfig` that says whom to ask, and with which credential."""
 
@@ -84,12 +89,13 @@ class EndpointSettings:
     @staticmethod
     def set_azure_api_base(base: str) -> None:
         """Set the Azure OpenAI endpoint, such as ``https://NAME.openai.azure.com``."""
+        base = Secret(_text("azure_api_base", base))  # it may hold a password by mistake
         write("azure_api_base", checked_url("azure_api_base", base))
 
     @staticmethod
     def get_azure_api_base() -> str | None:
         """Return the Azure OpenAI endpoint, or None."""
-        url = optional("azure_api_base")
+        url = _hidden(optional("azure_api_base"))
         return None if url is None else checked_url("azure_api_base", url)
 
     @staticmethod
@@ -145,18 +151,19 @@ class EndpointSettings:
     @staticmethod
     def set_gpt_url(url: str) -> None:
         """Set the base URL that ``model="custom_url::…"`` uses, such as ``http://localhost:11434/v1``."""
+        url = Secret(_text("gpt_url", url))  # it may hold a password by mistake
         write("gpt_url", checked_url("gpt_url", url))
 
     @staticmethod
     def get_gpt_url() -> str | None:
         """Return the custom base URL, or None."""
-        url = optional("gpt_url")
+        url = _hidden(optional("gpt_url"))
         return None if url is None else checked_url("gpt_url", url)
 
     @staticmethod
     def get_openai_base_url() -> str | None:
         """Return what ``OPENAI_BASE_URL`` says, or None: where models without a namespace are asked then."""
-        url = os.environ.get("OPENAI_BASE_URL")
+        url = _hidden(os.environ.get("OPENAI_BASE_URL"))
         return checked_url("OPENAI_BASE_URL", url) if url else None
 
     @staticmethod

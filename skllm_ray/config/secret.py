@@ -43,7 +43,7 @@ class Secret(str):
             return value
         if fingerprint is None and _MARK.fullmatch(value):  # what a format made of it that knows strings alone
             return cls("", value.removeprefix("***"))
-        mark = fingerprint or hashlib.sha256(value.encode()).hexdigest()[:12]
+        mark = fingerprint or hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         secret = super().__new__(cls, f"***{mark}")
         secret._text = str(value)
         secret.fingerprint = mark
