@@ -15,7 +15,7 @@ from skllm_ray.errors import ConfigurationError
 _OWN_HEADERS = {"host", "connection", "content-length", "content-type", "transfer-encoding", "accept-encoding"}
 
 
-def _hidden(url: str | None) -> Secret | None:
+def _address(url: str | None) -> Secret | None:
     """Return an address so that no frame shows it: it may hold a password by mistake."""
     return None if url is None else Secret(url)
 
@@ -95,7 +95,7 @@ class EndpointSettings:
     @staticmethod
     def get_azure_api_base() -> str | None:
         """Return the Azure OpenAI endpoint, or None."""
-        url = _hidden(optional("azure_api_base"))
+        url = _address(optional("azure_api_base"))
         return None if url is None else checked_url("azure_api_base", url)
 
     @staticmethod
@@ -157,13 +157,13 @@ class EndpointSettings:
     @staticmethod
     def get_gpt_url() -> str | None:
         """Return the custom base URL, or None."""
-        url = _hidden(optional("gpt_url"))
+        url = _address(optional("gpt_url"))
         return None if url is None else checked_url("gpt_url", url)
 
     @staticmethod
     def get_openai_base_url() -> str | None:
         """Return what ``OPENAI_BASE_URL`` says, or None: where models without a namespace are asked then."""
-        url = _hidden(os.environ.get("OPENAI_BASE_URL"))
+        url = _address(os.environ.get("OPENAI_BASE_URL"))
         return checked_url("OPENAI_BASE_URL", url) if url else None
 
     @staticmethod
