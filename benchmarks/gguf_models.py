@@ -324,7 +324,13 @@ def private_and_mapped(replicas: Sequence[Any], path: Path) -> list[dict[str, fl
 
 
 @click.command()
-@click.option("--sizes", default="demo,20M,250M", show_default=True, help="Of demo, 20M, 250M, 1B.")
+@click.option("--sizes", default="demo,20M,250M", show_default=True, help=f"Of demo, {', '.join(SHAPES)}.")
+@click.option(
+    "--model",
+    default=None,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A GGUF file to measure in place of --sizes.",
+)
 @click.option("--rows", default=0, help="Texts to classify; 0 chooses by size.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
@@ -337,6 +343,7 @@ def private_and_mapped(replicas: Sequence[Any], path: Path) -> list[dict[str, fl
 @click.option("--out", default=".benchmarks/gguf.json", show_default=True, type=click.Path(path_type=Path))
 def main(
     sizes: str,
+    model: Path | None,
     rows: int,
     rounds: int,
     threads: int,
@@ -349,8 +356,11 @@ def main(
     """Measure GGUF models: scikit-llm's way, ours, and llama.cpp's own rate, in turn."""
     console = Console()
     results: dict[str, Any] = {"threads": threads, "gpu_layers": gpu_layers, "models": {}}
-    for size in sizes.split(","):
-        path = DEMO_FILE if size == "demo" else make_model(SHAPES[size], models.resolve() / f"{size}.gguf")
+    for size in [model.name] if model else sizes.split(","):
+        if model:
+            path = model.resolve()
+        else:
+            path = DEMO_FILE if size == "demo" else make_model(SHAPES[size], models.resolve() / f"{size}.gguf")
         n_rows = rows or (2048 if gpu_layers else {"demo": 1024, "20M": 256}.get(size, 64))
         together = [int(width) for width in widths.split(",")]
         one: dict[str, Any] = {"scoring": scoring(path, n_rows, rounds, threads, gpu_layers, together)}
