@@ -85,7 +85,7 @@ def test_a_jobs_second_signal_keeps_its_code_whatever_ray_makes_of_it(number, en
             signal.raise_signal(number)
             try:
                 signal.raise_signal(number)
-            except BaseException:  # as `ray.wait` does
+            except BaseException:  # noqa: BLE001 - as `ray.wait` does
                 raise SystemExit(1) from None
     finally:
         signal.signal(number, before)
