@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from skllm_ray.llm.tuning import TuningSpec, submit
 from skllm_ray.llm.tuning.examples import example_line
-from skllm_ray.llm.tuning.submit import Patience, TuningService
+from skllm_ray.llm.tuning.submit import GracePeriod, TuningService
 from skllm_ray.llm.tuning_services import open_service, with_data
 from skllm_ray.llm.tuning_stores import open_store
 from skllm_ray.tasks.base import ChatRequest
@@ -20,7 +20,7 @@ from skllm_ray.testing.tuning_server import TuningServer
 
 TEXTS = [f"text {i}" for i in range(12)]
 LABELS = ["good", "bad"] * 6
-QUICK = Patience(grace_s=1.0, look_every_s=0.1)
+QUICK = GracePeriod(grace_s=1.0, look_every_s=0.1)
 
 
 def google_environment(server: TuningServer, folder: Path) -> dict[str, str]:
@@ -93,7 +93,7 @@ def submit_and_tell(service: str, root: str, store_url: str, environment: dict[s
     server.root, server.url = root, f"{root}/v1"
     spec, data = job_of(service, server)
     try:
-        job = submit(spec, data, open_store(store_url), service_of(spec), patience=Patience(20.0, 0.1))
+        job = submit(spec, data, open_store(store_url), service_of(spec), patience=GracePeriod(20.0, 0.1))
         Path(told).write_text(job.id or "")
     except Exception as error:  # noqa: BLE001  whatever it is, its name is told
         Path(told).write_text(type(error).__name__)

@@ -20,7 +20,7 @@ _EVERY_S: Final = 2.0
 
 
 @dataclass(frozen=True)
-class Standing:
+class ClusterStatus:
     """How a job stands in its cluster."""
 
     quotas: tuple[BucketInfo, ...] = ()
@@ -29,7 +29,7 @@ class Standing:
     """Model, replicas and their nodes, for each model in actors."""
 
 
-class Lookout:
+class StatusPoller:
     """Asks the cluster now and then.
 
     Parameters
@@ -43,10 +43,10 @@ class Lookout:
     def __init__(self, models: Sequence[str], pools: Sequence[PooledBackend]) -> None:
         self._models = set(models)
         self._pools = pools
-        self._found = Standing()
+        self._found = ClusterStatus()
         self._asked_at = -_EVERY_S
 
-    def look(self) -> Standing:
+    def look(self) -> ClusterStatus:
         """Return how the job stands; what cannot be told just now is as it was."""
         from ray.exceptions import RayError
 
@@ -57,7 +57,7 @@ class Lookout:
             with suppress(RayError, SkllmRayError, ValueError, TimeoutError):
                 buckets = show_limits() if self._models else []
                 replicas = [(pool.spec.model, pool.replicas()) for pool in self._pools]
-                self._found = Standing(
+                self._found = ClusterStatus(
                     tuple(bucket for bucket in buckets if self._models & set(bucket.bucket.split())),
                     tuple((model, len(held), len({one.node for one in held})) for model, held in replicas),
                 )

@@ -20,12 +20,12 @@ from skllm_ray.execution.metrics import show_quotas
 from skllm_ray.execution.ray_state import NAMESPACE, job_key, shared_name
 from skllm_ray.llm.rate_limit.installed import current_limiter, install_limiter
 from skllm_ray.llm.rate_limit.limiter import Quotas
-from skllm_ray.llm.rate_limit.messages import BucketInfo, Grant, Left, Refusal, Report, Settled
+from skllm_ray.llm.rate_limit.messages import BucketInfo, Grant, Left, Refusal, Released, Report
 from skllm_ray.tasks.base import RowError
 
 __all__ = ["BucketInfo", "ClusterLimiter", "show_limits", "use_cluster_limiter"]
 
-_NAME = shared_name("rate-limiter", Report, Grant, Settled, Refusal, Left, BucketInfo, RateLimit, RowError)
+_NAME = shared_name("rate-limiter", Report, Grant, Released, Refusal, Left, BucketInfo, RateLimit, RowError)
 _ANSWER_S = 5.0
 _LONGEST_RETRY_S = 1.0
 _SHOW_S = 5.0

@@ -28,7 +28,7 @@ from skllm_ray.llm.registry import secrets_of
 from skllm_ray.llm.tuning import TuningJob, TuningSpec
 from skllm_ray.llm.tuning.job import BEFORE_POST
 from skllm_ray.llm.tuning.store import TuningStore
-from skllm_ray.llm.tuning.submit import Patience, refresh
+from skllm_ray.llm.tuning.submit import GracePeriod, refresh
 from skllm_ray.llm.tuning_stores import open_store
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def submit_job(
     *,
     key: str | None = None,
     new: bool = False,
-    patience: Patience | None = None,
+    patience: GracePeriod | None = None,
     polling: Polling | None = None,
 ) -> TuningJob:
     """Return the job of `spec`, submitted by a Ray task unless it exists, and watch it.
@@ -58,7 +58,7 @@ def submit_job(
         The API key; None takes the settings'.
     new : bool, default=False
         Whether to buy a further job although one of the same content exists.
-    patience : Patience, optional
+    patience : GracePeriod, optional
         How long to look for a job whose submission's outcome is unknown.
     polling : Polling, optional
         How often the watcher asks.

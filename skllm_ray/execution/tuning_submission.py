@@ -11,7 +11,7 @@ from skllm_ray.errors import ClusterError, JobFailedError, SkllmRayError
 from skllm_ray.execution.tuning_watcher import OpenService, placed
 from skllm_ray.llm.tuning import TuningJob, TuningSpec, submit
 from skllm_ray.llm.tuning.store import TuningStore
-from skllm_ray.llm.tuning.submit import Patience, recover
+from skllm_ray.llm.tuning.submit import GracePeriod, recover
 from skllm_ray.llm.tuning_stores import open_store
 
 
@@ -21,7 +21,7 @@ def submit_here(
     data: bytes,
     estimator: dict[str, Any],
     new: bool,
-    patience: Patience | None,
+    patience: GracePeriod | None,
     secrets: Mapping[str, Secret],
 ) -> TuningJob:
     """Return the job of `spec`, submitted by this process unless it exists."""
@@ -36,7 +36,7 @@ def _submit_as_task(
     data: bytes,
     estimator: dict[str, Any],
     new: bool,
-    patience: Patience | None,
+    patience: GracePeriod | None,
 ) -> TuningJob | SkllmRayError:
     """Run in a Ray worker. Errors are returned: raised ones would come back in a form of Ray's own."""
     from skllm_ray.execution.secrets import fetch_secrets
@@ -53,7 +53,7 @@ def submit_on_cluster(
     data: bytes,
     estimator: dict[str, Any],
     new: bool,
-    patience: Patience | None,
+    patience: GracePeriod | None,
     secrets: Mapping[str, Secret],
 ) -> TuningJob:
     """Return the job of `spec`, submitted by a task unless it exists; where that is lost, what became of it."""

@@ -21,7 +21,7 @@ from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution import ray_state, session
 from skllm_ray.execution.block import embedding_of, opened_pair
-from skllm_ray.execution.cluster_status import Lookout
+from skllm_ray.execution.cluster_status import StatusPoller
 from skllm_ray.execution.inherited_secrets import inherited
 from skllm_ray.execution.unit_tasks import Died, UnitTasks
 from skllm_ray.llm.base import Backend, BackendSpec
@@ -77,7 +77,7 @@ class UnitRunner:
     ----------
     n_tasks : int
         Units at once.
-    lookout : Lookout or None
+    status_poller : StatusPoller or None
         Tells how the job stands in the cluster; None in local mode.
     """
 
@@ -94,7 +94,7 @@ class UnitRunner:
         self._spec = spec
         self._secrets = inherited(secrets)
         self._here = ray_state.is_local_mode()
-        self.lookout: Lookout | None = None
+        self.status_poller: StatusPoller | None = None
         if self._here:
             self.n_tasks = 1
             return
@@ -111,7 +111,7 @@ class UnitRunner:
         self.n_tasks = n_tasks or (connected.in_flight if connected.backend is not None else _default_tasks())
         specs = [one for one in (spec, embedding_of(task)) if one is not None and not one.placement.stateful]
         pools = [pool for pool in (connected.backend, connected.embedder) if pool is not None]
-        self.lookout = Lookout([one.model for one in specs], pools)
+        self.status_poller = StatusPoller([one.model for one in specs], pools)
         self._work = ray.put((connected, function))
 
     def share(self, factory: Callable[[Mapping[str, Secret]], Any]) -> Shared:

@@ -15,7 +15,7 @@ from skllm_ray.llm.model_facts import end_notice, price_of
 from skllm_ray.tasks.base import ChatRequest
 
 if TYPE_CHECKING:
-    from skllm_ray.llm.api.retry import Patience
+    from skllm_ray.llm.api.retry import RetryPolicy
 
 Options = Mapping[str, Any] | None
 
@@ -232,11 +232,11 @@ def _openai_spec(
     )
 
 
-def _patience() -> Patience:
-    from skllm_ray.llm.api.retry import Patience
+def _patience() -> RetryPolicy:
+    from skllm_ray.llm.api.retry import RetryPolicy
 
     told = SKLLMConfig.get_timeouts()
-    return Patience(timeout_s=told.request_s, deadline_s=told.row_s, connect_s=told.connect_s)
+    return RetryPolicy(timeout_s=told.request_s, deadline_s=told.row_s, connect_s=told.connect_s)
 
 
 def _gguf(name: str, key: str | None, org: str | None, options: dict[str, Any]) -> BackendSpec:

@@ -11,7 +11,7 @@ import pytest
 from skllm_ray.batch.job.progress_display import LineScreen, LiveScreen, State
 from skllm_ray.batch.output.budget import Ledger, Progress
 from skllm_ray.errors import ClusterError
-from skllm_ray.execution.cluster_status import Lookout, Standing
+from skllm_ray.execution.cluster_status import ClusterStatus, StatusPoller
 from skllm_ray.execution.rate_limiter import BucketInfo
 
 BUCKET = BucketInfo("openai m", 90, None, None, 64, 90, 4000, 12, 380, 2, 0, 0.0)
@@ -48,13 +48,13 @@ def line_of(state: State) -> str:
 )
 def test_a_quota_is_told_where_it_holds_the_job_back(bucket, told):
     began = time.monotonic() - 60
-    line = line_of(State("m", 400, 0, standing=Standing(quotas=(bucket,)), began=began))
+    line = line_of(State("m", 400, 0, status=ClusterStatus(quotas=(bucket,)), began=began))
     assert told in line
     assert ("held up" in line) == bool(told)
 
 
 def test_replicas_are_told():
-    state = State("m", 400, 0, standing=Standing(replicas=(("gguf::demo", 3, 2), ("gguf::v", 1, 1))))
+    state = State("m", 400, 0, status=ClusterStatus(replicas=(("gguf::demo", 3, 2), ("gguf::v", 1, 1))))
     assert "replicas: 3 of gguf::demo on 2 nodes; 1 of gguf::v on 1 node" in line_of(state)
 
 
@@ -91,4 +91,4 @@ def test_a_limiter_that_gives_no_answer_ends_no_job(monkeypatch):
         raise ClusterError("The cluster's rate limiter gives no answer.")
 
     monkeypatch.setattr("skllm_ray.execution.rate_limiter.show_limits", fail)
-    assert Lookout(["m"], []).look() == Standing()
+    assert StatusPoller(["m"], []).look() == ClusterStatus()

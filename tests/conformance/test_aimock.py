@@ -9,7 +9,7 @@ import pytest
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import RateLimit, SecretRef, SKLLMConfig
 from skllm_ray.errors import JobFailedError
-from skllm_ray.llm.api.retry import Patience
+from skllm_ray.llm.api.retry import RetryPolicy
 from skllm_ray.llm.registry import resolve
 from skllm_ray.llm.vertex.spec import VertexSpec
 from skllm_ray.tasks import ZeroShotTask
@@ -17,7 +17,7 @@ from tests.conformance.conftest import LABELS
 
 TEXTS = [f"Number {i}: it is {LABELS[i % 3]} 🎉" for i in range(60)]
 WANTED = [LABELS[i % 3] for i in range(60)]
-HASTY = Patience(timeout_s=20, deadline_s=120, max_tries=12, backoff_s=0.02)
+HASTY = RetryPolicy(timeout_s=20, deadline_s=120, max_tries=12, backoff_s=0.02)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.rate_limit.bucket import TURN_S
 from skllm_ray.llm.rate_limit.limiter import LocalLimiter, Quotas
-from skllm_ray.llm.rate_limit.messages import PERMIT_S, Left, Refusal, Report, Settled
+from skllm_ray.llm.rate_limit.messages import PERMIT_S, Left, Refusal, Released, Report
 from skllm_ray.tasks.base import RowError
 
 
@@ -40,19 +40,19 @@ class Holder:
 
     def __init__(self, world, limit, latency_s, reserve, use):
         self.world, self.limit, self.latency_s, self.reserve, self.use = world, limit, latency_s, reserve, use
-        self.name, self.n, self.in_flight, self.settled, self.epoch = f"h{next(self.numbers)}", 0, 0, [], ""
+        self.name, self.n, self.in_flight, self.released, self.epoch = f"h{next(self.numbers)}", 0, 0, [], ""
         self.past, self.out, self.alive, self.concurrency = [], {}, True, 100
 
     def report(self, now, past=()):
         self.n += 1
-        settled = tuple(Settled(i, 1, r, u, now - t, 1) for i, r, u, t in self.settled)
+        released = tuple(Released(i, 1, r, u, now - t, 1) for i, r, u, t in self.released)
         free = max(0, min(32, self.concurrency - self.in_flight))
         wanted = () if past else (self.reserve,) * free
-        self.past += [(t, u) for _, _, u, t in self.settled]
-        done, self.settled = len(self.settled), []
+        self.past += [(t, u) for _, _, u, t in self.released]
+        done, self.released = len(self.released), []
         done_s = self.latency_s if done else None
-        return Report("b", self.name, self.n, self.limit, 999, self.in_flight, wanted, 130.0, settled, epoch=self.epoch,
-                      past=past, done=done, latency_s=done_s)  # fmt: skip
+        return Report("b", self.name, self.n, self.limit, 999, self.in_flight, wanted, 130.0, released,
+                      epoch=self.epoch, past=past, done=done, latency_s=done_s)  # fmt: skip
 
     def turn(self, now):
         if not self.alive:
@@ -61,9 +61,9 @@ class Holder:
         grant = self.world.quotas.exchange(report)
         if self.epoch and grant.epoch != self.epoch:
             self.epoch = grant.epoch
-            past = [Settled(0, 1, u, u, now - t, 1) for t, u in self.past if now - t < 60]
-            past += [Settled(0, 1, self.reserve, self.reserve, 0.0, 1) for _ in range(self.in_flight)]
-            grant = self.world.quotas.exchange(self.report(now, tuple(past) or (Settled(0, 0, 0, 0, 0.0, 0),)))
+            past = [Released(0, 1, u, u, now - t, 1) for t, u in self.past if now - t < 60]
+            past += [Released(0, 1, self.reserve, self.reserve, 0.0, 1) for _ in range(self.in_flight)]
+            grant = self.world.quotas.exchange(self.report(now, tuple(past) or (Released(0, 0, 0, 0, 0.0, 0),)))
         self.epoch, self.concurrency = grant.epoch, grant.concurrency
         for _ in range(grant.permits):
             self.in_flight += 1
@@ -80,7 +80,7 @@ class Holder:
 
     def answer(self, now, lease, used, arrived):
         self.in_flight -= 1
-        self.settled.append((lease, self.reserve, used, min(now, arrived + 1.0)))
+        self.released.append((lease, self.reserve, used, min(now, arrived + 1.0)))
 
 
 class World:
@@ -329,8 +329,8 @@ def test_what_one_holder_declares_binds_all_and_what_was_sent_before_counts():
     free = holder(quotas, "free", 1, waiting=500)
     assert (free.limit, free.concurrency) == (RateLimit(), 32)
     now[0] = 1.0
-    sent = Settled(0, 10, 0, 0, 0.0, 10)
-    holder(quotas, "free", 2, waiting=490, in_flight=20, unleased=(20, 0), settled=(sent,))
+    sent = Released(0, 10, 0, 0, 0.0, 10)
+    holder(quotas, "free", 2, waiting=490, in_flight=20, unleased=(20, 0), released=(sent,))
     assert holder(quotas, "strict", 1, limit=limit, waiting=9).limit == limit
     assert holder(quotas, "strict", 2, limit=limit, waiting=9, wanted=(1,)).permits == 0  # "free" does not know yet
     now[0] = 1.5
@@ -361,7 +361,7 @@ def test_what_a_lost_holder_sent_without_a_lease_counts():
 def test_a_new_limiter_keeps_the_limit_until_all_who_declared_it_have_said_so_again():
     now = [0.0]
     quotas, limit = Quotas(lambda: now[0], "second"), RateLimit(requests_per_minute=60)
-    past = (Settled(0, 0, 0, 0, 0.0, 0),)
+    past = (Released(0, 0, 0, 0, 0.0, 0),)
     assert holder(quotas, "free", 7, waiting=9, epoch="second", past=past, known=limit).limit == limit
     now[0] = 5.0
     assert holder(quotas, "free", 8, waiting=9, epoch="second").limit == limit
@@ -419,7 +419,7 @@ def test_the_limiter_of_a_process_serves_many_threads_at_once():
             if grant.permits:
                 await limiter.exchange(
                     Report(bucket, holder_, number + 10**6, limit,
-                           settled=(Settled(grant.lease, grant.permits, 5 * grant.permits, 5, 0.0, grant.permits),))
+                           released=(Released(grant.lease, grant.permits, 5 * grant.permits, 5, 0.0, grant.permits),))
                 )  # fmt: skip
             limiter.show()
 

@@ -125,7 +125,7 @@ class _Loop:
     def run(self, divide: Callable[[Call], Sequence[Call]]) -> Outcome:
         runner, shared, outcome = self._runner, self._shared, self._outcome
         # In this process, units and this loop take turns, so that a signal must tell the units itself.
-        tell = None if runner.lookout else partial(shared.call, "stop")
+        tell = None if runner.status_poller else partial(shared.call, "stop")
         with Interruption(tell) as interruption, closing(runner.run(self._calls, shared, self._again)) as results:
             for result in results:
                 if result is not None:
@@ -142,7 +142,7 @@ class _Loop:
                     self._calls.clear()
                     if not snapshot.stopped:
                         shared.tell("stop", outcome.stopped)
-                self._view.standing = runner.lookout.look() if runner.lookout else self._view.standing
+                self._view.status = runner.status_poller.look() if runner.status_poller else self._view.status
                 self._show(snapshot)
         outcome.signal = interruption.signal  # it may have come with the last unit
         self._show(_snapshot(shared))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from skllm_ray.batch.output.budget import Progress, Snapshot
-from skllm_ray.execution.cluster_status import Standing
+from skllm_ray.execution.cluster_status import ClusterStatus
 from skllm_ray.plain_text import printable
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class State:
     stopped: str = ""
     reason: str = ""
     """Why the first row failed that did."""
-    standing: Standing = field(default_factory=Standing)
+    status: ClusterStatus = field(default_factory=ClusterStatus)
     began: float = field(default_factory=time.monotonic)
     _past: deque[tuple[float, int]] = field(default_factory=deque)
     _before: Progress = field(default_factory=Progress)
@@ -91,8 +91,8 @@ class State:
             "cost": _cost(done),
             "workers": f"{self.n_tasks} at {self.n_units - self.units_done:,} of {self.n_units:,} units",
         }
-        if self.standing.replicas:
-            found["replicas"] = "; ".join(_replicas(*one) for one in self.standing.replicas)
+        if self.status.replicas:
+            found["replicas"] = "; ".join(_replicas(*one) for one in self.status.replicas)
         if done.reused or done.duplicates:
             found["not asked again"] = f"{done.reused:,} paid before, {done.duplicates:,} same texts"
         if done.errors:
@@ -102,9 +102,9 @@ class State:
                 found["first reason"] = self.reason
         if self.stopped:
             found["stopping"] = self.stopped
-        elif self.waiting_for or self.standing.quotas:
+        elif self.waiting_for or self.status.quotas:
             age_s = time.monotonic() - self.began
-            reasons = [self.waiting_for, *(held_up(bucket, age_s) for bucket in self.standing.quotas)]
+            reasons = [self.waiting_for, *(held_up(bucket, age_s) for bucket in self.status.quotas)]
             found["held up"] = "; ".join(filter(None, reasons))
         return {name: printable(value) for name, value in found.items() if value}
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final, Generic, Protocol, TypeAlias, TypeVar
 from skllm_ray.errors import warn
 from skllm_ray.llm.api.label_probabilities import no_log_probs, read_log_probs
 from skllm_ray.llm.api.options import RequestOptions, body_options, limits_in
-from skllm_ray.llm.api.request_runner import Dispatcher, Job
+from skllm_ray.llm.api.request_runner import RequestKind, RequestRunner
 from skllm_ray.llm.api.token_estimate import TokenEstimate
 from skllm_ray.llm.model_facts import AnswerForm, ModelFacts
 from skllm_ray.llm.open_models import ModelCache
@@ -263,7 +263,7 @@ class Learner:
         self,
         requests: Sequence[ChatRequest],
         ask: Callable[[Question[ChatRequest], Permit], Awaitable[Reply | None]],
-        dispatcher: Dispatcher,
+        runner: RequestRunner,
         tokens: TokenEstimate,
         tell: Callable[[int, Reply], None] | None,
     ) -> list[Reply]:
@@ -271,8 +271,8 @@ class Learner:
         refused = self.refused_unasked(len(requests), tell)
         if refused is not None:
             return refused
-        job = Job(ask, lambda question: tokens.of_request(question.request), Reply, self.turn)
-        replies = dispatcher.run([self.question(request) for request in requests], job, tell)
+        kind = RequestKind(ask, lambda question: tokens.of_request(question.request), Reply, self.turn)
+        replies = runner.run([self.question(request) for request in requests], kind, tell)
         self.tell()
         return replies
 

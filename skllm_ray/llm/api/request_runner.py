@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.api.retry import _LONGEST_SILENCE_S, _SILENT, Patience, _Streak
+from skllm_ray.llm.api.retry import _LONGEST_SILENCE_S, _SILENT, RetryPolicy, _Streak
 from skllm_ray.llm.cancellation import Call, active_call
 from skllm_ray.llm.rate_limit.bucket import LONGEST_PAUSE_S
 from skllm_ray.llm.rate_limit.client import Gate
@@ -30,7 +30,7 @@ R = TypeVar("R", Reply, Embedding)
 
 
 @dataclass(frozen=True, slots=True)
-class Job(Generic[Q, R]):
+class RequestKind(Generic[Q, R]):
     """How to ask one kind of question."""
 
     ask: Callable[[Q, Permit], Awaitable[R | None]]
@@ -82,12 +82,12 @@ class _Tries:
         return self.is_alone
 
 
-class Dispatcher:
+class RequestRunner:
     """Runs requests on an event loop in a thread of its own, so that it works under any other running loop.
 
     Parameters
     ----------
-    patience : Patience
+    patience : RetryPolicy
         How long and how often to try.
     bucket : str
         What shares the quota.
@@ -97,7 +97,7 @@ class Dispatcher:
         The server's address, for messages.
     """
 
-    def __init__(self, patience: Patience, bucket: str, limit: RateLimit | None, where: str = "the server") -> None:
+    def __init__(self, patience: RetryPolicy, bucket: str, limit: RateLimit | None, where: str = "the server") -> None:
         self._patience = patience
         self._where = where
         self._closed = False
@@ -111,7 +111,9 @@ class Dispatcher:
         self._thread = threading.Thread(target=self._loop.run_forever, name="skllm-ray-requests", daemon=True)
         self._thread.start()
 
-    def run(self, questions: Sequence[Q], job: Job[Q, R], tell: Callable[[int, R], None] | None = None) -> list[R]:
+    def run(
+        self, questions: Sequence[Q], kind: RequestKind[Q, R], tell: Callable[[int, R], None] | None = None
+    ) -> list[R]:
         """Return one answer per question, in order. After a fatal one, what was not asked yet is cancelled.
 
         The same holds for all other blocks of the call that this thread works for, in all processes.
@@ -121,7 +123,7 @@ class Dispatcher:
         with self._closing:
             if self._closed:
                 raise RuntimeError("This backend was closed.")
-            future = asyncio.run_coroutine_threadsafe(self._run(questions, job, tell, active_call()), self._loop)
+            future = asyncio.run_coroutine_threadsafe(self._run(questions, kind, tell, active_call()), self._loop)
         try:
             return future.result()
         except CancelledError:
@@ -141,9 +143,9 @@ class Dispatcher:
         self._loop.close()
 
     async def _run(
-        self, questions: Sequence[Q], job: Job[Q, R], tell: Callable[[int, R], None] | None, call: Call | None
+        self, questions: Sequence[Q], kind: RequestKind[Q, R], tell: Callable[[int, R], None] | None, call: Call | None
     ) -> list[R]:
-        answers = [job.empty()] * len(questions)
+        answers = [kind.empty()] * len(questions)
         rows = iter(enumerate(questions))
         most = min(_MOST_ROWS, len(questions))
         if call is not None and call.max_in_flight is not None:
@@ -156,7 +158,7 @@ class Dispatcher:
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(most):
-                    group.create_task(self._work(rows, answers, job, run, tell))
+                    group.create_task(self._work(rows, answers, kind, run, tell))
         finally:
             self._gate.leave(run)
         return answers
@@ -165,13 +167,13 @@ class Dispatcher:
         self,
         rows: Iterator[tuple[int, Q]],
         answers: list[R],
-        job: Job[Q, R],
+        kind: RequestKind[Q, R],
         run: Run,
         tell: Callable[[int, R], None] | None,
     ) -> None:
         for row, question in rows:
-            async with job.turn(question):
-                answer = await self._persist(question, job, run)
+            async with kind.turn(question):
+                answer = await self._persist(question, kind, run)
             error = answer.error
             if error is not None and error.fatal:
                 self._gate.end(run, error)
@@ -179,17 +181,17 @@ class Dispatcher:
             if tell is not None:
                 tell(row, answer)
 
-    async def _persist(self, question: Q, job: Job[Q, R], run: Run) -> R:
+    async def _persist(self, question: Q, kind: RequestKind[Q, R], run: Run) -> R:
         """Ask until there is an answer, or asking again cannot help, or time, tries or the job are over."""
-        answer, attempts, deadline = job.empty(), 0, None
+        answer, attempts, deadline = kind.empty(), 0, None
         late = self._late(self._patience.deadline_s)
-        tries = _Tries(job.most_tries(question) or self._patience.max_tries, self._patience.waits)
+        tries = _Tries(kind.most_tries(question) or self._patience.max_tries, self._patience.waits)
         while True:
             refused = late
             try:
                 async with asyncio.timeout_at(deadline):
                     permit = await self._gate.acquire(
-                        job.cost(question), run, again=attempts > 0 and not tries.is_alone
+                        kind.cost(question), run, again=attempts > 0 and not tries.is_alone
                     )
             except (NotLetThroughError, TimeoutError) as error:
                 refused = error.error if isinstance(error, NotLetThroughError) else late
@@ -197,7 +199,7 @@ class Dispatcher:
                 return answer if answer.error is not None else replace(answer, error=refused, attempts=attempts)
             deadline = deadline or permit.sent_at + self._patience.deadline_s
             attempts += 1
-            found = await self._try(question, job, permit, deadline, tries)
+            found = await self._try(question, kind, permit, deadline, tries)
             if found is None:
                 continue
             before, failure = answer.error, found.error
@@ -216,17 +218,19 @@ class Dispatcher:
             if failure.kind != "rate_limit" or tries.is_alone:  # else, the gate pauses for all
                 await asyncio.wait([run.stop], timeout=pause_s)
 
-    async def _try(self, question: Q, job: Job[Q, R], permit: Permit, deadline: float, tries: _Tries) -> R | None:
+    async def _try(
+        self, question: Q, kind: RequestKind[Q, R], permit: Permit, deadline: float, tries: _Tries
+    ) -> R | None:
         """Ask once. A failure is fatal where it shows that the server is gone."""
         found: R | None = None
         ends = min(deadline, permit.sent_at + self._patience.try_s)
         try:
             async with asyncio.timeout_at(ends):
-                found = await job.ask(question, permit)
+                found = await kind.ask(question, permit)
         except TimeoutError:
-            found = replace(job.empty(), error=self._late(self._patience.try_s))
+            found = replace(kind.empty(), error=self._late(self._patience.try_s))
         except Exception as error:  # noqa: BLE001  the last resort: one odd answer must not lose the others
-            found = replace(job.empty(), error=_unforeseen(error))
+            found = replace(kind.empty(), error=_unforeseen(error))
         finally:
             failure = None if found is None else found.error
             if permit.refusal_s is not None and tries.refused_again(self._gate.served_at, self._loop.time()):

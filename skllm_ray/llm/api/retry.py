@@ -16,7 +16,7 @@ _SILENT = {"timeout", "connection"}
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How long a row may take, and how often it is tried."""
 
     timeout_s: float = 120.0

@@ -29,7 +29,7 @@ Message                                 Effect
 ``Report.number``, a second time        The same grant again: a report that was sent twice counts once.
 ``Report.limit``                        The lowest that any living holder declares is in force for all.
 ``Report.wanted``                       A lease for the first few, if window, pace and concurrency allow.
-``Report.settled``                      The lease shrinks; the real use counts for 60 s.
+``Report.released``                     The lease shrinks; the real use counts for 60 s.
 no report on a lease                    It counts in full for 64 s from its grant: 3 s to use it, 1 s on the way, 60 s.
 ``Report.unleased``                     Sent before anyone declared a limit; counts while it is in flight.
 ``Report.external``                     The server's headers say that less is left: the difference counts as used.

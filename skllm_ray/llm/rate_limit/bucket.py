@@ -45,7 +45,7 @@ class Holder:
     turn: float = float("-inf")
     """When it last got a slot that others waited for."""
     unleased: tuple[int, int] = (0, 0)
-    untold: int = 0
+    unreported: int = 0
     """Above 0 while it may still send without a lease: it takes two reports until what it sent so is known."""
     hold_s: float = 600.0
     wants: bool = False

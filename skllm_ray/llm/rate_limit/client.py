@@ -22,8 +22,8 @@ from skllm_ray.llm.rate_limit.messages import (
     WINDOW_S,
     Grant,
     Refusal,
+    Released,
     Report,
-    Settled,
 )
 from skllm_ray.llm.rate_limit.permits import News, NotLetThroughError, Permit, Run, Unused, Waiter, grouped
 from skllm_ray.tasks.base import RowError
@@ -58,7 +58,7 @@ class Gate:
         self._out: dict[int, Permit] = {}
         self._runs: set[Run] = set()
         self.served_at = float("-inf")
-        self._past: deque[tuple[float, Settled]] = deque()
+        self._past: deque[tuple[float, Released]] = deque()
         self._news = News()
         self._number = 0
         self._epoch = ""
@@ -138,7 +138,7 @@ class Gate:
         self._out.pop(id(permit), None)
         date = min(now, permit.sent_at + LATE_S)
         tokens = permit.tokens if used is None else used
-        self._news.settled.append((date, Settled(permit.lease, 1, permit.tokens, tokens, 0.0, 1)))
+        self._news.released.append((date, Released(permit.lease, 1, permit.tokens, tokens, 0.0, 1)))
         self._news.done += 1
         self._news.seconds += now - permit.sent_at
         if served:
@@ -157,7 +157,7 @@ class Gate:
     async def close(self) -> None:
         """Tell the limiter that nothing is in flight any more; the loop's other tasks are over."""
         for unused in self._permits:
-            self._news.settled.append((self._now(), Settled(unused.permit.lease, 0, unused.permit.tokens, 0, 0.0, 1)))
+            self._news.released.append((self._now(), Released(unused.permit.lease, 0, unused.permit.tokens, 0, 0.0, 1)))
         self._permits.clear()
         self._waiters.clear()
         self._out.clear()
@@ -199,7 +199,7 @@ class Gate:
         """Give a permit back unused."""
         self._out.pop(id(permit), None)
         if permit.lease:
-            self._news.settled.append((self._now(), Settled(permit.lease, 0, permit.tokens, 0, 0.0, 1)))
+            self._news.released.append((self._now(), Released(permit.lease, 0, permit.tokens, 0, 0.0, 1)))
         self._serve()
 
     def _serve(self) -> None:
@@ -233,7 +233,7 @@ class Gate:
             unused = self._permits.popleft()
             if now < unused.ends and unused.permit.tokens >= self._set_aside(tokens):
                 return unused.permit
-            self._news.settled.append((now, Settled(unused.permit.lease, 0, unused.permit.tokens, 0, 0.0, 1)))
+            self._news.released.append((now, Released(unused.permit.lease, 0, unused.permit.tokens, 0, 0.0, 1)))
         return None
 
     async def _run(self) -> None:
@@ -245,8 +245,8 @@ class Gate:
             self._fail_waiters(RowError("cancelled", message, fatal=True))
 
     async def _exchange(self) -> None:
-        """Exchange while anything waits, is in flight, or is untold."""
-        while self._waiters or self._out or self._permits or self._news.settled or self._news.done or self._news.ended:
+        """Exchange while anything waits, is in flight, or is unreported."""
+        while self._waiters or self._out or self._permits or self._news.released or self._news.done or self._news.ended:
             asked_at = self._now()
             report, wanted = self._report(asked_at)
             grant = await current_limiter().exchange(report)
@@ -260,22 +260,22 @@ class Gate:
     async def _tell_the_past(self, grant: Grant, report: Report) -> None:
         """Speak to a limiter that is new: it knows nothing of what this process used and holds."""
         now = self._now()
-        held = [Settled(0, 1, permit.tokens, permit.tokens, 0.0, 1) for permit in self._out.values() if permit.lease]
+        held = [Released(0, 1, permit.tokens, permit.tokens, 0.0, 1) for permit in self._out.values() if permit.lease]
         past = [replace(item, age_s=now - date, lease=0) for date, item in self._past]
         self._epoch = grant.epoch
-        past = past or [Settled(0, 0, 0, 0, 0.0, 0)]
+        past = past or [Released(0, 0, 0, 0, 0.0, 0)]
         self._number += 1
         told = replace(report, number=self._number, epoch=grant.epoch, past=(*past, *held), known=self._known)
-        told = replace(told, settled=(), wanted=())
+        told = replace(told, released=(), wanted=())
         self._apply(await current_limiter().exchange(told), [], now)
 
     def _report(self, now: float) -> tuple[Report, list[int]]:
         while self._permits and now >= self._permits[0].ends:
             permit = self._permits.popleft().permit
-            self._news.settled.append((now, Settled(permit.lease, 0, permit.tokens, 0, 0.0, 1)))
+            self._news.released.append((now, Released(permit.lease, 0, permit.tokens, 0, 0.0, 1)))
         news, self._news = self._news, News()
-        settled = grouped(news.settled, now)
-        self._past.extend((now - item.age_s, item) for item in settled if item.requests)
+        released = grouped(news.released, now)
+        self._past.extend((now - item.age_s, item) for item in released if item.requests)
         while self._past and self._past[0][0] < now - WINDOW_S:
             self._past.popleft()
         free = self._usable(now) - len(self._out) - len(self._permits)
@@ -295,7 +295,7 @@ class Gate:
             in_flight=len(self._out),
             wanted=tuple(wanted),
             hold_s=self._hold_s,
-            settled=settled,
+            released=released,
             refusals=tuple(Refusal(now - sent, asked) for sent, asked in news.refusals),
             done=news.done,
             latency_s=news.seconds / news.done if news.done else None,

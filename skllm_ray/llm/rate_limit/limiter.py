@@ -45,8 +45,8 @@ from skllm_ray.llm.rate_limit.messages import (
     WINDOW_S,
     BucketInfo,
     Grant,
+    Released,
     Report,
-    Settled,
 )
 from skllm_ray.llm.rate_limit.meter import Meter
 from skllm_ray.tasks.base import RowError
@@ -157,8 +157,8 @@ class Quotas:
         for item in report.past:
             bucket.requests.add(item.requests, now - item.age_s)
             bucket.tokens.add(item.used, now - item.age_s)
-        for item in report.settled:
-            self._settle(bucket, item, now)
+        for item in report.released:
+            self._release(bucket, item, now)
         if report.served:
             bucket.served_at, bucket.in_a_row = now, 0
         left_requests, left_tokens = report.external
@@ -173,7 +173,7 @@ class Quotas:
             if len(self._ended) > _MOST_ENDED:
                 del self._ended[next(iter(self._ended))]
 
-    def _settle(self, bucket: Bucket, item: Settled, now: float) -> None:
+    def _release(self, bucket: Bucket, item: Released, now: float) -> None:
         lease = bucket.leases.get(item.lease)
         if lease is not None:
             lease.permits -= item.permits
@@ -187,7 +187,7 @@ class Quotas:
         bucket.tokens.add(item.used, now - item.age_s)
 
     def _expire(self, bucket: Bucket, now: float) -> None:
-        """Forget leases that nobody settled, a window after the last moment they could be used; and silent holders."""
+        """Forget leases that nobody released, a window after the last moment they could be used; and silent holders."""
         for number in [number for number, lease in bucket.leases.items() if lease.ends <= now]:
             lease = bucket.leases.pop(number)
             bucket.requests.out -= lease.permits
@@ -222,14 +222,14 @@ class Quotas:
     def _grant(self, bucket: Bucket, holder: Holder, report: Report, now: float) -> Grant:
         holder.share = share_of(bucket, holder, now)
         metered = bucket.requests.limit is not None or bucket.tokens.limit is not None
-        holder.untold = 2 if holder.share and not metered else max(0, holder.untold - 1)
+        holder.unreported = 2 if holder.share and not metered else max(0, holder.unreported - 1)
         paused_s = bucket.paused_until - now
         if paused_s > 0:
             return Grant(self._epoch, concurrency=holder.share, paused_s=paused_s, wait_s=min(paused_s, HEARTBEAT_S))
         if not metered or not report.wanted:
             starved = holder.share == 0 and holder.demand > 0
             return Grant(self._epoch, concurrency=holder.share, wait_s=0.1 if starved else HEARTBEAT_S)
-        if any(other.untold and now - other.heard < SHARE_S for other in bucket.holders.values()):
+        if any(other.unreported and now - other.heard < SHARE_S for other in bucket.holders.values()):
             return Grant(self._epoch, concurrency=holder.share, wait_s=0.1)
         n, tokens, wait_s = self._affordable(bucket, report.wanted, now)
         if n == 0:

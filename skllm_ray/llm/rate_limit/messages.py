@@ -25,7 +25,7 @@ NO_LIMIT = RateLimit()
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class Released:
     """What became of permits of one lease."""
 
     lease: int
@@ -77,7 +77,7 @@ class Report:
     """The tokens of each request that could be sent now."""
     hold_s: float = 600.0
     """The longest a request of this holder may be in flight."""
-    settled: tuple[Settled, ...] = ()
+    released: tuple[Released, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     done: int = 0
     """Requests answered since the last report."""
@@ -95,7 +95,7 @@ class Report:
     """Calls that must end everywhere, and why."""
     epoch: str = ""
     """Which `Quotas` the holder spoke to last."""
-    past: tuple[Settled, ...] = ()
+    past: tuple[Released, ...] = ()
     """To a new `Quotas`: all that was used in the last window, and all that is out."""
     known: RateLimit | None = None
     """To a new `Quotas`: the limit that was in force."""

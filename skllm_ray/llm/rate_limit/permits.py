@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from skllm_ray.llm.rate_limit.messages import Left, Settled
+from skllm_ray.llm.rate_limit.messages import Left, Released
 from skllm_ray.tasks.base import RowError
 
 
@@ -65,7 +65,7 @@ class Unused:
 class News:
     """What happened since the last report."""
 
-    settled: list[tuple[float, Settled]] = field(default_factory=list)
+    released: list[tuple[float, Released]] = field(default_factory=list)
     refusals: list[tuple[float, float | None]] = field(default_factory=list)
     left: tuple[Left | None, Left | None] = (None, None)
     ended: list[tuple[str, RowError]] = field(default_factory=list)
@@ -74,9 +74,9 @@ class News:
     seconds: float = 0.0
 
 
-def grouped(items: list[tuple[float, Settled]], now: float) -> tuple[Settled, ...]:
+def grouped(items: list[tuple[float, Released]], now: float) -> tuple[Released, ...]:
     """Sum up what belongs to the same lease and the same kind, dated as the latest of them."""
-    sums: dict[tuple[int, bool], Settled] = {}
+    sums: dict[tuple[int, bool], Released] = {}
     for date, item in items:
         key = (item.lease, item.requests > 0)
         other = sums.get(key)
@@ -84,7 +84,7 @@ def grouped(items: list[tuple[float, Settled]], now: float) -> tuple[Settled, ..
         if other is None:
             sums[key] = replace(item, age_s=age)
         else:
-            sums[key] = Settled(
+            sums[key] = Released(
                 item.lease,
                 other.requests + item.requests,
                 other.reserved + item.reserved,

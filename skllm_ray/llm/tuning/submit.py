@@ -74,7 +74,7 @@ class TuningService(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class GracePeriod:
     """How long to look for a job whose submission's outcome is unknown."""
 
     grace_s: float = 120.0
@@ -97,7 +97,7 @@ def submit(
     *,
     estimator: dict[str, Any] | None = None,
     new: bool = False,
-    patience: Patience | None = None,
+    patience: GracePeriod | None = None,
     on_step: Step = _no_step,
 ) -> TuningJob:
     """Return the job of `spec`: the one that exists, or else one that is submitted now.
@@ -116,7 +116,7 @@ def submit(
         Kept with the job.
     new : bool, default=False
         Whether to buy a further job although one of the same content exists.
-    patience : Patience, optional
+    patience : GracePeriod, optional
         How long to look for a job whose submission's outcome is unknown.
     on_step : callable, optional
         Told every step: ``start``, ``intent``, ``looked``, ``uploaded``, ``posting``, ``posted``, ``recorded``.
@@ -128,7 +128,7 @@ def submit(
     RefusedError
         If the service refused the job.
     """
-    patience = patience or Patience()
+    patience = patience or GracePeriod()
     on_step("start")
     job = _intend(TuningJob(spec=spec, estimator=estimator or {}), store, new=new)
     on_step("intent")
@@ -169,7 +169,7 @@ def _post(
     uploaded: str,
     store: TuningStore,
     service: TuningService,
-    patience: Patience,
+    patience: GracePeriod,
     on_step: Step,
     *,
     tidy: bool,
@@ -191,7 +191,7 @@ def _post(
 
 
 def settle(
-    job: TuningJob, store: TuningStore, service: TuningService, patience: Patience, reason: str = ""
+    job: TuningJob, store: TuningStore, service: TuningService, patience: GracePeriod, reason: str = ""
 ) -> TuningJob:
     """Return `job` with its ID: from the store, or from the service, where it is looked for during the grace period.
 
@@ -218,7 +218,7 @@ def settle(
         job = _reread(job, store)
 
 
-def recover(key: str, store: TuningStore, service: TuningService, patience: Patience | None = None) -> TuningJob:
+def recover(key: str, store: TuningStore, service: TuningService, patience: GracePeriod | None = None) -> TuningJob:
     """Return what became of a submission whose process died. Never sends a POST.
 
     Raises
@@ -234,7 +234,7 @@ def recover(key: str, store: TuningStore, service: TuningService, patience: Pati
         if found is None or job is None:
             raise JobFailedError("The process that submits died before it sent the job.", "Call again.")
         return _record(job, found, store)
-    return settle(job, store, service, patience or Patience())
+    return settle(job, store, service, patience or GracePeriod())
 
 
 def refresh(job: TuningJob, store: TuningStore, service: TuningService) -> TuningJob:

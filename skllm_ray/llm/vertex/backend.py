@@ -16,7 +16,7 @@ from skllm_ray.llm.api.embeddings import of_one_length
 from skllm_ray.llm.api.failures import Refusals
 from skllm_ray.llm.api.options import limits_in, thaw_options
 from skllm_ray.llm.api.redaction import redact
-from skllm_ray.llm.api.request_runner import Dispatcher, Job, whole
+from skllm_ray.llm.api.request_runner import RequestKind, RequestRunner, whole
 from skllm_ray.llm.api.response_body import client, latest_body, parsed
 from skllm_ray.llm.api.token_estimate import TokenEstimate
 from skllm_ray.llm.rate_limit.permits import Permit
@@ -56,7 +56,7 @@ class VertexBackend:
         bucket = f"{spec.base_url or 'vertex'} {spec.project}/{spec.location} {spec.model} {account}"
         self._where = spec.base_url or f"Vertex AI, {spec.project}/{spec.location}"
         self._refusals = Refusals(self._where)
-        self._dispatcher = Dispatcher(spec.patience, bucket, spec.limit, self._where)
+        self._runner = RequestRunner(spec.patience, bucket, spec.limit, self._where)
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request, in order. Failures are replies with an ``error``.
@@ -70,19 +70,19 @@ class VertexBackend:
 
     def complete_each(self, requests: Sequence[ChatRequest], tell: Callable[[int, Reply], None] | None) -> list[Reply]:
         """Do what `complete` does, and call `tell` with each reply and its position when it arrives."""
-        return self._dialect.ask_all(requests, self._ask, self._dispatcher, self._tokens, tell)
+        return self._dialect.ask_all(requests, self._ask, self._runner, self._tokens, tell)
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Return one embedding per text, in order. Failures are embeddings with an ``error``.
 
         Every text is a request of its own: some models make one vector of many texts.
         """
-        job = Job(self._ask_vector, self._tokens.of_text, Embedding)
-        return of_one_length(self._dispatcher.run(texts, job))
+        kind = RequestKind(self._ask_vector, self._tokens.of_text, Embedding)
+        return of_one_length(self._runner.run(texts, kind))
 
     def close(self) -> None:
         """Close the connections. A second call does nothing."""
-        self._dispatcher.close(self._close)
+        self._runner.close(self._close)
         self._client.close()
 
     async def _ask(self, question: Question[ChatRequest], permit: Permit) -> Reply | None:

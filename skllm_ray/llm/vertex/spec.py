@@ -15,7 +15,7 @@ from skllm_ray.llm.api.options import (
     spec_key,
     thaw_options,
 )
-from skllm_ray.llm.api.retry import Patience
+from skllm_ray.llm.api.retry import RetryPolicy
 from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.model_facts import ModelFacts, facts_of
 
@@ -48,7 +48,7 @@ class VertexSpec:
     """Another address than Google's: a gateway, or a test's server; it may end in the API's version, ``/v1``."""
     token_ref: SecretRef | None = None
     """Where the worker finds an access token; None uses the application default credentials."""
-    patience: Patience = field(default_factory=Patience)
+    patience: RetryPolicy = field(default_factory=RetryPolicy)
     """How long a row may take, and how often it is tried."""
     limit: RateLimit | None = None
     """The declared quota."""

@@ -15,7 +15,7 @@ from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import resolve
 from skllm_ray.llm.tuning import TuningJob, TuningSpec
 from skllm_ray.llm.tuning.examples import example_line
-from skllm_ray.llm.tuning.submit import Patience
+from skllm_ray.llm.tuning.submit import GracePeriod
 from skllm_ray.llm.tuning_services import resolve_tuning, with_data
 from skllm_ray.models._base.constraints import A_FLAG, Constraints, Number, OneOf, Text, Whole
 from skllm_ray.models._base.estimator import LLMEstimator
@@ -128,7 +128,7 @@ class Tunable(LLMEstimator):
             self._describe(),
             key=recalled(self.key),
             new=new,
-            patience=Patience(self.grace_s),
+            patience=GracePeriod(self.grace_s),
             polling=polling,
         )
         self.tuning_job_id_ = job.id or ""

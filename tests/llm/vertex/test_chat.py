@@ -12,7 +12,7 @@ genai = pytest.importorskip("google.genai")
 
 from skllm_ray.config import RateLimit, SecretRef  # noqa: E402  after the skip
 from skllm_ray.errors import ConfigurationError, MissingExtraError, SkllmRayWarning  # noqa: E402
-from skllm_ray.llm.api.retry import Patience  # noqa: E402
+from skllm_ray.llm.api.retry import RetryPolicy  # noqa: E402
 from skllm_ray.llm.base import Backend, BackendSpec  # noqa: E402
 from skllm_ray.llm.vertex.spec import VertexSpec  # noqa: E402
 from skllm_ray.tasks.base import ChatRequest, Choices  # noqa: E402
@@ -20,7 +20,7 @@ from skllm_ray.testing import ChatServer, StatusFault, WireFault, prompt_of  # n
 
 TOKEN = "ya29.planted-token-0123456789"
 REF = SecretRef("google_token", ("SKLLM_TEST_NO_SUCH_TOKEN",))
-HASTY = Patience(timeout_s=5, deadline_s=20, max_tries=5, backoff_s=0.01)
+HASTY = RetryPolicy(timeout_s=5, deadline_s=20, max_tries=5, backoff_s=0.01)
 LABELS = Choices(("positive", "negative"))
 
 
@@ -243,10 +243,10 @@ def test_the_options_of_vectors_are_those_of_that_call(options):
 
 def test_a_silent_server_runs_into_both_timeouts():
     with ChatServer(lambda body: WireFault.SILENCE) as server:
-        each_try = Patience(timeout_s=0.1, deadline_s=20, max_tries=2, backoff_s=0.01)
+        each_try = RetryPolicy(timeout_s=0.1, deadline_s=20, max_tries=2, backoff_s=0.01)
         (reply,) = complete(spec_for(server, patience=each_try), [ask("x")])
         assert (reply.error.kind, reply.attempts) == ("timeout", 2)
-        (reply,) = complete(spec_for(server, patience=Patience(timeout_s=20, deadline_s=0.2)), [ask("x")])
+        (reply,) = complete(spec_for(server, patience=RetryPolicy(timeout_s=20, deadline_s=0.2)), [ask("x")])
         assert (reply.error.kind, reply.attempts) == ("timeout", 1)
 
 

@@ -18,7 +18,7 @@ from skllm_ray.llm.api.capabilities import CUT_THOUGHT, Question, is_about_syste
 from skllm_ray.llm.api.failures import Refusals, classify, headers_of, told_of
 from skllm_ray.llm.api.options import limits_in
 from skllm_ray.llm.api.redaction import redact
-from skllm_ray.llm.api.request_runner import Dispatcher, Job, whole
+from skllm_ray.llm.api.request_runner import RequestKind, RequestRunner, whole
 from skllm_ray.llm.api.response_body import bytes_of_vectors, client, most_bytes, parsed, response_type
 from skllm_ray.llm.api.token_estimate import TokenEstimate
 from skllm_ray.llm.gpt.clients.openai.headers import left_of_quotas
@@ -73,7 +73,7 @@ class OpenAIBackend:
         self._where = spec.base_url or _OPENAI_URL
         self._refusals = Refusals(self._where)
         bucket = f"{self._where} {spec.model} {key.fingerprint}{' ' + spec.org if spec.org else ''}"
-        self._dispatcher = Dispatcher(spec.patience, bucket, spec.limit, self._where)
+        self._runner = RequestRunner(spec.patience, bucket, spec.limit, self._where)
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request, in order. Failures are replies with an ``error``.
@@ -87,7 +87,7 @@ class OpenAIBackend:
 
     def complete_each(self, requests: Sequence[ChatRequest], tell: Callable[[int, Reply], None] | None) -> list[Reply]:
         """Do what `complete` does, and call `tell` with each reply and its position when it arrives."""
-        return self._dialect.ask_all(requests, self._ask, self._dispatcher, self._tokens, tell)
+        return self._dialect.ask_all(requests, self._ask, self._runner, self._tokens, tell)
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Return one embedding per text, in order. Failures are embeddings with an ``error``.
@@ -96,7 +96,7 @@ class OpenAIBackend:
         halves, until that text stands alone.
         """
         dialect, tokens = self._dialect, self._tokens
-        job = Job(
+        kind = RequestKind(
             self._ask_vectors,
             lambda part: sum(map(tokens.of_text, part.request)),
             Embedding,
@@ -105,7 +105,7 @@ class OpenAIBackend:
         )
         found = embeddings.in_parts(
             texts,
-            lambda parts: self._dispatcher.run(list(map(dialect.part, parts)), job),
+            lambda parts: self._runner.run(list(map(dialect.part, parts)), kind),
             repeats_lost=self._spec.patience.repeats_lost,
         )
         dialect.tell()
@@ -113,7 +113,7 @@ class OpenAIBackend:
 
     def close(self) -> None:
         """Close the connections. A second call does nothing."""
-        self._dispatcher.close(self._client.close)
+        self._runner.close(self._client.close)
 
     async def _ask(self, question: Question[ChatRequest], permit: Permit) -> Reply | None:
         """Ask once; None where the server merely did not understand, and is asked in another way."""

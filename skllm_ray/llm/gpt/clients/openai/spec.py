@@ -14,7 +14,7 @@ from skllm_ray.llm.api.options import (
     spec_key,
     thaw_options,
 )
-from skllm_ray.llm.api.retry import Patience
+from skllm_ray.llm.api.retry import RetryPolicy
 from skllm_ray.llm.base import Placement, SecretResolver
 from skllm_ray.llm.model_facts import ModelFacts, facts_of
 
@@ -61,7 +61,7 @@ class OpenAISpec:
     """OpenAI's organisation ID."""
     request_options: RequestOptions = ()
     """Extra request parameters, such as ``reasoning_effort``; kept in a form that hashes."""
-    patience: Patience = field(default_factory=Patience)
+    patience: RetryPolicy = field(default_factory=RetryPolicy)
     """How long a row may take, and how often it is tried."""
     limit: RateLimit | None = None
     """The declared quota."""

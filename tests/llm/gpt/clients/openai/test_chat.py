@@ -17,7 +17,7 @@ from skllm_ray.config import RateLimit, SecretRef
 from skllm_ray.errors import ConfigurationError, MissingKeyError, SkllmRayWarning
 from skllm_ray.llm.api.failures import retry_after_s
 from skllm_ray.llm.api.options import freeze_options
-from skllm_ray.llm.api.retry import Patience
+from skllm_ray.llm.api.retry import RetryPolicy
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.tasks.base import ChatRequest, Choices
@@ -25,7 +25,7 @@ from skllm_ray.testing import ChatServer, StatusFault, WireFault, prompt_of
 
 KEY = "sk-planted-0123456789abcdef"
 REF = SecretRef("openai_key", ("SKLLM_TEST_NO_SUCH_KEY",), "0123456789ab")
-HASTY = Patience(timeout_s=5, deadline_s=20, max_tries=5, backoff_s=0.01)
+HASTY = RetryPolicy(timeout_s=5, deadline_s=20, max_tries=5, backoff_s=0.01)
 LABELS = Choices(("positive", "negative"))
 
 
@@ -194,14 +194,14 @@ def test_a_wait_longer_than_the_deadline_is_not_begun():
 
 def test_a_silent_server_runs_into_the_timeout_of_each_try():
     with ChatServer(lambda body: WireFault.SILENCE) as server:
-        patience = Patience(timeout_s=0.1, deadline_s=20, max_tries=2, backoff_s=0.01)
+        patience = RetryPolicy(timeout_s=0.1, deadline_s=20, max_tries=2, backoff_s=0.01)
         (reply,) = complete(spec_for(server, patience=patience), [ask("x")])
     assert (reply.error.kind, reply.error.retryable, reply.attempts) == ("timeout", True, 2)
 
 
 def test_a_silent_server_runs_into_the_deadline_of_the_row():
     with ChatServer(lambda body: WireFault.SILENCE) as server:
-        patience = Patience(timeout_s=20, deadline_s=0.2)
+        patience = RetryPolicy(timeout_s=20, deadline_s=0.2)
         (reply,) = complete(spec_for(server, patience=patience), [ask("x")])
     assert (reply.error.kind, reply.attempts) == ("timeout", 1)
     assert "0.2 s" in reply.error.message
@@ -210,7 +210,7 @@ def test_a_silent_server_runs_into_the_deadline_of_the_row():
 def test_a_server_that_refuses_and_then_is_silent_is_quoted():
     script = iter([StatusFault(503, "no room", headers=(("retry-after-ms", "1"),))])
     with ChatServer(lambda body: next(script, WireFault.SILENCE)) as server:
-        (reply,) = complete(spec_for(server, patience=Patience(timeout_s=20, deadline_s=0.5)), [ask("x")])
+        (reply,) = complete(spec_for(server, patience=RetryPolicy(timeout_s=20, deadline_s=0.5)), [ask("x")])
     assert (reply.error.kind, reply.attempts) == ("server_error", 2)
     assert "no room" in reply.error.message
 

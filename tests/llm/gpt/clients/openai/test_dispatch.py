@@ -10,24 +10,24 @@ import pytest
 
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.api.failures import row_error
-from skllm_ray.llm.api.request_runner import Dispatcher, Job
-from skllm_ray.llm.api.retry import Patience, _Streak
+from skllm_ray.llm.api.request_runner import RequestKind, RequestRunner
+from skllm_ray.llm.api.retry import RetryPolicy, _Streak
 from skllm_ray.llm.cancellation import Call
 from skllm_ray.llm.rate_limit import bucket
 from skllm_ray.llm.rate_limit.installed import current_limiter, install_limiter
 from skllm_ray.tasks.base import Reply, Usage
 
-HASTY = Patience(timeout_s=5, deadline_s=20, max_tries=5, backoff_s=0.001)
+HASTY = RetryPolicy(timeout_s=5, deadline_s=20, max_tries=5, backoff_s=0.001)
 
 
 @pytest.fixture
 def opened():
-    """Return a function that opens dispatchers of one bucket, and close them all."""
+    """Return a function that opens runners of one bucket, and close them all."""
     install_limiter(None)
     open_ones, bucket = [], uuid.uuid4().hex
 
     def open_one(patience=HASTY, limit=None):
-        open_ones.append(Dispatcher(patience, bucket, limit))
+        open_ones.append(RequestRunner(patience, bucket, limit))
         return open_ones[-1]
 
     open_one.bucket = bucket
@@ -50,7 +50,7 @@ def asking(answer):
             permit.refusal_s = 0.001
         return found
 
-    return Job(ask, lambda question: 1, Reply)
+    return RequestKind(ask, lambda question: 1, Reply)
 
 
 class Counting:
@@ -70,11 +70,11 @@ class Counting:
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_a_call_has_no_more_in_flight_than_it_wants_and_leaves_the_others_alone(opened, most):
-    dispatcher, mine, others = opened(), Counting(), Counting()
-    other = threading.Thread(target=dispatcher.run, args=(range(200), asking(others)))
+    runner, mine, others = opened(), Counting(), Counting()
+    other = threading.Thread(target=runner.run, args=(range(200), asking(others)))
     other.start()
     with Call("capped", most).active():
-        dispatcher.run(range(20), asking(mine))
+        runner.run(range(20), asking(mine))
     other.join()
     assert mine.most == most
     assert others.most > 2 * most
@@ -90,9 +90,9 @@ def test_a_fatal_error_ends_the_other_blocks_of_the_call_and_keeps_what_they_wer
     name, asked = uuid.uuid4().hex, threading.Event()
     found, sent = {}, {"slow": 0, "other": 0}
 
-    def block(which, dispatcher, call, answer, n):
+    def block(which, runner, call, answer, n):
         with call.active():
-            found[which] = dispatcher.run(range(n), asking(answer))
+            found[which] = runner.run(range(n), asking(answer))
 
     async def slow(question):
         sent["slow"] += 1
@@ -187,7 +187,7 @@ def test_what_failed_tries_cost_is_told(opened, answers, usage):
 
 
 REFUSED = row_error("connection", "refused")
-GONE = Patience(timeout_s=5, deadline_s=0.3, max_tries=5, backoff_s=0.01)
+GONE = RetryPolicy(timeout_s=5, deadline_s=0.3, max_tries=5, backoff_s=0.01)
 
 
 @pytest.mark.parametrize("error", [REFUSED, row_error("timeout", "silent")], ids=str)
@@ -198,18 +198,18 @@ def test_a_server_that_is_gone_ends_the_call(opened, error):
         sent[0] += 1
         return Reply(error=error)
 
-    dispatcher = opened(GONE)
+    runner = opened(GONE)
     found = []
     with Call(uuid.uuid4().hex).active():
         for _ in range(60):
-            found += dispatcher.run(range(256), asking(answer))
+            found += runner.run(range(256), asking(answer))
     kinds = [reply.error.kind for reply in found]
     assert sent[0] < 7_000 < kinds.count("cancelled")
     (cause,) = {reply.error for reply in found if reply.error.fatal}
     assert (cause.kind, cause.retryable) == (error.kind, True)
     assert "set_timeouts" in cause.message
     assert all(reply.error.retryable for reply in found)  # a batch job waits and asks all of them again
-    assert dispatcher.run(range(3), asking(lambda question: Reply("it is back")))[0].text == "it is back"
+    assert runner.run(range(3), asking(lambda question: Reply("it is back")))[0].text == "it is back"
 
 
 @pytest.mark.parametrize("served_every_s", [5, 29, None])
@@ -281,7 +281,7 @@ def test_one_try_ends_in_time_however_slowly_the_answer_trickles(opened):
     async def answer(question):
         await asyncio.sleep(60)
 
-    patience = Patience(timeout_s=0.05, connect_s=0.05, deadline_s=30, max_tries=2, backoff_s=0.001)
+    patience = RetryPolicy(timeout_s=0.05, connect_s=0.05, deadline_s=30, max_tries=2, backoff_s=0.001)
     (reply,) = opened(patience).run([0], asking(answer))
     assert (reply.error.kind, reply.error.retryable, reply.attempts) == ("timeout", True, 2)
 
@@ -297,10 +297,10 @@ class Broken:
 
 
 def test_a_limiter_that_fails_lets_no_row_wait_for_ever(opened):
-    dispatcher = opened()
+    runner = opened()
     install_limiter(Broken())
     try:
-        found = dispatcher.run(range(5), asking(lambda question: Reply("never sent")))
+        found = runner.run(range(5), asking(lambda question: Reply("never sent")))
     finally:
         install_limiter(None)
     assert {(reply.error.kind, reply.attempts) for reply in found} == {("cancelled", 0)}

@@ -9,7 +9,7 @@ import pytest
 
 from skllm_ray.config import Price, RateLimit, SecretRef
 from skllm_ray.llm.api.label_probabilities import label_log_probs
-from skllm_ray.llm.api.retry import Patience
+from skllm_ray.llm.api.retry import RetryPolicy
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.tasks.base import ChatRequest, Choices
 from skllm_ray.testing import ChatServer, StatusFault, WireFault
@@ -17,7 +17,7 @@ from skllm_ray.testing.backend import _hashed_words
 
 KEY = "sk-planted-0123456789abcdef"
 REF = SecretRef("openai_key", ("SKLLM_TEST_NO_SUCH_KEY",), "0123456789ab")
-HASTY = Patience(timeout_s=5, deadline_s=20, max_tries=5, backoff_s=0.01)
+HASTY = RetryPolicy(timeout_s=5, deadline_s=20, max_tries=5, backoff_s=0.01)
 
 
 def spec_for(server, **changes):

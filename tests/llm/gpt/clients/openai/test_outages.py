@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from skllm_ray.llm.api.retry import Patience
+from skllm_ray.llm.api.retry import RetryPolicy
 from skllm_ray.testing import ChatServer, RawAnswer, StatusFault, WireFault
 from tests.llm.gpt.clients.openai.test_chat import KEY, ask, complete, scripted, spec_for
 
-WAITING = Patience(timeout_s=5, deadline_s=30, max_tries=2, backoff_s=0.05)
+WAITING = RetryPolicy(timeout_s=5, deadline_s=30, max_tries=2, backoff_s=0.05)
 
 
 def while_restarting(away_s, n_rows=300, patience=WAITING, between=None):
@@ -100,7 +100,7 @@ def test_a_server_that_stays_away_ends_the_call_within_the_rows_time():
 
 def test_the_silence_of_a_server_names_it():
     with ChatServer(lambda body: WireFault.SILENCE) as server:
-        patience = Patience(timeout_s=0.1, deadline_s=20, max_tries=1, backoff_s=0.01)
+        patience = RetryPolicy(timeout_s=0.1, deadline_s=20, max_tries=1, backoff_s=0.01)
         (reply,) = complete(spec_for(server, patience=patience), [ask("x")])
     assert reply.error.kind == "timeout"
     assert server.url in reply.error.message
