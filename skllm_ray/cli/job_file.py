@@ -325,7 +325,7 @@ def _loaded(job: JobFile, model: str | None) -> Any:
             f"estimator={path!r} cannot be loaded: {type(error).__name__}.",
             "Write it with joblib.dump(estimator, path), under the same versions of its packages.",
         ) from None
-    if not hasattr(made, "_columns_of"):
+    if not hasattr(made, "_columns_of"):  # a file may hold an object of any class
         raise ConfigurationError(f"estimator={path!r} holds a {type(made).__name__}, no estimator of skllm_ray.")
     return made if model is None else made.set_params(model=model)
 
@@ -356,9 +356,9 @@ def _why(error: Exception) -> str:
         return error.strerror or type(error).__name__
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
-    mark = getattr(error, "problem_mark", None)
-    if mark is not None:
-        return f"{getattr(error, 'problem', '')} in line {mark.line + 1}, column {mark.column + 1}"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
     return type(error).__name__
 
 

@@ -77,7 +77,7 @@ class JournalledBackend:
         """Return one reply per request; equal ones are asked once, and the copies have ``attempts=0``."""
         requests = self._bounded(requests)
         keys = [request.messages[-1]["content"] for request in requests]  # what a task says before is always the same
-        each = getattr(self._backend, "complete_each", None)
+        each = getattr(self._backend, "complete_each", None)  # backends over HTTP alone have it
         ask = each or (lambda some, _: self._backend.complete(some))
         return self._obtain(keys, requests, self._terms.most_usd, ask, streams=each is not None)
 
@@ -91,7 +91,7 @@ class JournalledBackend:
 
     def forget(self, requests: Sequence[ChatRequest]) -> None:
         """Keep no reply to `requests` for later jobs, since the task cannot use it; this job's are in its parts."""
-        forget = getattr(self._backend, "forget", None)
+        forget = getattr(self._backend, "forget", None)  # only a backend with a reply cache has it
         if forget is not None:
             forget(self._bounded(requests))
 

@@ -23,6 +23,7 @@ from skllm_ray.batch.output.manifest import (
     question_hash,
     read_schema,
     schema_text,
+    template_of,
     veiled_identity,
     with_template,
 )
@@ -154,7 +155,7 @@ class Planner:
             files=files,
             max_output_tokens=given.max_output_tokens,
             filename_column=given.filename_column,
-            template=getattr(task, "template", None),
+            template=template_of(task),
         )
 
     def _result_fields(self, kept: Sequence[str], old: Manifest | None) -> dict[str, pa.DataType]:
@@ -292,7 +293,7 @@ def _checked(scanned: Scanned, needed: Sequence[str]) -> Scanned:
 
 
 def _labels(estimator: Any) -> tuple[str, ...] | None:
-    found = getattr(estimator, "classes_", None)
+    found = getattr(estimator, "classes_", None)  # only fitted classifiers have it, as everywhere in scikit-learn
     return None if found is None else tuple(str(label) for label in found)
 
 

@@ -56,7 +56,7 @@ class Pricing:
 
     def cautious(self, spec: Any) -> Any:
         """Return a model that leaves long waits to the job, and with a budget asks once for what was set aside once."""
-        if not hasattr(spec, "patience"):
+        if not hasattr(spec, "patience"):  # only specs of API models have it: others do not ask again
             return spec
         lost = self._options.budget_usd is None
         return replace(spec, patience=replace(spec.patience, repeats_lost=lost, waits=False))
@@ -70,7 +70,7 @@ class Pricing:
         given = self._options
         spec = self.cautious(spec)
         if (given.input_price is None and given.output_price is None) or not hasattr(spec, "price"):
-            return spec
+            return spec  # only specs of API models have a price: local models cost nothing
         known = price_of_spec(spec)
         halves = {
             name: half if half is not None else getattr(known, name, 0.0)

@@ -19,6 +19,7 @@ from skllm_ray.batch.input.files import InputFile
 from skllm_ray.batch.storage import Folder
 from skllm_ray.config import Secret
 from skllm_ray.errors import OutputMismatchError
+from skllm_ray.execution.block import embedding_of
 
 _NAME: Final = "manifest.json"
 _FORMAT: Final = 1
@@ -219,7 +220,7 @@ def question_hash(task: Any) -> str:
 
 def probe_prompt(task: Any) -> str:
     """Return what a task asks about a probe text; empty where that takes vectors."""
-    if getattr(task, "embedding", None) is not None:
+    if embedding_of(task) is not None:
         return ""
     request = task.render([_PROBE])[0]
     return "\n\n".join(message["content"] for message in request.messages)
@@ -227,9 +228,13 @@ def probe_prompt(task: Any) -> str:
 
 def with_template(task: Any, template: str | None) -> Any:
     """Return `task` with the prompt template of the manifest: a later version's default may be another."""
-    if template is None or getattr(task, "template", None) in {None, template}:
-        return task
-    return replace(task, template=template)
+    return task if template is None or template_of(task) in {None, template} else replace(task, template=template)
+
+
+def template_of(task: Any) -> str | None:
+    """Return a task's prompt template; None where it has none."""
+    found: str | None = getattr(task, "template", None)  # tasks with a fixed prompt lack the field
+    return found
 
 
 def _pieces(value: Any) -> Sequence[str]:
@@ -248,8 +253,9 @@ def _pieces(value: Any) -> Sequence[str]:
     if value is None or isinstance(value, (str, int, float, bool, bytes)):
         return [repr(str(value)) if isinstance(value, Secret) else repr(value)]
     if callable(value):
-        return [getattr(value, "__qualname__", type(value).__name__)]
-    return [type(value).__name__, *_pieces(vars(value))] if hasattr(value, "__dict__") else [type(value).__name__]
+        return [_name_of(value)]
+    inside = _pieces(vars(value)) if hasattr(value, "__dict__") else ()  # a user's class may have slots alone
+    return [type(value).__name__, *inside]
 
 
 def _is_asked(one: Field[Any], value: Any) -> bool:
@@ -263,7 +269,12 @@ def _plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    return getattr(value, "__qualname__", type(value).__name__)
+    return _name_of(value)
+
+
+def _name_of(value: Any) -> str:
+    """Return the name of a class or function; of any other object, that of its class."""
+    return getattr(value, "__qualname__", type(value).__name__)  # a user's callable object has no name of its own
 
 
 def _other_parameter(mine: str, theirs: str) -> tuple[str, Any, Any] | None:

@@ -69,7 +69,7 @@ def evaluate_models(jobs: Mapping[str, Job], label_column: str, sample: int = 20
         If the task gives no labels, there is no such column, or it holds none of the candidates.
     """
     first = next(iter(jobs.values()))
-    choices: Choices | None = getattr(first.task, "choices", None)
+    choices: Choices | None = getattr(first.task, "choices", None)  # only tasks that give labels have the field
     if choices is None:
         raise InputError(
             f"{type(first.task).__name__} gives no labels to compare.", "evaluate takes tasks that classify."

@@ -165,8 +165,8 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         spec = self._checked_spec()
         if log_probs:
             spec = with_log_probs(spec)
-        if best_only and hasattr(spec, "best_only"):  # a local model may then spare itself the other labels
-            spec = replace(spec, best_only=True)  # type: ignore[type-var]
+        if best_only:
+            spec = with_best_only(spec)
         from skllm_ray.execution.runner import run
 
         secrets = self._secrets()
@@ -209,8 +209,8 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         if both:
             raise InputError(f"ds has a column {both[0]!r} already.", "Pass output_prefix='…' to rename the new ones.")
         spec = self._checked_spec()
-        if hasattr(spec, "best_only") and not details and not self._compares_labels:
-            spec = replace(spec, best_only=True)  # type: ignore[type-var]
+        if not details and not self._compares_labels:
+            spec = with_best_only(spec)
         task, to_columns = self._ready_task(spec), partial(_to_columns, self, types, mode, details)
         return map_dataset(ds, text_column, to_columns, task, spec, self._secrets())
 
@@ -273,7 +273,9 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _requests(self, texts: Texts) -> list[ChatRequest | None]:
         task, present = self._task(), [text for text in texts.values if text is not None]
-        embedding: BackendSpec | None = getattr(task, "embedding", None)
+        from skllm_ray.execution.block import embedding_of
+
+        embedding = embedding_of(task)
         vectors = None if embedding is None or not present else self._vectors(present, embedding)
         rendered = iter(task.render(present, vectors) if present else [])
         return [None if text is None else next(rendered) for text in texts.values]
@@ -377,7 +379,14 @@ def _to_columns(
 
 def with_log_probs(spec: BackendSpec) -> BackendSpec:
     """Return a spec whose replies have log-probabilities: API models give them on request, others always or never."""
+    # Only specs of API models have the field.
     return replace(spec, log_probs=True) if hasattr(spec, "log_probs") else spec  # type: ignore[type-var]
+
+
+def with_best_only(spec: BackendSpec) -> BackendSpec:
+    """Return a spec that answers with the best label alone: a local model then need not score all of the others."""
+    # Only specs of local models have the field.
+    return replace(spec, best_only=True) if hasattr(spec, "best_only") else spec  # type: ignore[type-var]
 
 
 def wrap_secret(key: str | None) -> str | None:

@@ -212,7 +212,7 @@ class DynamicFewShotClassifier(FewShotClassifier):
         return spec
 
     def _secrets(self) -> dict[str, Secret]:
-        vectorizer = getattr(self, "vectorizer_", None)
+        vectorizer = getattr(self, "vectorizer_", None)  # a fitted attribute: credentials are asked for before, too
         theirs = vectorizer._secrets() if isinstance(vectorizer, LLMVectorizer) else {}
         return {**super()._secrets(), **theirs}
 
@@ -222,7 +222,7 @@ class DynamicFewShotClassifier(FewShotClassifier):
 
     def _new_index(self, vectors: NDArray[np.float32]) -> MemoryIndex:
         index = self._empty_index()
-        if getattr(index, "dim", 1) < 1:
+        if getattr(index, "dim", 1) < 1:  # scikit-llm's indexes have it; a user's own need not
             index.dim = vectors.shape[1]  # type: ignore[attr-defined]
         for vector in vectors:
             index.add(vector)

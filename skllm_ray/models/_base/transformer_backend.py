@@ -52,6 +52,7 @@ class TransformerBackend:
         """Return one embedding per text, or its failure."""
         try:
             found = self._spec.transformer.transform(list(texts))
+            # A transformer gives an array or any library's sparse matrix.
             dense = np.asarray(found.toarray() if hasattr(found, "toarray") else found, np.float32)
         except Exception as error:  # noqa: BLE001  whatever a user's transformer raises fails its rows, typed
             failure = RowError("bad_request", f"{self._spec.model}.transform raised {type(error).__name__}: {error}")

@@ -58,7 +58,12 @@ class Tunable(LLMEstimator):
     @property
     def model(self) -> str:  # type: ignore[override]
         """The tuned model, or the base model before there is one."""
-        return getattr(self, "tuned_model_", self.base_model)
+        return self._tuned or self.base_model
+
+    @property
+    def _tuned(self) -> str | None:
+        """The tuned model; None before there is one."""
+        return getattr(self, "tuned_model_", None)  # a fitted attribute: absent before `fit`, as scikit-learn wants it
 
     def fit(self, X: Any, y: Any, *, new: bool = False) -> Self:
         """Tune the base model on `X` and `y`, and wait for it. The same content is never paid for twice.
@@ -169,7 +174,7 @@ class Tunable(LLMEstimator):
         return estimator
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "tuned_model_")
+        return self._tuned is not None
 
     def _prepare(self, X: Any, y: Any) -> tuple[TuningSpec, bytes]:
         """Return the whole job, every check done that needs no service."""
@@ -251,7 +256,7 @@ class GPTTunable(Tunable):
 
     def _resolve(self) -> BackendSpec:
         """Return the tuned model's spec, or the base model's before there is one."""
-        tuned = getattr(self, "tuned_model_", None)
+        tuned = self._tuned
         namespace, separator, name = self.base_model.partition("::")
         if tuned is not None:
             if namespace == "azure" and separator and not self.deployment:
@@ -308,7 +313,7 @@ class VertexTunable(Tunable):
 
     def _resolve(self) -> BackendSpec:
         """Return the tuned endpoint's spec in the region where it is, or the base model's before there is one."""
-        tuned = getattr(self, "tuned_model_", None)
+        tuned = self._tuned
         spec: Any = resolve(tuned or self.base_model, None, None, self.request_options, "vertex")
         parts = (tuned or "").split("/")
         if len(parts) > 3 and parts[2] == "locations":

@@ -67,23 +67,29 @@ class LLMVectorizer(TextTransformer):
         NotFittedError
             Before the first ``transform``.
         """
-        if not hasattr(self, "n_features_out_"):
+        if not self._width:
             raise NotFittedError("The number of features is known after the first transform.")
         name = type(self).__name__.lower()
-        return np.asarray([f"{name}{position}" for position in range(self.n_features_out_)], dtype=object)
+        return np.asarray([f"{name}{position}" for position in range(self._width)], dtype=object)
+
+    @property
+    def _width(self) -> int:
+        """The number of features; 0 before the first vector."""
+        return getattr(self, "n_features_out_", 0)  # a fitted attribute: absent before, as scikit-learn wants it
 
     def _task(self) -> EmbeddingTask:
         return EmbeddingTask()
 
     def _resolve(self) -> BackendSpec:
         spec = super()._resolve()
+        # Only Vertex AI's specs have the field: its options for vectors are others than those for answers.
         return replace(spec, embeds=True) if hasattr(spec, "embeds") else spec  # type: ignore[type-var]
 
     def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
         return super()._rows(texts, mode, lambda present: of_one_length(process(present)))
 
     def _array(self, values: Sequence[Any]) -> NDArray[np.float64]:
-        width = next((len(value) for value in values if value is not None), getattr(self, "n_features_out_", 0))
+        width = next((len(value) for value in values if value is not None), self._width)
         if not width:
             raise InputError("No text could be embedded, so that the number of features is not known.")
         self.n_features_out_ = width
