@@ -27,9 +27,10 @@ def n_open() -> int:
     return sum(isinstance(one, OpenBackend) for one in ModelCache.entries().values())
 
 
-def our_threads() -> list[str]:
-    """Return the threads that a client has: its own, and those that asyncio starts for it."""
-    return [one.name for one in threading.enumerate() if one.name.startswith(("skllm-ray", "asyncio"))]
+def client_threads(before: set[threading.Thread]) -> list[str]:
+    """Return the threads that clients started since: their own, and those that asyncio starts for them."""
+    started = set(threading.enumerate()) - before
+    return [one.name for one in started if one.name.startswith(("skllm-ray", "asyncio"))]
 
 
 def n_descriptors() -> int:
@@ -60,16 +61,16 @@ class Spec:
 
 def test_clients_of_many_specs_are_closed_again_with_their_threads_and_descriptors() -> None:
     ModelCache.clear()
-    descriptors = n_descriptors()
+    descriptors, before = n_descriptors(), set(threading.enumerate())
     with ChatServer(lambda body: '{"label": "good"}') as server:
         SKLLMConfig.set_gpt_url(server.url)
         for number in range(60):
             clf = ZeroShotGPTClassifier(model="custom_url::m", request_options={"seed": number})
             assert clf.fit(None, ["good", "bad"]).predict(["a"]).tolist() == ["good"]
             assert n_open() <= MOST_CLIENTS
-        assert len(our_threads()) <= 2 * MOST_CLIENTS
+        assert len(client_threads(before)) <= 2 * MOST_CLIENTS
         ModelCache.clear()
-    assert our_threads() == []
+    assert client_threads(before) == []
     assert n_descriptors() <= descriptors + 3
 
 
