@@ -178,3 +178,30 @@ print(len(clf.predict(["text %d" % i for i in range(3)])))
     )
     shutil.rmtree(folder, ignore_errors=True)
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
+def test_a_node_with_another_version_of_the_package_is_named_before_anything_is_asked(tmp_path):
+    other = tmp_path / "skllm_ray-9.9.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: skllm-ray\nVersion: 9.9\n")
+    done = run_script(
+        f"""
+        import os
+        from ray.cluster_utils import Cluster
+        import skllm_ray
+        from skllm_ray.classification import ZeroShotGPTClassifier
+        from skllm_ray.errors import WorkerMismatchError
+        cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1}})
+        here = os.environ["PYTHONPATH"]
+        os.environ["PYTHONPATH"] = {str(tmp_path)!r} + os.pathsep + here
+        cluster.add_node(num_cpus=1)
+        os.environ["PYTHONPATH"] = here
+        skllm_ray.init(cluster.address)
+        try:
+            ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["a", "b"]).predict(["x"])
+        except WorkerMismatchError as error:
+            print(error)
+        """
+    )
+    assert "skllm-ray 9.9 (here" in done.stdout, done.stderr
+    assert "runtime_env" in done.stdout
