@@ -339,9 +339,9 @@ _SINGLE, _MULTIPLE, _FREE = "single", "multiple", "free"
 _KEPT_FORMATS = 8
 _WRITTEN_TOKENS = 256  # room for an answer that nobody bounded, where a text is cut
 _TOKENISED_AHEAD = 64  # rows: what a GPU decodes while the next ones are tokenised
-_CLOSE = 0.2
+_CLOSE = 0.4
 """Of log-probabilities. Other rows in a decode moved two likeliest labels against one another by 0.08 in the median and
-by 0.4 at most, with 4-bit weights of a small model. Exact scores of one row in 16 cost a sixth of the time."""
+by 0.4 at most, with 4-bit weights of a small model. Exact scores of one row in seven cost a third more time."""
 _MANY_LOGITS = 1 << 18  # of a row, the same on a CPU
 _MANY_NODES = 64  # of a trie, from which on a search for the best label alone is faster than scoring all
 
