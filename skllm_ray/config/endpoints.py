@@ -186,6 +186,7 @@ class EndpointSettings:
 
         Examples
         --------
+        >>> from skllm_ray.config import SKLLMConfig
         >>> SKLLMConfig.set_extra_headers({"x-portkey-api-key": "pk-1234"})
         >>> SKLLMConfig.get_extra_headers()
         {'x-portkey-api-key': Secret(***)}

@@ -69,6 +69,7 @@ class Quotas:
 
     Examples
     --------
+    >>> from skllm_ray.config import RateLimit
     >>> quotas = Quotas(clock=lambda: 0.0)
     >>> quotas.exchange(Report("bucket", "me", 1, RateLimit(max_concurrency=3), waiting=9)).concurrency
     3

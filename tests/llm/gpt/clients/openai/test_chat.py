@@ -520,7 +520,7 @@ def test_neither_key_nor_text_stands_in_a_message(status, text):
         return StatusFault(status, said, headers=(("retry-after-ms", "10"),))
 
     with ChatServer(answer) as server:
-        (reply,) = complete(spec_for(server), [ask(text)])
+        (reply,) = complete(spec_for(server, patience=replace(HASTY, deadline_s=2)), [ask(text)])
     assert reply.error.message.startswith(f"HTTP {status}: *** and *** are bad; we got")
     for secret in (KEY, KEY[:12], "sk-proj", "diary", "1987", "told anyone", "Eve Ng", "You answer"):
         assert secret not in repr(reply)

@@ -48,7 +48,11 @@ def test_so_does_none_behind_a_gateway(fault):
 
 
 def test_a_proxy_that_takes_and_drops_connections_meanwhile_loses_no_row():
-    replies = while_restarting(2.0, between=lambda port: ChatServer(lambda body: WireFault.DROP, port=port))
+    # A dropped connection costs a quarter of a try.
+    patience = replace(WAITING, max_tries=5)
+    replies = while_restarting(
+        2.0, patience=patience, between=lambda port: ChatServer(lambda _: WireFault.DROP, port=port)
+    )
     assert {reply.text for reply in replies} == {"ok"}
 
 
