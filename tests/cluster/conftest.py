@@ -6,11 +6,22 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import skllm_ray
 from skllm_ray.llm.open_models import ModelCache
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Try a test of this folder twice: real processes on a busy machine miss a deadline now and then.
+
+    pytest's summary tells how many were tried again, so that one that often is does not stay unseen.
+    """
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -52,6 +53,7 @@ def test_a_worker_fills_an_actor_that_came_back_empty(server) -> None:
     def twice() -> list[int]:
         first = len(secrets.fetch_secrets())
         ray.kill(ray.get_actor(secrets._name(), namespace=NAMESPACE), no_restart=False)
+        time.sleep(3)  # Ray ends it in its own time, and until then it answers
         return [first, len(secrets.fetch_secrets())]
 
     @ray.remote(num_cpus=0)
