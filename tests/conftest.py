@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -32,3 +34,16 @@ def local_mode() -> Iterator[None]:
     yield
     ray_state._state["local_mode"] = False
     ModelCache.clear()
+
+
+@pytest.fixture
+def s3_server() -> Iterator[str]:
+    """The address (host:port) of an S3 server that holds nothing; another one's buckets would outlive it."""
+    moto = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").read()
+    yield f"{host}:{port}"
+    server.stop()

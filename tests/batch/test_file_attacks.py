@@ -50,30 +50,23 @@ def test_odd_names_on_a_disk(tmp_path):
         assert [row["text"] for row in rows(str(tmp_path / "in" / key))] == [key]
 
 
-def test_odd_keys_on_s3(tmp_path, monkeypatch):
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        keys = {"access_key": "key", "secret_key": "secret", "region": "us-east-1"}
-        options = StorageOptions.of({"endpoint_override": f"{host}:{port}", "scheme": "http", **keys})
-        s3 = pafs.S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True, **keys)
-        s3.create_dir("bucket")
+def test_odd_keys_on_s3(s3_server, monkeypatch):
+    keys = {"access_key": "key", "secret_key": "secret", "region": "us-east-1"}
+    options = StorageOptions.of({"endpoint_override": s3_server, "scheme": "http", **keys})
+    s3 = pafs.S3FileSystem(endpoint_override=s3_server, scheme="http", allow_bucket_creation=True, **keys)
+    s3.create_dir("bucket")
+    for key in KEYS:
+        pq.write_table(pa.table({"text": [key]}), f"bucket/in/{key}", filesystem=s3)
+    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{s3_server}")
+    for some in (options, NONE):
+        found = rows("s3://bucket/in", some)
+        assert {row["from"]: row["text"] for row in found} == {f"s3://bucket/in/{key}": key for key in KEYS}
         for key in KEYS:
-            pq.write_table(pa.table({"text": [key]}), f"bucket/in/{key}", filesystem=s3)
-        for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
-            monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for some in (options, NONE):
-            found = rows("s3://bucket/in", some)
-            assert {row["from"]: row["text"] for row in found} == {f"s3://bucket/in/{key}": key for key in KEYS}
-            for key in KEYS:
-                assert [row["text"] for row in rows(f"s3://bucket/in/{key}", some)] == [key]
-        with pytest.raises(InputError, match="cannot be looked up"):
-            rows("s3://bucket/in//a.parquet", options)
-    finally:
-        server.stop()
+            assert [row["text"] for row in rows(f"s3://bucket/in/{key}", some)] == [key]
+    with pytest.raises(InputError, match="cannot be looked up"):
+        rows("s3://bucket/in//a.parquet", options)
 
 
 @pytest.mark.usefixtures("local_mode")

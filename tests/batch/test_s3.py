@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import logging
 import random
 import threading
 from collections import Counter
@@ -32,7 +31,7 @@ class Faulty(BaseHTTPRequestHandler):
     """Passes requests on; some get an error, and some a closed connection, before or after they were done."""
 
     protocol_version = "HTTP/1.1"
-    target: tuple[str, int]
+    address: str
     chance: random.Random
     share = 0.0
     faults: Counter[str]
@@ -65,7 +64,7 @@ class Faulty(BaseHTTPRequestHandler):
             self._send(int(kind), [], BUSY, str(len(BUSY)))
             return
         if kind != "before":
-            store = http.client.HTTPConnection(*self.target)
+            store = http.client.HTTPConnection(self.address)
             kept = {name: value for name, value in self.headers.items() if name.lower() != "transfer-encoding"}
             store.request(
                 self.command, self.path, body or None, kept | ({"content-length": str(len(body))} if body else {})
@@ -83,14 +82,9 @@ class Faulty(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def store() -> Iterator[tuple[dict[str, Any], type[Faulty]]]:
-    moto = pytest.importorskip("moto.server")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-
+def store(s3_server) -> Iterator[tuple[dict[str, Any], type[Faulty]]]:
     class Ours(Faulty):
-        target = server.get_host_and_port()
+        address = s3_server
         chance = random.Random(0)
         faults: Counter[str] = Counter()  # noqa: RUF012  that of this test
 
@@ -99,7 +93,6 @@ def store() -> Iterator[tuple[dict[str, Any], type[Faulty]]]:
     options = {"scheme": "http", "region": "us-east-1", "access_key": "key", "secret_key": "secret"}
     yield {"endpoint_override": f"127.0.0.1:{proxy.server_port}", "allow_bucket_creation": True, **options}, Ours
     proxy.shutdown()
-    server.stop()
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25])
@@ -107,7 +100,7 @@ def test_a_store_that_fails_now_and_then_costs_no_row(store, monkeypatch, share)
     options, proxy = store
     monkeypatch.setattr(fence, "HEARTBEAT_S", 1.0)
     s3 = pafs.S3FileSystem(**options)
-    bucket = f"bucket-{int(100 * share)}"  # the store's buckets outlive it
+    bucket = "bucket"
     s3.create_dir(bucket)
     pq.write_table(pa.table({"id": range(600), "text": texts(600)}), f"{bucket}/in/a.parquet", filesystem=s3)
     skllm_ray.init(local_mode=True)

@@ -175,40 +175,33 @@ def test_waiting_for_quota_and_replicas_are_told_while_a_job_runs(ray_here, tmp_
     assert any(re.search(r"replicas: \d of gguf::demo on 1 node\b", line) for line in lines)
 
 
-def test_s3_holds_input_and_output_and_its_key_is_told_to_nobody(ray_here, tmp_path):
-    moto = pytest.importorskip("moto.server")
+def test_s3_holds_input_and_output_and_its_key_is_told_to_nobody(ray_here, s3_server, tmp_path):
     import pyarrow.fs as pafs
 
-    server = moto.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        options = {
-            "endpoint_override": f"{host}:{port}",
-            "scheme": "http",
-            "region": "us-east-1",
-            "access_key": "key",
-            "secret_key": SECRET,
-            "allow_bucket_creation": True,
-        }
-        s3 = pafs.S3FileSystem(**options)
-        s3.create_dir("bucket")
-        local = pq.read_table(write(tmp_path / "in.parquet", texts(300)))
-        for name in ("in/a.parquet", "in/deep/b.parquet", "in/_hidden.parquet"):
-            pq.write_table(local, f"bucket/{name}", filesystem=s3)
-        with ChatServer() as chat:
-            clf = api_classifier(chat)
-            where = ("s3://bucket/in/**/*.parquet", "s3://bucket/out")
-            first = batch.run(clf, *where, storage_options=options, limit=350, unit_rows=100)
-            assert (first.complete, first.rows_done) == (True, 350)
-            whole = batch.run(clf, *where, storage_options=options, unit_rows=100)
-            assert (whole.complete, whole.rows_done, whole.this_run.rows) == (True, 600, 250)
-        parts = [name for name in s3.get_file_info(pafs.FileSelector("bucket/out")) if "part-" in name.path]
-        assert sum(pq.read_metadata(part.path, filesystem=s3).num_rows for part in parts) == 600
-        logs = [path for path in Path(os.environ["RAY_TMPDIR"]).rglob("*") if path.is_file() and not path.is_socket()]
-        assert [path for path in logs if SECRET.encode() in path.read_bytes()] == []
-    finally:
-        server.stop()
+    options = {
+        "endpoint_override": s3_server,
+        "scheme": "http",
+        "region": "us-east-1",
+        "access_key": "key",
+        "secret_key": SECRET,
+        "allow_bucket_creation": True,
+    }
+    s3 = pafs.S3FileSystem(**options)
+    s3.create_dir("bucket")
+    local = pq.read_table(write(tmp_path / "in.parquet", texts(300)))
+    for name in ("in/a.parquet", "in/deep/b.parquet", "in/_hidden.parquet"):
+        pq.write_table(local, f"bucket/{name}", filesystem=s3)
+    with ChatServer() as chat:
+        clf = api_classifier(chat)
+        where = ("s3://bucket/in/**/*.parquet", "s3://bucket/out")
+        first = batch.run(clf, *where, storage_options=options, limit=350, unit_rows=100)
+        assert (first.complete, first.rows_done) == (True, 350)
+        whole = batch.run(clf, *where, storage_options=options, unit_rows=100)
+        assert (whole.complete, whole.rows_done, whole.this_run.rows) == (True, 600, 250)
+    parts = [name for name in s3.get_file_info(pafs.FileSelector("bucket/out")) if "part-" in name.path]
+    assert sum(pq.read_metadata(part.path, filesystem=s3).num_rows for part in parts) == 600
+    logs = [path for path in Path(os.environ["RAY_TMPDIR"]).rglob("*") if path.is_file() and not path.is_socket()]
+    assert [path for path in logs if SECRET.encode() in path.read_bytes()] == []
 
 
 def test_every_metric_is_served(ray_here, tmp_path):
