@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 from skllm_ray.batch.input.text_template import check_template
 from skllm_ray.batch.job.job import Job
@@ -132,15 +131,9 @@ def run(
     ['positive', 'negative']
     >>> skllm_ray.shutdown()
     """
-    job = job_for(
-        estimator, input, output, storage_options=storage_options,
-        keep_columns=None if keep_columns is None else tuple(keep_columns), filename_column=filename_column,
-        text_column=text_column, text_template=text_template, output_prefix=output_prefix, keep_replies=keep_replies,
-        limit=limit, retry_errors=retry_errors, budget_usd=budget_usd, input_price=input_price,
-        output_price=output_price, max_output_tokens=max_output_tokens, workers=workers, unit_rows=unit_rows,
-        outage_s=wait_for_server_s, keep_going=keep_going,
-    )  # fmt: skip
-    result = job.run(screen or open_screen(SKLLMConfig.get_show_progress()))
+    given = dict(locals())
+    options = {name: given[name] for name in JobOptions.model_fields}
+    result = job_for(estimator, input, output, **options).run(screen or open_screen(SKLLMConfig.get_show_progress()))
     if result.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if result.signal:
@@ -152,8 +145,6 @@ def job_for(
     estimator: BatchEstimator,
     input: str | Sequence[str],  # noqa: A002  as above
     output: str,
-    *,
-    storage_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Job:
     """Return the job that :func:`run` runs, its parameters checked."""
@@ -171,11 +162,8 @@ def job_for(
         raise ConfigurationError(f"input must be a path or paths; got {input!r}.", "Such as 'reviews/*.parquet'.")
     if not isinstance(output, str) or not output:
         raise ConfigurationError(f"output must be a folder's path; got {output!r}.")
-    checked = JobOptions(**options)
-    _check(checked)
-    if checked.keep_columns is not None:
-        checked = replace(checked, keep_columns=tuple(dict.fromkeys(checked.keep_columns)))
-    storage = StorageOptions.of(storage_options)
+    checked = _checked(options)
+    storage = StorageOptions.of(checked.storage_options)
     inputs, output = [absolute(uri) for uri in inputs], absolute(output)
     _check_places(inputs, output, storage)
     return Job(estimator, inputs, output, checked, storage)
@@ -198,28 +186,18 @@ def _check_places(inputs: Sequence[str], output: str, storage: StorageOptions) -
             )
 
 
-def _check(options: JobOptions) -> None:
-    for name in ("limit", "workers", "unit_rows", "max_output_tokens"):
-        value = getattr(options, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigurationError(f"{name} must be an int of at least 1; got {value!r}.")
-    for name in ("budget_usd", "input_price", "output_price", "outage_s"):
-        value = getattr(options, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
-            shown = "wait_for_server_s" if name == "outage_s" else name
-            raise ConfigurationError(f"{shown} must be a number of at least 0; got {value!r}.")
-    for name in ("retry_errors", "keep_going"):
-        if not isinstance(getattr(options, name), bool):
-            raise ConfigurationError(f"{name} must be True or False; got {getattr(options, name)!r}.")
-    if not isinstance(options.output_prefix, str):
-        raise ConfigurationError(f"output_prefix must be a str; got {options.output_prefix!r}.")
-    if options.keep_replies not in get_args(KeepReplies):
-        raise ConfigurationError(f"keep_replies must be 'none', 'errors' or 'all'; got {options.keep_replies!r}.")
-    if options.filename_column is not None and not (
-        isinstance(options.filename_column, str) and options.filename_column.strip()
-    ):
-        raise ConfigurationError(
-            f"filename_column must be a column's name; got {options.filename_column!r}.", "Such as 'file'."
-        )
+def _checked(given: Mapping[str, Any]) -> JobOptions:
+    kept, opens = given.get("keep_columns"), given.get("storage_options")
+    options = JobOptions.of(
+        {
+            **given,
+            "keep_columns": list(kept) if isinstance(kept, Sequence) and not isinstance(kept, str) else kept,
+            "storage_options": dict(opens) if isinstance(opens, Mapping) else opens,
+        }
+    )
+    name = options.filename_column
+    if name is not None and not name.strip():
+        raise ConfigurationError(f"filename_column must be a column's name; got {name!r}.", "Such as 'file'.")
     if options.text_template is not None:
         check_template(options.text_template)
+    return options

@@ -29,25 +29,6 @@ _MOSTLY_FAILED: Final = 4
 _TERMINATED: Final = frozenset({signal.SIGTERM, 128 + signal.SIGTERM})
 """What ends the command by ``SystemExit`` after SIGTERM; the first is Ray's, once it runs."""
 _INTERRUPTED: Final = "Interrupted. What was paid for is kept; the same command goes on."
-_RUN: Final = (
-    "text_column",
-    "text_template",
-    "keep_columns",
-    "filename_column",
-    "output_prefix",
-    "keep_replies",
-    "limit",
-    "retry_errors",
-    "budget_usd",
-    "input_price",
-    "output_price",
-    "max_output_tokens",
-    "workers",
-    "unit_rows",
-    "wait_for_server_s",
-    "keep_going",
-    "storage_options",
-)
 
 
 class _LazyOptions(click.Command):
@@ -174,12 +155,14 @@ def schema() -> None:
 
 def _options() -> list[click.Parameter]:
     """Return an option for each field of a job file that a flag can say."""
+    from skllm_ray.batch.job.options import JobOptions
     from skllm_ray.cli.job_file import JobFile
 
     found: list[click.Parameter] = []
-    for name, field in JobFile.model_fields.items():
-        if name == "task":
-            continue
+    own = {
+        name: field for name, field in JobFile.model_fields.items() if name not in {*JobOptions.model_fields, "task"}
+    }
+    for name, field in {**own, **JobOptions.model_fields}.items():  # what is asked, then how
         kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
         kind = kinds[0] if get_origin(field.annotation) is not None and len(kinds) == 1 else field.annotation
         shown = "" if field.default in (None, "", [], False) else f"  [default: {field.default}]"
@@ -257,10 +240,9 @@ def _prepare(job: JobFile, model: str | None = None) -> Any:
 
 
 def _batch_options(job: JobFile) -> dict[str, Any]:
-    options = {name: getattr(job, name) for name in _RUN}
-    options["outage_s"] = options.pop("wait_for_server_s")
-    options["keep_columns"] = None if job.keep_columns is None else tuple(job.keep_columns)
-    return options
+    from skllm_ray.batch.job.options import JobOptions
+
+    return {name: getattr(job, name) for name in JobOptions.model_fields}
 
 
 @contextmanager

@@ -7,14 +7,15 @@ import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import joblib
 import pandas as pd
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import Field, ValidationError
 
 from skllm_ray import classification, text2text, vectorization
+from skllm_ray.batch.job.options import PRIVATE, JobOptions, OneOrMore
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.models.gpt.tagging.ner import GPTExplainableNER
@@ -28,16 +29,9 @@ _FITTED: Final = frozenset({
     "max_words", "focus", "language", "entities", "prompt_template", "request_options", "on_error", "random_state",
 })  # fmt: skip
 """Settings that a fitted estimator has already."""
-_PRIVATE: Final = frozenset({"storage_options", "request_options"})
-"""Settings that may hold a credential: what was given there is never shown."""
-_OneOrMore = Annotated[
-    list[str],
-    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
-]
 
 
-class JobFile(BaseModel):
+class JobFile(JobOptions):
     """The settings of ``skllm-ray run``, ``estimate`` and ``evaluate``: of the YAML file and of the flags alike.
 
     Examples
@@ -46,20 +40,11 @@ class JobFile(BaseModel):
     'text'
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     task: Task | None = Field(None, description="What is asked; not needed with an estimator.")
     estimator: str | None = Field(None, description="A fitted estimator that joblib.dump wrote, in place of a task.")
-    input: _OneOrMore = Field([], description="Files, folders or patterns: Parquet, CSV, JSON lines.")
+    input: OneOrMore = Field([], description="Files, folders or patterns: Parquet, CSV, JSON lines.")
     output: str | None = Field(None, description="The folder for the parts.")
     model: str | None = Field(None, description="Such as gpt-5.4-mini, gguf::gemma2-2b-q6, custom_url::…, vertex::….")
-
-    text_column: str = Field("text", description="The column with the texts.")
-    text_template: str | None = Field(None, description="Makes the text of several columns: '{title}: {body}'.")
-    keep_columns: _OneOrMore | None = Field(None, description="Columns of the input that are kept; all by default.")
-    filename_column: str | None = Field(None, description="A column of this name tells each row's file.")
-    output_prefix: str = Field("", description="Put before the names of the new columns.")
-    keep_replies: Literal["none", "errors", "all"] = Field("none", description="Which raw answers are kept.")
 
     labels: list[str] = Field([], description="The candidate labels.")
     labels_file: str | None = Field(None, description="A text file with a label in each line.")
@@ -77,18 +62,6 @@ class JobFile(BaseModel):
     request_options: dict[str, Any] | None = Field(None, description="Extra request parameters.")
     on_error: Literal["coerce", "default"] = Field("coerce", description="Failed rows: null, or the default.")
     random_state: int | None = Field(None, description="Seed of random default labels.")
-
-    limit: int | None = Field(None, ge=1, description="Stop after so many rows; later runs go on.")
-    retry_errors: bool = Field(False, description="Ask the failed rows of finished parts again.")
-    budget_usd: float | None = Field(None, ge=0, description="The most that the output may cost, in US dollars.")
-    input_price: float | None = Field(None, ge=0, description="US dollars per million prompt tokens.")
-    output_price: float | None = Field(None, ge=0, description="US dollars per million completion tokens.")
-    max_output_tokens: int | None = Field(None, ge=1, description="The largest answer.")
-    workers: int | None = Field(None, ge=1, description="Units at once.")
-    unit_rows: int | None = Field(None, ge=1, description="Rows in a part.")
-    wait_for_server_s: float = Field(600.0, ge=0, description="How long a dead server is waited for, in seconds.")
-    keep_going: bool = Field(False, description="Go on though nearly all rows fail.")
-    storage_options: dict[str, Any] | None = Field(None, description="What opens the filesystem.")
 
     requests_per_minute: int | None = Field(None, ge=1, description="The model's quota.")
     tokens_per_minute: int | None = Field(None, ge=1, description="The model's quota.")
@@ -366,7 +339,7 @@ def _complaint(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"]) or "the job"
     if error["type"] == "extra_forbidden":
         return f"{name}: is no setting"
-    if error["loc"] and error["loc"][0] in _PRIVATE:
+    if error["loc"] and error["loc"][0] in PRIVATE:
         return f"{name}: {error['msg']}"
     given = error.get("input")
     quote = "; write it in quotes" if error["type"] == "string_type" and isinstance(given, (bool, int, float)) else ""

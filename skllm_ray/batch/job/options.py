@@ -1,17 +1,42 @@
-"""What a batch job is told: an estimator, and how to read, write and spend."""
+"""What a batch job is told: an estimator, and how to read, write and spend.
+
+`JobOptions` is the one list of a job's options. The job file's keys and the command line's flags are its fields, and
+`skllm_ray.batch.run` passes its arguments on by their names. It is a pydantic model, since pydantic makes the checks,
+the messages and the JSON schema of a job file, and the openai package needs it anyway. The signature of `run` is
+written out, so that editors show it; a test compares it with the fields.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, Protocol, Self
 
 import pyarrow as pa
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from skllm_ray.config import Secret
+from skllm_ray.errors import ConfigurationError
 from skllm_ray.tasks.base import Row, Task
 
 KeepReplies = Literal["none", "errors", "all"]
+OneOrMore = Annotated[
+    list[str],
+    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+"""A list of texts; one text stands for a list of it."""
+
+PRIVATE: Final = frozenset({"storage_options", "request_options"})
+"""Options that may hold a credential: what was given there is never shown."""
+_MUST_BE: Final = {
+    "int_type": "an int of at least 1",
+    "float_type": "a number of at least 0",
+    "bool_type": "True or False",
+    "string_type": "a str",
+    "list_type": "a list of column names",
+    "dict_type": "a mapping",
+}
+"""By pydantic's type of error."""
 
 
 class BatchEstimator(Protocol):
@@ -39,23 +64,55 @@ class BatchEstimator(Protocol):
     ) -> tuple[list[Sequence[Any]], list[Row[Any]]]: ...
 
 
-@dataclass(frozen=True)
-class JobOptions:
-    """How a job reads, writes and spends. `skllm_ray.batch.run` documents each."""
+class JobOptions(BaseModel):
+    """How a job reads, writes and spends. `skllm_ray.batch.run` documents each option at length.
 
-    text_column: str | None = "text"
-    text_template: str | None = None
-    keep_columns: tuple[str, ...] | None = None
-    output_prefix: str = ""
-    keep_replies: KeepReplies = "none"
-    limit: int | None = None
-    retry_errors: bool = False
-    filename_column: str | None = None
-    unit_rows: int | None = None
-    workers: int | None = None
-    budget_usd: float | None = None
-    input_price: float | None = None
-    output_price: float | None = None
-    max_output_tokens: int | None = None
-    outage_s: float = 600.0
-    keep_going: bool = False
+    Examples
+    --------
+    >>> JobOptions.of({"limit": 10}).limit
+    10
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text_column: str = Field("text", description="The column with the texts.")
+    text_template: str | None = Field(None, description="Makes the text of several columns: '{title}: {body}'.")
+    keep_columns: OneOrMore | None = Field(None, description="Columns of the input that are kept; all by default.")
+    filename_column: str | None = Field(None, description="A column of this name tells each row's file.")
+    output_prefix: str = Field("", description="Put before the names of the new columns.")
+    keep_replies: KeepReplies = Field("none", description="Which raw answers are kept.")
+    limit: int | None = Field(None, ge=1, description="Stop after so many rows; later runs go on.")
+    retry_errors: bool = Field(False, description="Ask the failed rows of finished parts again.")
+    budget_usd: float | None = Field(None, ge=0, description="The most that the output may cost, in US dollars.")
+    input_price: float | None = Field(None, ge=0, description="US dollars per million prompt tokens.")
+    output_price: float | None = Field(None, ge=0, description="US dollars per million completion tokens.")
+    max_output_tokens: int | None = Field(None, ge=1, description="The largest answer.")
+    workers: int | None = Field(None, ge=1, description="Units at once.")
+    unit_rows: int | None = Field(None, ge=1, description="Rows in a part.")
+    wait_for_server_s: float = Field(600.0, ge=0, description="How long a dead server is waited for, in seconds.")
+    keep_going: bool = Field(False, description="Go on though nearly all rows fail.")
+    storage_options: dict[str, Any] | None = Field(None, description="What opens the filesystem.")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """Return the options that a Python call gives; nothing is converted, as it is in a job file.
+
+        Raises
+        ------
+        ConfigurationError
+            Naming the first option that cannot be.
+        """
+        try:
+            return cls.model_validate(dict(given), strict=True)
+        except ValidationError as error:
+            raise ConfigurationError(_complaint(error.errors()[0])) from None
+
+
+def _complaint(error: Any) -> str:
+    name, *inside = error["loc"]
+    context = error.get("ctx", {})
+    kind = {0: "float_type", 1: "int_type"}.get(context.get("ge"), error["type"])
+    if inside:
+        kind = "dict_type" if name in PRIVATE else "list_type"
+    given = type(error["input"]).__name__ if name in PRIVATE else repr(error["input"])
+    return f"{name} must be {_MUST_BE.get(kind) or context.get('expected', 'an option')}; got {given}."

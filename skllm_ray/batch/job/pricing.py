@@ -116,4 +116,4 @@ class Pricing:
         capped = self._options.budget_usd is not None
         rows = placement.batch_size if placement.stateful else 256 if capped else 1024
         free = price is not None and not price.input and not price.output
-        return Terms(None if free else price, free, bound, spec, self._options.outage_s, rows, capped=capped)
+        return Terms(None if free else price, free, bound, spec, self._options.wait_for_server_s, rows, capped=capped)
