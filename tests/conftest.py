@@ -14,6 +14,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.execution import ray_state
 from skllm_ray.llm.api import capabilities
 from skllm_ray.llm.open_models import ModelCache
+from skllm_ray.llm.rate_limit import installed
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +24,17 @@ def _default_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.delenv(name)
     SKLLMConfig.reset()
     ModelCache.remove(capabilities._PLACE)  # another test's server may have had the same port
+    _forget_servers()
     yield
     SKLLMConfig.reset()
+
+
+def _forget_servers() -> None:
+    """Begin with a limiter of this process that knows no server: one that served before would be waited for."""
+    own = installed._state.pop("own", None)
+    installed._state.pop("pid", None)
+    if installed._state.get("limiter") is own:
+        installed._state.pop("limiter", None)
 
 
 @pytest.fixture

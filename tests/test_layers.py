@@ -44,8 +44,9 @@ LAYERS = {
     "testing_tuning": {"testing"},
     "cli": {
         "", "cli", "batch", "classification", "config", "datasets", "errors", "execution.cluster_status",
-        "execution.model_actor", "execution.rate_limiter", "execution.session", "llm.gpt.clients.llama_cpp",
-        "llm.registry", "models", "plain_text", "text2text", "tuning", "vectorization",
+        "execution.health", "execution.model_actor", "execution.rate_limiter", "execution.session",
+        "llm.api.reachability", "llm.gpt.clients.llama_cpp", "llm.registry", "models", "plain_text", "text2text",
+        "tuning", "vectorization",
     },
 }  # fmt: skip
 """Each layer, and what of skllm_ray it may import besides."""

@@ -44,6 +44,20 @@ def demo(actors: int, model: str, rows: int, address: str | None) -> None:
 
 @main.command()
 @click.option("--address", default=None, help="A Ray cluster's address; by default RAY_ADDRESS, else this machine.")
+def doctor(address: str | None) -> None:
+    """Check what a first call needs: Ray, llama.cpp, memory, disk, keys, servers.
+
+    Each line is fine, or says what mends it. No Ray is started and no model is asked. Exit code 1: something keeps
+    every call from working.
+    """
+    from skllm_ray.cli.doctor import show
+
+    if not show(address):
+        raise SystemExit(1)
+
+
+@main.command()
+@click.option("--address", default=None, help="A Ray cluster's address; by default RAY_ADDRESS, else this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines rather than a table.")
 def limits(address: str | None, as_json: bool) -> None:
     """Show the API limits that the cluster's jobs share: quota, used in the last 60 s, waiting, 429 answers."""

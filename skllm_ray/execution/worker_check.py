@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -28,9 +29,20 @@ def compare_workers(spec: BackendSpec) -> None:
     stateful = spec.placement.stateful
     if (context.gcs_address, stateful) in _checked:
         return
-    here = context.get_node_id()
+    compare_packages(("ray", "skllm-ray", *(["llama-cpp-python"] if stateful else [])))
+    _checked.add((context.gcs_address, stateful))
+
+
+def compare_packages(needed: Sequence[str]) -> None:
+    """Raise if a node's Python, or its version of a package of `needed`, is not that of this process.
+
+    Raises
+    ------
+    WorkerMismatchError
+        Naming the nodes, the differences, and the ``runtime_env`` that mends them.
+    """
+    here = ray.get_runtime_context().get_node_id()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    needed = ["ray", "skllm-ray", *(["llama-cpp-python"] if stateful else [])]
     expected = {"python": ".".join(platform.python_version_tuple()[:2]), **{name: _version(name) for name in needed}}
     differing = _compare(nodes, expected)
     if differing:
@@ -39,7 +51,6 @@ def compare_workers(spec: BackendSpec) -> None:
             "The cluster's workers differ from this process:\n" + "\n".join(differing),
             f"Install the same versions on every node, or start with init(runtime_env={{'pip': {pins}}}).",
         )
-    _checked.add((context.gcs_address, stateful))
 
 
 def _compare(nodes: list[dict[str, Any]], expected: dict[str, str]) -> list[str]:

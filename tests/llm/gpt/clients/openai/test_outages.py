@@ -36,9 +36,10 @@ def while_restarting(away_s, n_rows=300, patience=WAITING, between=None):
 
 
 def test_a_server_that_starts_again_loses_no_row():
-    replies = while_restarting(3.0)
+    patience = replace(WAITING, max_tries=4)  # a few are used where late answers come while others find no server
+    replies = while_restarting(3.0, patience=patience)
     assert {reply.text for reply in replies} == {"ok"}
-    assert max(reply.attempts for reply in replies) > WAITING.max_tries
+    assert max(reply.attempts for reply in replies) > patience.max_tries
 
 
 @pytest.mark.parametrize("fault", [StatusFault(502), StatusFault(503), RawAnswer(b"<html>Bad gateway</html>", 502)])
