@@ -180,7 +180,7 @@ def test_a_fake_spec_travels_and_keeps_its_key():
     spec: BackendSpec = FakeSpec(shout, batch_size=7, latency_s=0.001)
     there = pickle.loads(pickle.dumps(spec))
     assert there == spec
-    assert (there.key, there.placement.batch_size, there.limit, there.model) == (spec.key, 7, None, "fake")
+    assert (there.key, there.batch_size, there.limit, there.model) == (spec.key, 7, None, "fake")
     there.check()
     assert there.open(lambda ref: "").complete([ask("a")])[0].text == "A"
     assert FakeSpec(shout).key != FakeSpec(shout).key

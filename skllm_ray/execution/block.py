@@ -11,7 +11,7 @@ import numpy as np
 
 from skllm_ray.config import Secret
 from skllm_ray.execution.open_backends import opened
-from skllm_ray.llm.base import Backend, BackendSpec, adapt, adapt_texts
+from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.cancellation import Call, active_call, not_sent
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Row, Task, Usage
 from skllm_ray.tasks.embedding import EmbeddingTask
@@ -25,22 +25,20 @@ def process(
 ) -> list[Row[Any]]:
     """Return one row per text; `embedder` makes the vectors that some tasks render with."""
     if isinstance(task, EmbeddingTask):
-        rows = list(task.rows(backend.embed(adapt_texts(spec, texts))))
+        rows = list(task.rows(backend.embed(spec.adapt_texts(texts))))
         return _with_requests(rows, task.render(texts)) if _keeps_requests() else rows
     embedding = embedding_of(task)
     if embedder is not None and embedding is not None:
-        return _with_vectors(texts, task, backend, spec, embedder.embed(adapt_texts(embedding, texts)))
-    return _ask(texts, task, backend, adapt(spec, task.render(texts), texts))
+        return _with_vectors(texts, task, backend, spec, embedder.embed(embedding.adapt_texts(texts)))
+    return _ask(texts, task, backend, spec.adapt(task.render(texts), texts))
 
 
 def _ask(texts: Sequence[str], task: Task[Any], backend: Backend, requests: list[ChatRequest]) -> list[Row[Any]]:
     """Ask and parse; a cache keeps no answers that the task cannot use."""
     rows = task.parse(texts, backend.complete(requests))
-    forget = getattr(backend, "forget", None)
-    if forget is not None:
-        useless = [ask for ask, row in zip(requests, rows, strict=True) if not row.valid and row.error is None]
-        if useless:
-            forget(useless)
+    useless = [ask for ask, row in zip(requests, rows, strict=True) if not row.valid and row.error is None]
+    if useless:
+        backend.forget(useless)
     return _with_requests(rows, requests) if _keeps_requests() else rows
 
 
@@ -85,7 +83,7 @@ def _with_vectors(
     rendered = task.render([texts[i] for i in vectors], np.stack(list(vectors.values())))
     requests = sorted(zip(vectors, rendered, strict=True), key=lambda pair: pair[1].messages[-1]["content"])
     asked = [texts[i] for i, _ in requests]
-    answered = _ask(asked, task, backend, adapt(spec, [request for _, request in requests], asked))
+    answered = _ask(asked, task, backend, spec.adapt([request for _, request in requests], asked))
     for (i, _), row in zip(requests, answered, strict=True):
         rows[i] = replace(row, reply=replace(row.reply, usage=_sum(row.reply.usage, embeddings[i].usage)))
     return rows

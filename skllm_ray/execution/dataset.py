@@ -27,14 +27,13 @@ from skllm_ray.execution.secrets import fetch_secrets, hand_over
 from skllm_ray.execution.worker_check import compare_workers
 from skllm_ray.execution.worker_feedback import News, tell, with_news
 from skllm_ray.llm.api.capabilities import Lessons, known, teach
-from skllm_ray.llm.base import Backend, BackendSpec
+from skllm_ray.llm.base import WORKERS_AT_ONCE, Backend, BackendSpec, is_stateful
 from skllm_ray.llm.cancellation import Call
 from skllm_ray.tasks.base import Reply, Row, RowError, Task
 
 _FLUSH_S = 5.0  # for a worker to write down what it has, before the process that waits for it ends
 _LONGEST_REASON = 200
 _NOTICE_S = 1.0  # for all workers to hear that a call is over
-_API_TASKS = 8  # Dataset tasks of a stateless backend at once; each keeps many requests in flight
 
 
 def on_cluster(
@@ -42,7 +41,7 @@ def on_cluster(
 ) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
     """Yield finished blocks, as they finish, of a call that uses Ray."""
     compare_workers(spec)
-    stateful = [one for one in (spec, embedding_of(task)) if one is not None and one.placement.stateful]
+    stateful = [one for one in (spec, embedding_of(task)) if one is not None and is_stateful(one)]
     if stateful and ray_state.in_ray_worker() and any(map(is_nested_without_room, stateful)):
         yield from process_here(texts, task, spec, secrets, call)
         return
@@ -88,15 +87,17 @@ class Connected:
     def connect(cls, task: Task[Any], spec: BackendSpec, secrets: Mapping[str, Secret]) -> Connected:
         """Return the work with its models started, and the secrets where workers find them."""
         specs = [spec, embedding_of(task)]
-        pools = [connect(one) if one is not None and one.placement.stateful else None for one in specs]
-        if any(one is not None and not one.placement.stateful for one in specs):
+        pools = [connect(one) if one is not None and is_stateful(one) else None for one in specs]
+        if any(one is not None and not is_stateful(one) for one in specs):
             hand_over(secrets)
         return cls(task, spec, pools[0], pools[1], known())
 
     @property
     def in_flight(self) -> int:
         """Blocks at once."""
-        return 2 * self.backend.n_replicas if self.backend is not None else _API_TASKS
+        if self.backend is not None:
+            return 2 * self.backend.n_replicas
+        return self.spec.capabilities.calls_at_once or WORKERS_AT_ONCE
 
     @contextmanager
     def opened(self, secrets: Mapping[str, Secret] | None = None) -> Iterator[tuple[Backend, Backend | None]]:

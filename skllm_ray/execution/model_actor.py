@@ -6,13 +6,14 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from skllm_ray.config import Secret, SecretRef
 from skllm_ray.execution.worker_feedback import with_warnings
-from skllm_ray.llm.base import Backend, BackendSpec
+from skllm_ray.llm.base import Backend, StatefulSpec
 from skllm_ray.tasks.base import ChatRequest, Choices
 
 if TYPE_CHECKING:
@@ -72,13 +73,12 @@ class ModelActor:
 
         return place_of_this_process()
 
-    def load(self, spec: BackendSpec, threads: int) -> ReplicaInfo:
+    def load(self, spec: StatefulSpec, threads: int) -> ReplicaInfo:
         """Load the model; raises ``ModelLoadError`` as ``spec.open`` does."""
         started = time.perf_counter()
         self._idle.touch()
-        own: Any = replace(spec, n_threads=threads)  # type: ignore[type-var]
-        self._backend = own.open(_no_secrets)
-        self._threads = own.n_threads
+        self._backend = spec.for_replica(threads).open(_no_secrets)
+        self._threads = threads
         self._load_s = time.perf_counter() - started
         return self.info()
 
@@ -138,8 +138,11 @@ class ModelActor:
     def _answer(self, verb: str, items: Sequence[Any]) -> list[Any]:
         if self._backend is None:
             raise RuntimeError("The model is not loaded.")
-        answer = getattr(self._backend, verb)
-        return with_warnings(lambda: answer(items))
+        verbs: dict[str, Callable[[Any], list[Any]]] = {
+            "complete": self._backend.complete,
+            "embed": self._backend.embed,
+        }
+        return with_warnings(lambda: verbs[verb](items))
 
     def info(self) -> ReplicaInfo:
         """Return where this replica lives and what it takes."""
@@ -151,7 +154,7 @@ class ModelActor:
         )
 
 
-def _no_secrets(reference: object) -> str:
+def _no_secrets(reference: SecretRef) -> Secret:
     raise RuntimeError(f"A local model asked for the credential {reference}.")
 
 

@@ -27,7 +27,7 @@ from skllm_ray.execution.pool_state import Opened
 from skllm_ray.execution.progress import download_bar
 from skllm_ray.execution.ray_state import NAMESPACE
 from skllm_ray.execution.worker_feedback import Answers
-from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.base import Backend, StatefulSpec
 from skllm_ray.llm.open_models import Freed, ModelCache
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
 
@@ -50,7 +50,7 @@ Crashed = Callable[[RowError, int], Any]
 """Makes a row's failure of an error and the number of attempts."""
 
 
-def connect(spec: BackendSpec) -> PooledBackend:
+def connect(spec: StatefulSpec) -> PooledBackend:
     """Return the pool of `spec`, its model loaded at the first call of the job.
 
     Raises
@@ -77,7 +77,7 @@ def connect(spec: BackendSpec) -> PooledBackend:
     return backend
 
 
-def is_nested_without_room(spec: BackendSpec) -> bool:
+def is_nested_without_room(spec: StatefulSpec) -> bool:
     """Return whether a call from inside a task must load the model here, because its actors could never be placed.
 
     The task itself holds resources while it waits for the answer, so waiting for room could wait for ever.
@@ -92,10 +92,10 @@ def clear_shared() -> list[Freed]:
     return _unload("all", None)
 
 
-class PooledBackend:
+class PooledBackend(Backend):
     """A backend whose model lives in a pool's actors. Picklable: Dataset tasks hold it too."""
 
-    def __init__(self, spec: BackendSpec, n_replicas: int, job: str, owner: Owner = "job") -> None:
+    def __init__(self, spec: StatefulSpec, n_replicas: int, job: str, owner: Owner = "job") -> None:
         self.spec = spec
         self.n_replicas = n_replicas
         self.job = job
@@ -252,7 +252,7 @@ def _parent_job() -> str:
     return known[1] if known else ""
 
 
-def _owner(spec: BackendSpec) -> tuple[Owner, BackendSpec]:
+def _owner(spec: StatefulSpec) -> tuple[Owner, StatefulSpec]:
     """Return whose actors hold the model of `spec`, and the spec as they are to load it.
 
     The children of one process, such as joblib's, share models: each is a job of its own to Ray, and they would take
@@ -301,7 +301,7 @@ def _look(owner: Owner, key: str) -> Opened | None:
     return found
 
 
-def _open(owner: Owner, spec: BackendSpec) -> Opened:
+def _open(owner: Owner, spec: StatefulSpec) -> Opened:
     """Have the model loaded and wait for it; show how far its file is, where it has to come from elsewhere first."""
     number, shown_at = None, time.monotonic()
     with download_bar(spec.model) as show:

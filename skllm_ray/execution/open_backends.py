@@ -48,13 +48,13 @@ class OpenBackend:
         self.pid = os.getpid()
         self.n_users = 0
         self.used_at = time.monotonic()
-        self.ends_with_process = not spec.placement.stateful and not ray_state.is_initialised()
+        self.ends_with_process = not spec.capabilities.stateful and not ray_state.is_initialised()
 
     def close(self) -> list[Freed]:
         """Close the backend, unless it belongs to a parent process."""
         if self.pid != os.getpid():
             return []
-        if not self.spec.placement.stateful:
+        if not self.spec.capabilities.stateful:
             self.backend.close()
             return []
         import psutil
@@ -75,7 +75,7 @@ def opened(spec: BackendSpec, secrets: Mapping[str, Secret]) -> Iterator[Backend
         If a parent process opened it before a fork: its threads do not exist here.
     """
     use_limiter()
-    if not spec.placement.stays_open:
+    if not spec.capabilities.stays_open:
         yield _open(spec, secrets)
         return
     held = _hold(spec, secrets, n_users=1)
@@ -85,7 +85,7 @@ def opened(spec: BackendSpec, secrets: Mapping[str, Secret]) -> Iterator[Backend
         with _state:
             held.n_users -= 1
             held.used_at = time.monotonic()
-        _close_unused(stateful=spec.placement.stateful)
+        _close_unused(stateful=spec.capabilities.stateful)
 
 
 def open_here(spec: BackendSpec, secrets: Mapping[str, Secret]) -> Backend:
@@ -127,7 +127,7 @@ def _hold(spec: BackendSpec, secrets: Mapping[str, Secret], n_users: int = 0) ->
             held = OpenBackend(spec, _open(spec, secrets))
             held.n_users += n_users
             ModelCache.store(key, held)
-        elif spec.placement.stateful and held.spec != spec:
+        elif spec.capabilities.stateful and held.spec != spec:
             warn_of_changes(spec)
         return held
 
@@ -153,7 +153,7 @@ def _close_unused(*, stateful: bool) -> None:
     most = MOST_MODELS if stateful else MOST_CLIENTS
     with _state:
         kept = {key: one for key, one in ModelCache.entries().items() if isinstance(one, OpenBackend)}
-        alike = {key: one for key, one in kept.items() if one.spec.placement.stateful == stateful}
+        alike = {key: one for key, one in kept.items() if one.spec.capabilities.stateful == stateful}
         idle = sorted((key for key, one in alike.items() if not one.n_users), key=lambda key: alike[key].used_at)
         closing = idle[: max(0, len(alike) - most)]
         for key in closing:

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from skllm_ray.errors import PlacementError
-from skllm_ray.llm.base import BackendSpec, Placement
+from skllm_ray.llm.base import Placement, StatefulSpec
 
 _MOST_THREADS = 8  # per replica, where the user does not say: llama.cpp gains little beyond on most machines
 
@@ -61,7 +61,7 @@ def nodes_to_avoid(share: Share, failed: set[str]) -> frozenset[str]:
     return frozenset(failed - {""}) if any(_fits(share, node) for node in others) else frozenset()
 
 
-def no_room(spec: BackendSpec, share: Share, waited_s: float | None = None) -> PlacementError:
+def no_room(spec: StatefulSpec, share: Share, waited_s: float | None = None) -> PlacementError:
     """Return the error that names what was asked and what the cluster has."""
     within = "" if waited_s is None else f" within {waited_s:g} s"
     return PlacementError(

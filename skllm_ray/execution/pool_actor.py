@@ -34,7 +34,7 @@ from skllm_ray.execution.model_actor import IdleExit, ModelActor, ReplicaInfo
 from skllm_ray.execution.placement import Share, fits_a_node, no_room, nodes_to_avoid, replicas_to_add, share_of
 from skllm_ray.execution.pool_state import NOWHERE, Model, Opened, Replica, opened
 from skllm_ray.execution.ray_state import NAMESPACE, shared_name
-from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.base import StatefulSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
 from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, Reply, RowError, Usage
@@ -92,7 +92,7 @@ class PoolActor:
         if shared:
             _end_orphans()
 
-    def open(self, spec: BackendSpec, number: int | None = None, fixed_size: bool = False) -> Opened:
+    def open(self, spec: StatefulSpec, number: int | None = None, fixed_size: bool = False) -> Opened:
         """Begin to load the model of `spec` if nobody has, and say how far it is.
 
         Who waits asks again with the `number` that was returned, and gets the error if this loading has failed.

@@ -10,7 +10,7 @@ from skllm_ray.errors import ClusterError
 from skllm_ray.execution.last_words import Place
 from skllm_ray.execution.model_actor import ReplicaInfo
 from skllm_ray.execution.placement import Share
-from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.base import StatefulSpec
 
 NOWHERE: Final = Place("")
 """Where an actor is that died before it told."""
@@ -31,7 +31,7 @@ class Replica:
 class Model:
     """A model that somebody opened: its actors, and those that are on their way."""
 
-    spec: BackendSpec
+    spec: StatefulSpec
     share: Share
     number: int
     replicas: dict[int, Replica] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Opened:
 
     number: int
     """Which loading of the model this is; to be given when asking again."""
-    spec: BackendSpec
+    spec: StatefulSpec
     """With the settings of its first use."""
     n_replicas: int
     """0 while it loads."""

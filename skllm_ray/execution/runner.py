@@ -20,7 +20,7 @@ from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process_here
 from skllm_ray.execution.inherited_secrets import inherited
 from skllm_ray.execution.progress import progress_bar
 from skllm_ray.execution.termination import ends_on_sigterm
-from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.base import BackendSpec, is_stateful
 from skllm_ray.llm.cancellation import Call
 from skllm_ray.tasks.base import Row, Task
 
@@ -93,5 +93,5 @@ def runs_here(spec: BackendSpec, n_texts: int, embedding: BackendSpec | None = N
     """Return whether a call of `n_texts` rows needs no Ray."""
     if ray_state.is_local_mode():
         return True
-    stateful = spec.placement.stateful or (embedding is not None and embedding.placement.stateful)
-    return not stateful and n_texts <= BLOCK_ROWS and not ray_state.is_initialised()
+    heavy = is_stateful(spec) or (embedding is not None and is_stateful(embedding))
+    return not heavy and n_texts <= BLOCK_ROWS and not ray_state.is_initialised()

@@ -24,7 +24,7 @@ from skllm_ray.execution.block import embedding_of, opened_pair
 from skllm_ray.execution.cluster_status import StatusPoller
 from skllm_ray.execution.inherited_secrets import inherited
 from skllm_ray.execution.unit_tasks import Died, UnitTasks
-from skllm_ray.llm.base import Backend, BackendSpec
+from skllm_ray.llm.base import Backend, BackendSpec, is_stateful
 from skllm_ray.tasks.base import Task
 
 _TICK_S: Final = 0.5
@@ -109,7 +109,7 @@ class UnitRunner:
         connected = Connected.connect(task, spec, self._secrets)
         hand_over(self._secrets)
         self.n_tasks = n_tasks or (connected.in_flight if connected.backend is not None else _default_tasks())
-        specs = [one for one in (spec, embedding_of(task)) if one is not None and not one.placement.stateful]
+        specs = [one for one in (spec, embedding_of(task)) if one is not None and not is_stateful(one)]
         pools = [pool for pool in (connected.backend, connected.embedder) if pool is not None]
         self.status_poller = StatusPoller([one.model for one in specs], pools)
         self._work = ray.put((connected, function))

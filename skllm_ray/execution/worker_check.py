@@ -11,9 +11,9 @@ import ray
 from ray.exceptions import RayError
 
 from skllm_ray.errors import WorkerMismatchError
-from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.base import BackendSpec, is_stateful
 
-_checked: set[tuple[str, bool]] = set()
+_checked: set[tuple[str, tuple[str, ...]]] = set()
 _TIMEOUT_S = 60.0
 
 
@@ -26,11 +26,11 @@ def compare_workers(spec: BackendSpec) -> None:
         Naming the nodes, the differences, and the ``runtime_env`` that mends them.
     """
     context = ray.get_runtime_context()
-    stateful = spec.placement.stateful
-    if (context.gcs_address, stateful) in _checked:
+    packages = spec.packages if is_stateful(spec) else ()
+    if (context.gcs_address, packages) in _checked:
         return
-    compare_packages(("ray", "skllm-ray", *(["llama-cpp-python"] if stateful else [])))
-    _checked.add((context.gcs_address, stateful))
+    compare_packages(("ray", "skllm-ray", *packages))
+    _checked.add((context.gcs_address, packages))
 
 
 def compare_packages(needed: Sequence[str]) -> None:

@@ -7,11 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from skllm_ray.config import OPENAI_KEY_ENV, Price, Secret, SecretRef, SKLLMConfig, checked_key, checked_org
+from skllm_ray.config import OPENAI_KEY_ENV, Secret, SecretRef, SKLLMConfig, checked_key, checked_org
 from skllm_ray.errors import ConfigurationError, UnknownModelError, warn
-from skllm_ray.llm.api.options import FrozenOptions, body_options, limits_in
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.model_facts import end_notice, price_of
 from skllm_ray.tasks.base import ChatRequest
 
 if TYPE_CHECKING:
@@ -100,7 +98,7 @@ def left_behind(key: str | None) -> Secret | None:
 
 def warn_of_another_key(spec: BackendSpec, lost: Secret | None) -> None:
     """Say that another credential than the one that was left behind is used: it may be another account's."""
-    reference = getattr(spec, "key_ref", None)
+    reference = spec.credential
     if lost is not None and reference is not None and reference.fingerprint not in {"", lost.fingerprint}:
         warn(
             "The API key that this estimator came with is not known here, since no key travels with an estimator. The "
@@ -108,48 +106,11 @@ def warn_of_another_key(spec: BackendSpec, lost: Secret | None) -> None:
         )
 
 
-def price_of_spec(spec: BackendSpec) -> Price | None:
-    """Return what a model costs: the user's own price, or the provider's list price; None where neither is known."""
-    own: Price | None = getattr(spec, "price", None)
-    if own is not None:
-        return own
-    if spec.model.startswith("gguf::"):
-        return Price(0.0)
-    listed = getattr(spec, "costs_list_price", False) and getattr(spec, "api", "") == "openai"
-    return price_of(spec.model) if listed else None
-
-
-def most_output_tokens(spec: BackendSpec, bound: int | None) -> int | None:
-    """Return the most tokens that the answer to one request may have, and may have to be paid for.
-
-    Parameters
-    ----------
-    spec : BackendSpec
-        The model; a limit in its own ``request_options`` wins over `bound`.
-    bound : int or None
-        What the request allows; None leaves it to the model.
-
-    Returns
-    -------
-    int or None
-        None where there is no limit. Where a server refuses or ignores every limit, a request whose
-        ``limit_is_hard`` is not sent.
-    """
-    options: FrozenOptions = getattr(spec, "request_options", ())
-    own = limits_in(body_options(options))
-    if not own:
-        return bound
-    if all(isinstance(limit, int) and not isinstance(limit, bool) and limit > 0 for limit in own):
-        return int(max(own))
-    return None
-
-
 def warn_if_ended(spec: BackendSpec) -> None:
-    """Warn of a model that OpenAI or Google has turned off; what others call their models is their affair."""
-    if getattr(spec, "api", "openai") == "openai" and not spec.model.startswith("gguf::"):
-        notice = end_notice(spec.model, datetime.now(tz=UTC).date())
-        if notice is not None:
-            warn(notice)
+    """Warn of a model that its provider has turned off."""
+    notice = spec.end_notice(datetime.now(tz=UTC).date())
+    if notice is not None:
+        warn(notice)
 
 
 def count_prompt_tokens(spec: BackendSpec, requests: Sequence[ChatRequest]) -> tuple[list[int], bool]:
@@ -157,13 +118,9 @@ def count_prompt_tokens(spec: BackendSpec, requests: Sequence[ChatRequest]) -> t
 
     Elsewhere four bytes are taken for a token, and four tokens for what stands around a message.
     """
-    if spec.model.startswith("gguf::"):
-        from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
-        from skllm_ray.llm.gpt.clients.llama_cpp.spec import count_prompt_tokens as counted
-
-        found = counted(spec, requests) if isinstance(spec, GGUFSpec) else None
-        if found is not None:
-            return found, True
+    found = spec.count_prompt_tokens(requests)
+    if found is not None:
+        return found, True
     return [
         round(sum(len(m["content"].encode("utf-8", "replace")) / 4 + 4 for m in r.messages)) for r in requests
     ], False

@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
-from skllm_ray.llm.base import Backend
+from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Usage
 
 _LOCKED_S: Final = 30.0
@@ -163,7 +163,7 @@ class SQLiteReplyCache:
                 db.close()
 
 
-class CachedBackend:
+class CachedBackend(Backend):
     """A backend that asks its own only for what the cache does not hold.
 
     Answers are written in small segments while others are still waited for: a call that is interrupted, or a worker
@@ -240,14 +240,7 @@ class CachedBackend:
         return answers
 
     def _ask(self, requests: list[ChatRequest], take: Callable[[int, Reply], None]) -> list[Reply]:
-        each = getattr(self._backend, "complete_each", None)
-        if each is not None:
-            found: list[Reply] = each(requests, take)
-            return found
-        replies = self._backend.complete(requests)
-        for i, reply in enumerate(replies):
-            take(i, reply)
-        return replies
+        return self._backend.complete_each(requests, take)
 
     def _ask_vectors(self, texts: list[str], take: Callable[[int, Embedding], None]) -> list[Embedding]:
         found = self._backend.embed(texts)
@@ -315,12 +308,12 @@ class _Segments:
         return segment, False
 
 
-def with_cache(backend: Backend, spec: Any) -> Backend:
+def with_cache(backend: Backend, spec: BackendSpec) -> Backend:
     """Return `backend`, under a cache where its spec names one."""
-    path = getattr(spec, "reply_cache", None)
-    if path is not None:
+    cache = spec.capabilities.cache
+    if cache is not None:
         with _despite_failures("opened"):
-            backend = CachedBackend(backend, SQLiteReplyCache(path, spec.reply_cache_max_bytes), spec.identity)
+            backend = CachedBackend(backend, SQLiteReplyCache(cache.path, cache.max_bytes), spec.identity)
     return backend
 
 

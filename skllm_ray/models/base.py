@@ -1,5 +1,5 @@
 """The public names of :mod:`skllm_ray.models._base.estimator`."""
 
-from skllm_ray.models._base.estimator import LLMEstimator, OnError, Process, at_least_one, with_log_probs, wrap_secret
+from skllm_ray.models._base.estimator import LLMEstimator, OnError, Process, at_least_one, wrap_secret
 
-__all__ = ["LLMEstimator", "OnError", "Process", "at_least_one", "with_log_probs", "wrap_secret"]
+__all__ = ["LLMEstimator", "OnError", "Process", "at_least_one", "wrap_secret"]

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.base import Placement, SecretResolver
+from skllm_ray.llm.base import WORKERS_AT_ONCE, Backend, BackendSpec, Capabilities, SecretResolver
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 
 
-class FakeBackend:
+class FakeBackend(Backend):
     """A backend in this process that answers as a function says.
 
     Parameters
@@ -83,7 +83,7 @@ def _hashed_words(text: str) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class FakeSpec:
+class FakeSpec(BackendSpec):
     """The spec of a `FakeBackend`; it travels to workers as far as `answer` pickles (Ray's cloudpickle takes lambdas).
 
     Every `FakeSpec` is a backend of its own: two with the same arguments have different keys, copies the same.
@@ -91,12 +91,13 @@ class FakeSpec:
     Examples
     --------
     >>> spec = FakeSpec(lambda request: "yes", batch_size=8)
-    >>> spec.placement.batch_size
-    8
+    >>> spec.open(None).complete([])
+    []
     """
 
     answer: Callable[[ChatRequest], str | RowError]
     batch_size: int = 256
+    """Kept for callers of the first release; blocks have 256 rows."""
     latency_s: float = 0
     limit: RateLimit | None = field(default=None, kw_only=True)
     """The declared limit; nothing enforces it."""
@@ -109,14 +110,25 @@ class FakeSpec:
         return "fake"
 
     @property
-    def gives_probabilities(self) -> bool:
-        """It answers with texts alone."""
-        return False
+    def capabilities(self) -> Capabilities:
+        """It answers with texts alone, all at once, and embeds. Nobody knows its price."""
+        return Capabilities(
+            gives_log_probs=False,
+            streams=False,
+            takes_json_schemas=True,
+            embeds=True,
+            stateful=False,
+            calls_at_once=WORKERS_AT_ONCE,
+            stays_open=True,
+            retry=None,
+            price=None,
+            cache=None,
+        )
 
     @property
-    def placement(self) -> Placement:
-        """Stateless, in blocks of `batch_size` rows."""
-        return Placement(batch_size=self.batch_size)
+    def identity(self) -> str:
+        """What `key` says."""
+        return self.key
 
     def check(self) -> None:
         """Accept everything."""

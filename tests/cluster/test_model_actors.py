@@ -18,18 +18,19 @@ import ray
 from skllm_ray.errors import ClusterError, ModelLoadError
 from skllm_ray.execution import model_pool
 from skllm_ray.execution.runner import run
-from skllm_ray.llm.base import Placement
+from skllm_ray.llm.base import Backend, Capabilities, Placement, StatefulSpec
 from skllm_ray.llm.open_models import ModelCache
-from skllm_ray.tasks.base import ChatRequest, Reply
+from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
 from skllm_ray.tasks.classification import ZeroShotTask
+from skllm_ray.testing import FakeSpec
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 
-ONE = Placement(stateful=True, num_cpus=1, max_replicas=1)
+ONE = Placement(num_cpus=1, max_replicas=1)
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(StatefulSpec):
     """A model that answers after a while, and dies of poison, as `folder` says."""
 
     folder: str
@@ -38,6 +39,24 @@ class Spec:
     model: str = "gguf::stand-in"
     n_threads: int = 1
     placement: Placement = ONE
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(FakeSpec(str).capabilities, stateful=True)
+
+    @property
+    def identity(self) -> str:
+        return self.key
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return ()
+
+    def for_replica(self, n_threads: int) -> Spec:
+        return replace(self, n_threads=n_threads)
+
+    def check(self) -> None:
+        pass
 
     def open(self, resolve_secret: object) -> StandIn:
         if Path(self.folder, "damaged").exists():
@@ -54,7 +73,7 @@ class Spec:
         return StandIn(self)
 
 
-class StandIn:
+class StandIn(Backend):
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._lock = threading.Lock()
@@ -66,6 +85,12 @@ class StandIn:
             if any("POISON" in request.messages[-1]["content"] for request in requests):
                 os.kill(os.getpid(), signal.SIGKILL)
             return [Reply('{"label": "good"}')] * len(requests)
+
+    def embed(self, texts: list[str]) -> list[Embedding]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
 
 
 @pytest.fixture

@@ -144,17 +144,26 @@ def test_what_cannot_load_on_one_node_is_loaded_on_another() -> None:
         """
 import dataclasses, os, pathlib, tempfile
 from skllm_ray.errors import ModelLoadError
-from skllm_ray.llm.base import Placement
+from skllm_ray.llm.base import Placement, StatefulSpec
 from skllm_ray.tasks.base import Reply
+from skllm_ray.testing import FakeSpec
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
+class Spec(StatefulSpec):
     key: str
     bad_node: str = ""
     dies_once: str = ""
     n_threads: int = 1
     model: str = "gguf::test"
-    placement: Placement = Placement(stateful=True, num_cpus=1, min_replicas=1, max_replicas=1)
+    placement: Placement = Placement(num_cpus=1, min_replicas=1, max_replicas=1)
+    identity = packages = ""
+    @property
+    def capabilities(self):
+        return dataclasses.replace(FakeSpec(str).capabilities, stateful=True)
+    def for_replica(self, n_threads):
+        return self
+    def check(self):
+        pass
     def open(self, resolve_secret):
         if self.dies_once and not pathlib.Path(self.dies_once).exists():
             pathlib.Path(self.dies_once).touch()

@@ -13,17 +13,39 @@ from skllm_ray.execution import model_pool, placement, pool_actor, pool_state
 from skllm_ray.execution.last_words import Place
 from skllm_ray.execution.model_actor import ReplicaInfo
 from skllm_ray.execution.pool_actor import PoolActor
-from skllm_ray.llm.base import Placement
+from skllm_ray.llm.base import Placement, StatefulSpec
+from skllm_ray.testing import FakeSpec
 
-ONE = Placement(stateful=True, num_cpus=1, max_replicas=1)
+ONE = Placement(num_cpus=1, max_replicas=1)
 INFO = ReplicaInfo(1, "node", 0.0, 1, 100.0)
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(StatefulSpec):
     key: str = "test"
     model: str = "gguf::test"
     placement: Placement = ONE
+
+    @property
+    def capabilities(self):
+        return replace(FakeSpec(str).capabilities, stateful=True)
+
+    @property
+    def identity(self):
+        return self.key
+
+    @property
+    def packages(self):
+        return ()
+
+    def for_replica(self, n_threads):
+        return self
+
+    def check(self):
+        pass
+
+    def open(self, resolve_secret):
+        raise NotImplementedError
 
 
 class Pool(PoolActor):
@@ -193,7 +215,7 @@ def test_an_error_that_an_actor_raises_is_no_death() -> None:
 )
 def test_threads_are_the_cpus_that_were_asked_for(monkeypatch, num_cpus, cpus, threads) -> None:
     monkeypatch.setattr(placement, "_nodes", lambda: [{"CPU": 2.0}, {"CPU": 4.0}])
-    share = placement.share_of(Placement(stateful=True, num_cpus=num_cpus))
+    share = placement.share_of(Placement(num_cpus=num_cpus))
     assert (share.num_cpus, share.threads) == (cpus, threads)
 
 
@@ -201,7 +223,7 @@ def test_more_replicas_where_the_cluster_has_room(monkeypatch: pytest.MonkeyPatc
     free = {"CPU": 3.0}
     monkeypatch.setattr(placement, "_nodes", lambda: [{"CPU": 2.0}] * 2)
     monkeypatch.setattr(placement.ray, "available_resources", lambda: free)
-    asked = Placement(stateful=True, num_cpus=1, min_replicas=1, max_replicas=4)
+    asked = Placement(num_cpus=1, min_replicas=1, max_replicas=4)
     share = placement.share_of(asked)
     assert [placement.replicas_to_add(asked, share, held) for held in (0, 2, 4)] == [3, 2, 0]
     assert placement.replicas_to_add(replace(asked, max_replicas=None), share) == 2  # one for each node

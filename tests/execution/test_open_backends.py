@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,11 @@ from skllm_ray.classification import DynamicFewShotGPTClassifier, ZeroShotGPTCla
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.execution import open_backends, ray_state
 from skllm_ray.execution.open_backends import MOST_CLIENTS, MOST_MODELS, OpenBackend, open_here, opened
-from skllm_ray.llm.base import Placement
+from skllm_ray.llm.base import StatefulSpec
 from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.llm.rate_limit.installed import current_limiter
 from skllm_ray.llm.rate_limit.limiter import LocalLimiter
-from skllm_ray.testing import ChatServer
+from skllm_ray.testing import ChatServer, FakeSpec
 
 pytestmark = pytest.mark.usefixtures("local_mode")
 
@@ -38,7 +38,7 @@ def n_descriptors() -> int:
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(StatefulSpec):
     key: str
     log: list[str] = field(default_factory=list, compare=False)
     stateful: bool = False
@@ -46,8 +46,22 @@ class Spec:
     model: str = "test"
 
     @property
-    def placement(self) -> Placement:
-        return Placement(stateful=self.stateful)
+    def capabilities(self):
+        return replace(FakeSpec(str).capabilities, stateful=self.stateful)
+
+    @property
+    def identity(self):
+        return self.key
+
+    @property
+    def packages(self):
+        return ()
+
+    def for_replica(self, n_threads):
+        return self
+
+    def check(self):
+        pass
 
     def open(self, resolve_secret):
         if self.opening is not None:

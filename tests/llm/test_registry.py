@@ -9,6 +9,7 @@ import pytest
 
 from skllm_ray.config import GGUFResources, RateLimit, Secret, SKLLMConfig, resolve_secret
 from skllm_ray.errors import ConfigurationError, MissingKeyError, SkllmRayWarning, UnknownModelError
+from skllm_ray.llm.base import is_stateful
 from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.llm.registry import resolve, secrets_of
@@ -163,7 +164,8 @@ def test_gguf_settings_travel_in_the_spec():
     spec = resolve("gguf::demo")
     assert spec.resources == GGUFResources(min_replicas=2, num_cpus=3)
     placement = spec.placement
-    assert (placement.stateful, placement.num_cpus, placement.num_gpus, placement.min_replicas) == (True, 3, 1, 2)
+    assert (placement.num_cpus, placement.num_gpus, placement.min_replicas) == (3, 1, 2)
+    assert is_stateful(spec)
     SKLLMConfig.set_gguf_max_gpu_layers(0)
     assert resolve("gguf::demo").placement.num_gpus == 0
     SKLLMConfig.set_gguf_resources(placement_timeout_s=600)

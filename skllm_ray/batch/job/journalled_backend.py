@@ -27,7 +27,7 @@ A = TypeVar("A", Reply, Embedding)
 Q = TypeVar("Q")
 
 
-class JournalledBackend:
+class JournalledBackend(Backend):
     """Asks `backend` for what the journal does not hold.
 
     Parameters
@@ -77,9 +77,8 @@ class JournalledBackend:
         """Return one reply per request; equal ones are asked once, and the copies have ``attempts=0``."""
         requests = self._bounded(requests)
         keys = [request.messages[-1]["content"] for request in requests]  # what a task says before is always the same
-        each = getattr(self._backend, "complete_each", None)  # backends over HTTP alone have it
-        ask = each or (lambda some, _: self._backend.complete(some))
-        return self._obtain(keys, requests, self._terms.most_usd, ask, streams=each is not None)
+        ask = self._backend.complete_each
+        return self._obtain(keys, requests, self._terms.most_usd, ask, streams=self._terms.streams)
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Return one embedding per text, likewise."""
@@ -91,9 +90,7 @@ class JournalledBackend:
 
     def forget(self, requests: Sequence[ChatRequest]) -> None:
         """Keep no reply to `requests` for later jobs, since the task cannot use it; this job's are in its parts."""
-        forget = getattr(self._backend, "forget", None)  # only a backend with a reply cache has it
-        if forget is not None:
-            forget(self._bounded(requests))
+        self._backend.forget(self._bounded(requests))
 
     def close(self) -> None:
         """Leave the backend open: it serves the next unit."""

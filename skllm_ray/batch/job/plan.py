@@ -143,7 +143,7 @@ class Planner:
             keep_replies=given.keep_replies,
             task=kind,
             model=self._spec.model,
-            identity=veiled_identity(json.dumps(getattr(self._spec, "identity", self._spec.key))),
+            identity=veiled_identity(json.dumps(self._spec.identity)),
             params=params_text(estimator),
             question=question_hash(task),
             prompt=probe_prompt(task),

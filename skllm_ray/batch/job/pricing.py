@@ -12,7 +12,6 @@ from skllm_ray.batch.job.terms import Terms
 from skllm_ray.config import Price
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.registry import most_output_tokens, price_of_spec
 from skllm_ray.tasks.embedding import EmbeddingTask
 
 _MOST_OUTPUT_TOKENS: Final = 1024
@@ -38,45 +37,43 @@ class Pricing:
         If there is a budget, and a price that it needs is not known.
     """
 
-    def __init__(self, spec: Any, embedder: BackendSpec | None, task: Any, options: JobOptions) -> None:
+    def __init__(self, spec: BackendSpec, embedder: BackendSpec | None, task: Any, options: JobOptions) -> None:
         self._options = options
         self._embeds = isinstance(task, EmbeddingTask)
         self._embedder = embedder
         self.spec = self._priced(spec)
-        self._check(price_of_spec(spec))
+        self._check(spec.capabilities.price)
 
     @cached_property
     def price(self) -> Price | None:
         """That of the model that answers; None where it is not known."""
-        return price_of_spec(self.spec)
+        return self.spec.capabilities.price
 
     def terms(self) -> tuple[Terms, Terms]:
         """Return the rules for the model that answers, and for the one whose vectors the task renders with."""
         return self._terms(self.spec, self.price), self._terms(self._embedder or self.spec, self._embedder_price)
 
-    def cautious(self, spec: Any) -> Any:
+    def cautious(self, spec: BackendSpec) -> BackendSpec:
         """Return a model that leaves long waits to the job, and with a budget asks once for what was set aside once."""
-        if not hasattr(spec, "patience"):  # only specs of API models have it: others do not ask again
+        retry = spec.capabilities.retry
+        if retry is None:
             return spec
-        lost = self._options.budget_usd is None
-        return replace(spec, patience=replace(spec.patience, repeats_lost=lost, waits=False))
+        return spec.with_retry(replace(retry, repeats_lost=self._options.budget_usd is None, waits=False))
 
     @cached_property
     def _embedder_price(self) -> Price | None:
-        return None if self._embedder is None else price_of_spec(self._embedder)
+        return None if self._embedder is None else self._embedder.capabilities.price
 
-    def _priced(self, spec: Any) -> Any:
+    def _priced(self, spec: BackendSpec) -> BackendSpec:
         """Return the model with the prices that were given; a half that was not is the one that is known."""
         given = self._options
         spec = self.cautious(spec)
-        if (given.input_price is None and given.output_price is None) or not hasattr(spec, "price"):
-            return spec  # only specs of API models have a price: local models cost nothing
-        known = price_of_spec(spec)
-        halves = {
-            name: half if half is not None else getattr(known, name, 0.0)
-            for name, half in (("input", given.input_price), ("output", given.output_price))
-        }
-        return replace(spec, price=Price(halves["input"], halves["output"], as_of=f"{datetime.now(UTC):%Y-%m-%d}"))
+        if given.input_price is None and given.output_price is None:
+            return spec
+        known = spec.capabilities.price or Price(0.0)
+        paid_in = known.input if given.input_price is None else given.input_price
+        paid_out = known.output if given.output_price is None else given.output_price
+        return spec.with_price(Price(paid_in, paid_out, as_of=f"{datetime.now(UTC):%Y-%m-%d}"))
 
     def _check(self, known: Price | None) -> None:
         """Raise unless a budget is asked of models whose price is known."""
@@ -96,7 +93,7 @@ class Pricing:
                 f"budget_usd={given.budget_usd:g}, but the price of {self.spec.model} is not known.",
                 "Give input_price and output_price, in US dollars per million tokens (--input-price, --output-price).",
             )
-        if self.price.output and not self._embeds and most_output_tokens(self.spec, _MOST_OUTPUT_TOKENS) is None:
+        if self.price.output and not self._embeds and self.spec.most_output_tokens(_MOST_OUTPUT_TOKENS) is None:
             raise ConfigurationError(
                 f"budget_usd={given.budget_usd:g}, but request_options allow answers without a bound.",
                 "Give max_tokens, or what the server calls it, as an int of at least 1, or leave it out.",
@@ -112,8 +109,16 @@ class Pricing:
         bound = self._options.max_output_tokens
         if bound is None and self._options.budget_usd is not None and price and price.output:
             bound = _MOST_OUTPUT_TOKENS
-        placement = spec.placement
         capped = self._options.budget_usd is not None
-        rows = placement.batch_size if placement.stateful else 256 if capped else 1024
+        rows = 256 if spec.capabilities.stateful or capped else 1024
         free = price is not None and not price.input and not price.output
-        return Terms(None if free else price, free, bound, spec, self._options.wait_for_server_s, rows, capped=capped)
+        return Terms(
+            None if free else price,
+            free,
+            bound,
+            spec,
+            self._options.wait_for_server_s,
+            rows,
+            capped=capped,
+            streams=spec.capabilities.streams,
+        )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
 from skllm_ray.config import Price
 from skllm_ray.errors import ConfigurationError
-from skllm_ray.llm.registry import most_output_tokens
+from skllm_ray.llm.base import BackendSpec
 from skllm_ray.tasks.base import ChatRequest, Choices
 
 _PER_MESSAGE: Final = 16
@@ -25,12 +25,14 @@ class Terms:
     """Whether nothing is paid."""
     max_output_tokens: int | None = None
     """Put into requests that say nothing themselves, so that their price has an upper bound."""
-    spec: Any = None
+    spec: BackendSpec | None = None
     """Who is asked: the model's own options may allow an answer more than the request says."""
     outage_s: float = 600.0
     """How long a server that does not answer is waited for, in seconds."""
     block_rows: int = 1024
     """Requests that are asked together."""
+    streams: bool = field(kw_only=True)
+    """Whether the backend tells answers as they come, so that each can be written down at once."""
     capped: bool = False
     """Whether there is a budget. If so, a client does not ask again by itself where the lost request may have been paid
     for, and a request that costs more than was set aside for it ends the job."""
@@ -66,8 +68,8 @@ class Terms:
 
 
 @lru_cache(maxsize=256)
-def _most_output(spec: Any, bound: int | None) -> int | None:
-    return most_output_tokens(spec, bound)
+def _most_output(spec: BackendSpec, bound: int | None) -> int | None:
+    return spec.most_output_tokens(bound)
 
 
 def _size(text: str) -> int:

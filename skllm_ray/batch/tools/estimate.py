@@ -13,7 +13,7 @@ from skllm_ray.batch.job.job import Job
 from skllm_ray.batch.output.manifest import Manifest
 from skllm_ray.batch.tools.sampling import Sample, draw
 from skllm_ray.config import Price, RateLimit
-from skllm_ray.llm.registry import count_prompt_tokens, price_of_spec
+from skllm_ray.llm.registry import count_prompt_tokens
 from skllm_ray.tasks.base import ChatRequest
 from skllm_ray.tasks.embedding import EmbeddingTask
 
@@ -127,7 +127,7 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
         requests=n_requests,
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cost_usd=_cost(price_of_spec(job.spec), prompt, completion),
+        cost_usd=_cost(job.spec.capabilities.price, prompt, completion),
         seconds=seconds,
         duplicates=(1 - drawn.missing) * (1 - drawn.unique),
         missing=drawn.missing,
@@ -162,7 +162,7 @@ def _nothing(manifest: Manifest, rows_left: int, drawn: Sample) -> Estimate:
 
 
 def _sample_cost(job: Job, asked: Asked) -> float | None:
-    price = price_of_spec(job.spec)
+    price = job.spec.capabilities.price
     return 0.0 if price == Price(0.0) else None if price is None else asked.cost_usd
 
 

@@ -11,7 +11,6 @@ from skllm_ray.batch.job.asker import Asked, ask_rows
 from skllm_ray.batch.job.job import Job
 from skllm_ray.batch.tools.sampling import draw
 from skllm_ray.errors import InputError
-from skllm_ray.llm.registry import price_of_spec
 from skllm_ray.tasks.base import Choices, Row
 from skllm_ray.tasks.cot import CoTTask, MultiLabelCoTTask
 
@@ -160,7 +159,7 @@ def _confusion(truth: Sequence[Labels], answers: Sequence[Labels | None], labels
 
 
 def _cost(job: Job, asked: Asked) -> float | None:
-    price = price_of_spec(job.spec)
+    price = job.spec.capabilities.price
     if price is not None and not price.input and not price.output:
         return 0.0
     cost, good = asked.cost_usd, len(asked.rows) - asked.failures.total()

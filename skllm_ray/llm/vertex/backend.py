@@ -19,6 +19,7 @@ from skllm_ray.llm.api.redaction import redact
 from skllm_ray.llm.api.request_runner import RequestKind, RequestRunner, whole
 from skllm_ray.llm.api.response_body import client, latest_body, parsed
 from skllm_ray.llm.api.token_estimate import TokenEstimate
+from skllm_ray.llm.base import Backend
 from skllm_ray.llm.rate_limit.permits import Permit
 from skllm_ray.llm.vertex.answers import in_openai_form, read_vector
 from skllm_ray.llm.vertex.errors import classify, told_of
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _ROLES = {"user": "user", "assistant": "model"}
 
 
-class VertexBackend:
+class VertexBackend(Backend):
     """An open client of one Gemini model.
 
     Parameters

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
-from skllm_ray.config import Price, RateLimit, SecretRef, checked_key
+from skllm_ray.config import Price, SecretRef, checked_key
 from skllm_ray.errors import ConfigurationError, MissingExtraError
-from skllm_ray.llm.api.options import (
-    RequestOptions,
-    freeze_options,
-    refuse_options,
-    spec_key,
-    thaw_options,
-)
-from skllm_ray.llm.api.retry import RetryPolicy
-from skllm_ray.llm.base import Placement, SecretResolver
-from skllm_ray.llm.model_facts import ModelFacts, facts_of
+from skllm_ray.llm.api.options import RequestOptions, refuse_options, thaw_options
+from skllm_ray.llm.base import SecretResolver, Wanted
+from skllm_ray.llm.model_facts import ModelFacts, end_notice, facts_of
+from skllm_ray.llm.spec import ApiSpec
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from skllm_ray.llm.vertex.backend import VertexBackend
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._-]*")
@@ -27,8 +23,8 @@ _RESERVED = {"http_options", "system_instruction", "candidate_count"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VertexSpec:
-    """A Gemini model, or the endpoint of a tuned one, on Vertex AI.
+class VertexSpec(ApiSpec):
+    """A Gemini model, or the endpoint of a tuned one (``projects/…/locations/…/endpoints/…``), on Vertex AI.
 
     Examples
     --------
@@ -36,45 +32,21 @@ class VertexSpec:
     'global'
     """
 
-    model: str
-    """The model's name, or a tuned model's endpoint ``projects/…/locations/…/endpoints/…``."""
     project: str | None
     """The Google Cloud project ID; without it, `check` raises."""
     location: str = "global"
     """The Vertex AI location."""
-    request_options: RequestOptions = ()
-    """Extra fields of the call's configuration, such as ``temperature``; kept in a form that hashes."""
     base_url: str | None = None
     """Another address than Google's: a gateway, or a test's server; it may end in the API's version, ``/v1``."""
     token_ref: SecretRef | None = None
     """Where the worker finds an access token; None uses the application default credentials."""
-    patience: RetryPolicy = field(default_factory=RetryPolicy)
-    """How long a row may take, and how often it is tried."""
-    limit: RateLimit | None = None
-    """The declared quota."""
-    log_probs: bool = False
-    """Whether to ask for the probabilities of the labels."""
     embeds: bool = False
     """Whether it is asked for vectors, so that the options are those of ``EmbedContentConfig``."""
-    price: Price | None = None
-    """What the user says that the model costs; Google's prices are in no table here."""
-    reply_cache: str | None = None
-    """Where replies are kept; None keeps none."""
-    reply_cache_max_bytes: int = 1_000_000_000
-    """The largest size of that file."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "request_options", freeze_options(self.request_options))
 
     @property
-    def gives_probabilities(self) -> bool:
-        """Whether the model may give them; what it does is seen when it is asked."""
-        return self.facts.log_probs
-
-    @property
-    def facts(self) -> ModelFacts:
-        """What is known of the model before it is asked."""
-        return facts_of(self.model, "vertex")
+    def place(self) -> tuple[str, ...]:
+        """The address, the project and its location."""
+        return ("vertex", f"{self.base_url or ''} {self.project} {self.location}")
 
     @property
     def endpoint(self) -> str:
@@ -82,21 +54,32 @@ class VertexSpec:
         return f"vertex {self.base_url or ''} {self.project}/{self.location} {self.model}"
 
     @property
-    def placement(self) -> Placement:
-        """Stateless: it takes no CPU of the cluster."""
-        return Placement()
+    def facts(self) -> ModelFacts:
+        """What is known of the model before it is asked."""
+        return facts_of(self.model, "vertex")
 
     @property
-    def identity(self) -> tuple[str, ...]:
-        """What an answer depends on besides the question: endpoint, model and parameters."""
-        options = [f"{name}={value}" for name, value in freeze_options(self.request_options)]
-        place = f"{self.base_url or ''} {self.project} {self.location}"
-        return ("vertex", place, self.model, str(self.log_probs), *options)
+    def has_vectors(self) -> bool:
+        """Google has models that embed."""
+        return True
 
     @property
-    def key(self) -> str:
-        """A hash of every field."""
-        return spec_key("vertex", self)
+    def credential(self) -> SecretRef | None:
+        """Where the worker finds an access token, if it is given one."""
+        return self.token_ref
+
+    @property
+    def list_price(self) -> Price | None:
+        """Google's prices are in no table here."""
+        return None
+
+    def asked_for(self, wanted: Wanted) -> Self:
+        """Return the spec for a call that wants the probabilities of labels, or vectors."""
+        return replace(self, embeds=True) if wanted == "vectors" else ApiSpec.asked_for(self, wanted)
+
+    def end_notice(self, today: date) -> str | None:
+        """Return what to say of a model that Google has turned off."""
+        return end_notice(self.model, today)
 
     def check(self) -> None:
         """Raise what is known before a request is sent. Credentials are looked for where the model is asked.

@@ -18,7 +18,7 @@ from skllm_ray.llm.base import BackendSpec
 from skllm_ray.models._base import results
 from skllm_ray.models._base.columns import column
 from skllm_ray.models._base.constraints import TEXTS, Constraints, OneOf, Text, Whole
-from skllm_ray.models._base.estimator import LLMEstimator, OnError, with_log_probs, wrap_secret
+from skllm_ray.models._base.estimator import LLMEstimator, OnError, wrap_secret
 from skllm_ray.models._base.inputs import as_labels, as_texts, check_length
 from skllm_ray.models._base.label_names import LabelNames, check_label_names, names_of
 from skllm_ray.tasks.base import Row, RowError, Task
@@ -145,7 +145,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
             If rows failed and ``on_error="raise"``; its ``details`` hold all rows.
         """
         check_is_fitted(self)
-        if not self._can_score or not self._spec().gives_probabilities:  # asked before any row is paid for
+        if not self._can_score or not self._spec().capabilities.gives_log_probs:  # asked before any row is paid for
             raise NotSupportedError(
                 f"model={self.model!r} gives no probabilities.",
                 "GGUF models do: model='gguf::…', and so do many servers behind a custom URL. Use predict instead.",
@@ -229,7 +229,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
 
     def _checked_spec(self) -> BackendSpec:
         spec = super()._checked_spec()
-        return spec if self.label_prior is None else with_log_probs(spec)
+        return spec if self.label_prior is None else spec.asked_for("log_probs")
 
     def _forget_prior(self, X: Any) -> None:
         """Choose the texts for the labels' prior, which is estimated at the first call."""
@@ -279,7 +279,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
                 "there is no prior to take out.",
                 "Use a zero-shot or few-shot classifier with one label per text, or leave label_prior out.",
             )
-        if not self._spec().gives_probabilities:
+        if not self._spec().capabilities.gives_log_probs:
             raise ConfigurationError(
                 f"label_prior={self.label_prior!r}: model={self.model!r} gives no probabilities.",
                 "GGUF models do: model='gguf::…', and so do many servers behind a custom URL.",

@@ -164,9 +164,9 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             num_workers = int(num_workers)
         spec = self._checked_spec()
         if log_probs:
-            spec = with_log_probs(spec)
+            spec = spec.asked_for("log_probs")
         if best_only:
-            spec = with_best_only(spec)
+            spec = spec.asked_for("label")
         from skllm_ray.execution.runner import run
 
         secrets = self._secrets()
@@ -210,7 +210,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             raise InputError(f"ds has a column {both[0]!r} already.", "Pass output_prefix='…' to rename the new ones.")
         spec = self._checked_spec()
         if not details and not self._compares_labels:
-            spec = with_best_only(spec)
+            spec = spec.asked_for("label")
         task, to_columns = self._ready_task(spec), partial(_to_columns, self, types, mode, details)
         return map_dataset(ds, text_column, to_columns, task, spec, self._secrets())
 
@@ -375,18 +375,6 @@ def _to_columns(
     """Turn a block of a text column into output columns, on a worker."""
     columns, _ = estimator._columns_of(values, process, mode, details=details)
     return {name: pa.array(column, kind) for (name, kind), column in zip(types.items(), columns, strict=True)}
-
-
-def with_log_probs(spec: BackendSpec) -> BackendSpec:
-    """Return a spec whose replies have log-probabilities: API models give them on request, others always or never."""
-    # Only specs of API models have the field.
-    return replace(spec, log_probs=True) if hasattr(spec, "log_probs") else spec  # type: ignore[type-var]
-
-
-def with_best_only(spec: BackendSpec) -> BackendSpec:
-    """Return a spec that answers with the best label alone: a local model then need not score all of the others."""
-    # Only specs of local models have the field.
-    return replace(spec, best_only=True) if hasattr(spec, "best_only") else spec  # type: ignore[type-var]
 
 
 def wrap_secret(key: str | None) -> str | None:

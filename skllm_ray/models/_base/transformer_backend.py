@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from skllm_ray.config import RateLimit
+from skllm_ray.config import Price, RateLimit
 from skllm_ray.errors import NotSupportedError
-from skllm_ray.llm.base import Placement, SecretResolver
+from skllm_ray.llm.base import WORKERS_AT_ONCE, Backend, BackendSpec, Capabilities, SecretResolver
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
 
 
 @dataclass(frozen=True)
-class TransformerSpec:
+class TransformerSpec(BackendSpec):
     """A fitted scikit-learn transformer of texts as a backend of vectors."""
 
     transformer: Any
     key: str = field(default_factory=lambda: f"transformer-{uuid.uuid4().hex}")
-    placement: Placement = field(default_factory=lambda: Placement(stays_open=False))
     limit: RateLimit | None = None
-    gives_probabilities: bool = False
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take what travelled. The first release's had fields that nobody reads any more."""
+        self.__dict__.update({name: state[name] for name in ("transformer", "key", "limit")})
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """It makes vectors, at once and for nothing."""
+        return Capabilities(
+            gives_log_probs=False,
+            streams=False,
+            takes_json_schemas=False,
+            embeds=True,
+            stateful=False,
+            calls_at_once=WORKERS_AT_ONCE,
+            stays_open=False,
+            retry=None,
+            price=Price(0.0),
+            cache=None,
+        )
+
+    @property
+    def identity(self) -> str:
+        """The transformer itself: two of a class may be fitted to other texts."""
+        return self.key
 
     @property
     def model(self) -> str:
@@ -38,7 +61,7 @@ class TransformerSpec:
         return TransformerBackend(self)
 
 
-class TransformerBackend:
+class TransformerBackend(Backend):
     """A fitted scikit-learn transformer that embeds."""
 
     def __init__(self, spec: TransformerSpec) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -81,9 +80,7 @@ class LLMVectorizer(TextTransformer):
         return EmbeddingTask()
 
     def _resolve(self) -> BackendSpec:
-        spec = super()._resolve()
-        # Only Vertex AI's specs have the field: its options for vectors are others than those for answers.
-        return replace(spec, embeds=True) if hasattr(spec, "embeds") else spec  # type: ignore[type-var]
+        return super()._resolve().asked_for("vectors")
 
     def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
         return super()._rows(texts, mode, lambda present: of_one_length(process(present)))

@@ -298,7 +298,7 @@ def test_a_spec_pickles_hashes_and_has_a_key():
     assert hash(spec) == hash(replace(spec))
     assert spec.key == replace(spec).key != replace(spec, location="europe-west4").key
     protocol: BackendSpec = spec
-    assert (protocol.placement.stateful, protocol.placement.num_cpus) == (False, 0)
+    assert not protocol.capabilities.stateful
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.errors import warn
+from skllm_ray.llm.base import Backend
 from skllm_ray.llm.gpt.clients.llama_cpp.branching import best, open_scorer, score
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat, Prompts
 from skllm_ray.llm.gpt.clients.llama_cpp.embedding import Embedder, Vector
@@ -30,7 +31,7 @@ from skllm_ray.tasks.base import TRUNCATED, ChatRequest, Choices, Embedding, Pro
 _logger = logging.getLogger(__name__)
 
 
-class GGUFBackend:
+class GGUFBackend(Backend):
     """A loaded model. Calls from several threads take turns in decoding; tokens are made ready meanwhile."""
 
     def __init__(

@@ -6,9 +6,10 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
-from skllm_ray.config import GGUFResources, RateLimit
-from skllm_ray.llm.base import Placement, SecretResolver
+from skllm_ray.config import GGUFResources, Price, RateLimit
+from skllm_ray.llm.base import Capabilities, Placement, SecretResolver, StatefulSpec, Wanted
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name, supported_models
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
@@ -24,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class GGUFSpec:
+class GGUFSpec(StatefulSpec):
     """A GGUF model and how it is loaded. The settings of the driver travel in it."""
 
     name: str
@@ -46,9 +47,20 @@ class GGUFSpec:
         return f"gguf::{self.name}"
 
     @property
-    def gives_probabilities(self) -> bool:
-        """Whether labels are scored."""
-        return self.options.decoding == "score"
+    def capabilities(self) -> Capabilities:
+        """What llama.cpp does; answers are held to a form unless scikit-llm's way of asking is wanted."""
+        return Capabilities(
+            gives_log_probs=self.options.decoding == "score",
+            streams=False,
+            takes_json_schemas=self.options.decoding != "compat",
+            embeds=True,
+            stateful=True,
+            calls_at_once=None,
+            stays_open=True,
+            retry=None,
+            price=Price(0.0),
+            cache=None,
+        )
 
     @property
     def placement(self) -> Placement:
@@ -56,7 +68,6 @@ class GGUFSpec:
         given = self.resources
         default_gpus = 0.0 if self.n_gpu_layers == 0 else 1.0
         return Placement(
-            stateful=True,
             num_cpus=given.num_cpus,
             num_gpus=default_gpus if given.num_gpus is None else given.num_gpus,
             min_replicas=given.min_replicas,
@@ -64,6 +75,11 @@ class GGUFSpec:
             keep_alive_s=given.keep_alive_s,
             placement_timeout_s=given.placement_timeout_s,
         )
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """llama.cpp's bindings."""
+        return ("llama-cpp-python",)
 
     @property
     def limit(self) -> RateLimit | None:
@@ -74,6 +90,19 @@ class GGUFSpec:
     def key(self) -> str:
         """The model alone: a changed GPU setting does not reload a loaded model."""
         return self.model
+
+    @property
+    def identity(self) -> str:
+        """The model alone."""
+        return self.model
+
+    def asked_for(self, wanted: Wanted) -> Self:
+        """Return the spec for a call that wants the best label alone: the others need not all be scored."""
+        return replace(self, best_only=True) if wanted == "label" else self
+
+    def for_replica(self, n_threads: int) -> Self:
+        """Return the spec that one replica loads."""
+        return replace(self, n_threads=n_threads)
 
     def adapt(self, requests: Sequence[ChatRequest], texts: Sequence[str]) -> list[ChatRequest]:
         """Return the requests as the options want them."""
@@ -123,21 +152,20 @@ class GGUFSpec:
         threads = self.n_threads or _own_threads()
         return GGUFBackend(path, self.model, self.n_gpu_layers, threads, n_ctx=n_ctx, verbose=self.verbose)
 
-
-def count_prompt_tokens(spec: GGUFSpec, requests: Sequence[ChatRequest]) -> list[int] | None:
-    """Return the tokens of each prompt by the model's own tokenizer; None where its file is not on this machine."""
-    require_installed()
-    path = file_if_here(spec.name, spec.download_path)
-    if path is None:
-        return None
-    engine = Engine(EngineOptions(str(path), vocab_only=True))
-    try:
-        chat = ChatFormat(engine, spec.options.style)
-        opened = [request.choices.opening if request.choices else "" for request in requests]
-        texts = [chat.render(request.messages) + begun for request, begun in zip(requests, opened, strict=True)]
-        return [len(chat.tokens(text)) for text in texts]
-    finally:
-        engine.close()
+    def count_prompt_tokens(self, requests: Sequence[ChatRequest]) -> list[int] | None:
+        """Return the tokens of each prompt by the model's own tokenizer; None where its file is not on this machine."""
+        require_installed()
+        path = file_if_here(self.name, self.download_path)
+        if path is None:
+            return None
+        engine = Engine(EngineOptions(str(path), vocab_only=True))
+        try:
+            chat = ChatFormat(engine, self.options.style)
+            opened = [request.choices.opening if request.choices else "" for request in requests]
+            texts = [chat.render(request.messages) + begun for request, begun in zip(requests, opened, strict=True)]
+            return [len(chat.tokens(text)) for text in texts]
+        finally:
+            engine.close()
 
 
 def _own_threads() -> int:

@@ -21,6 +21,7 @@ from skllm_ray.llm.api.redaction import redact
 from skllm_ray.llm.api.request_runner import RequestKind, RequestRunner, whole
 from skllm_ray.llm.api.response_body import bytes_of_vectors, client, most_bytes, parsed, response_type
 from skllm_ray.llm.api.token_estimate import TokenEstimate
+from skllm_ray.llm.base import Backend
 from skllm_ray.llm.gpt.clients.openai.headers import left_of_quotas
 from skllm_ray.llm.gpt.clients.openai.request import Dialect
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
@@ -36,7 +37,7 @@ _REREAD_S = 1.0
 _MOST_KEYS = 4  # former ones, which messages may still quote
 
 
-class OpenAIBackend:
+class OpenAIBackend(Backend):
     """An open client of one model: OpenAI's, Azure's, or any server's that speaks the same API.
 
     Parameters

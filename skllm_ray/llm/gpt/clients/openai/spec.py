@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from skllm_ray.config import Price, RateLimit, Secret, SecretRef, checked_key, checked_url, resolve_secret
+from skllm_ray.config import Price, Secret, SecretRef, checked_key, checked_url, resolve_secret
 from skllm_ray.errors import ConfigurationError, MissingKeyError
-from skllm_ray.llm.api.options import (
-    RequestOptions,
-    freeze_options,
-    refuse_options,
-    spec_key,
-    thaw_options,
-)
-from skllm_ray.llm.api.retry import RetryPolicy
-from skllm_ray.llm.base import Placement, SecretResolver
-from skllm_ray.llm.model_facts import ModelFacts, facts_of
+from skllm_ray.llm.api.options import refuse_options, thaw_options
+from skllm_ray.llm.base import SecretResolver
+from skllm_ray.llm.model_facts import ModelFacts, end_notice, facts_of, price_of
+from skllm_ray.llm.spec import ApiSpec
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from skllm_ray.llm.gpt.clients.openai.backend import OpenAIBackend
 
 _NO_KEY = Secret("no-key")
@@ -37,7 +33,7 @@ _RESERVED = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAISpec:
+class OpenAISpec(ApiSpec):
     """A chat model behind an OpenAI-compatible API.
 
     Examples
@@ -49,8 +45,6 @@ class OpenAISpec:
 
     api: Literal["openai", "azure", "custom_url"]
     """Whose form of the API it is."""
-    model: str
-    """The model's name; for Azure the deployment's."""
     key_ref: SecretRef
     """Where the worker finds the API key."""
     base_url: str | None = None
@@ -59,30 +53,11 @@ class OpenAISpec:
     """Azure's API version."""
     org: str | None = None
     """OpenAI's organisation ID."""
-    request_options: RequestOptions = ()
-    """Extra request parameters, such as ``reasoning_effort``; kept in a form that hashes."""
-    patience: RetryPolicy = field(default_factory=RetryPolicy)
-    """How long a row may take, and how often it is tried."""
-    limit: RateLimit | None = None
-    """The declared quota."""
-    log_probs: bool = False
-    """Whether to ask for the probabilities of the labels."""
-    price: Price | None = None
-    """The user's own price; None takes the table's."""
-    reply_cache: str | None = None
-    """Where replies are kept; None keeps none."""
-    reply_cache_max_bytes: int = 1_000_000_000
-    """The largest size of that file."""
-    headers: tuple[tuple[str, SecretRef], ...] = ()
-    """Extra HTTP headers, and where the worker finds what they hold."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "request_options", freeze_options(self.request_options))
 
     @property
-    def facts(self) -> ModelFacts:
-        """What is known of the model before it is asked."""
-        return facts_of(self.model, self.api)
+    def place(self) -> tuple[str, ...]:
+        """The form of the API, the address and its version."""
+        return (self.api, self.base_url or "", self.api_version or "")
 
     @property
     def endpoint(self) -> str:
@@ -90,14 +65,19 @@ class OpenAISpec:
         return f"{self.api} {self.base_url or ''} {self.api_version or ''} {self.model}"
 
     @property
-    def gives_probabilities(self) -> bool:
-        """Whether the model may give them; what the server does is seen when it is asked."""
-        return self.facts.log_probs
+    def facts(self) -> ModelFacts:
+        """What is known of the model before it is asked."""
+        return facts_of(self.model, self.api)
 
     @property
-    def placement(self) -> Placement:
-        """Stateless: it takes no CPU of the cluster."""
-        return Placement()
+    def has_vectors(self) -> bool:
+        """OpenAI has models that embed, and other servers may."""
+        return True
+
+    @property
+    def credential(self) -> SecretRef:
+        """Where the worker finds the API key."""
+        return self.key_ref
 
     @property
     def costs_list_price(self) -> bool:
@@ -106,16 +86,13 @@ class OpenAISpec:
         return self.api != "custom_url" and tier in {"auto", "default"}
 
     @property
-    def identity(self) -> tuple[str, ...]:
-        """What an answer depends on besides the question: endpoint, model and parameters."""
-        options = [f"{name}={value}" for name, value in freeze_options(self.request_options)]
-        options += [f"{name}: {reference.fingerprint}" for name, reference in self.headers]
-        return (self.api, self.base_url or "", self.api_version or "", self.model, str(self.log_probs), *options)
+    def list_price(self) -> Price | None:
+        """OpenAI's price; what an Azure deployment runs is seen in its answers alone."""
+        return price_of(self.model) if self.costs_list_price and self.api == "openai" else None
 
-    @property
-    def key(self) -> str:
-        """A hash of every field; of the API key, only the fingerprint."""
-        return spec_key("openai", self)
+    def end_notice(self, today: date) -> str | None:
+        """Return what to say of a model that OpenAI has turned off; what others call their models is their affair."""
+        return end_notice(self.model, today) if self.api == "openai" else None
 
     def check(self) -> None:
         """Raise what is known before a request is sent.

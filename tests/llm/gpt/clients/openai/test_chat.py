@@ -690,7 +690,7 @@ def test_ctrl_c_stops_asking_and_leaves_the_backend_usable():
 def test_a_spec_has_what_the_protocol_asks():
     with ChatServer() as server:
         spec: BackendSpec = spec_for(server)
-    assert (spec.placement.stateful, spec.placement.num_cpus, spec.limit) == (False, 0, None)
+    assert (spec.capabilities.stateful, spec.limit) == (False, None)
 
 
 def test_a_spec_is_made_without_the_sdk():

@@ -8,7 +8,7 @@ import pytest
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import Price, SKLLMConfig, resolve_secret
 from skllm_ray.errors import ConfigurationError
-from skllm_ray.llm.registry import most_output_tokens, resolve, secrets_of
+from skllm_ray.llm.registry import resolve, secrets_of
 from skllm_ray.testing import ChatServer
 from tests.llm.gpt.clients.openai.test_chat import KEY, ask, complete, spec_for
 
@@ -156,14 +156,14 @@ def test_extra_fields_of_the_body_are_sent_and_checked():
     ids=str,
 )
 def test_the_most_tokens_that_may_be_billed(options, most):
-    assert most_output_tokens(resolve("gpt-4o", key=KEY, request_options=options), 1024) == most
+    assert resolve("gpt-4o", key=KEY, request_options=options).most_output_tokens(1024) == most
 
 
 @pytest.mark.parametrize("options", [{"max_output_tokens": 9}, {"maxOutputTokens": 9}])
 def test_likewise_of_gemini(options):
     SKLLMConfig.set_google_project("P")
     spec = resolve("gemini-3.5-flash", request_options=options, family="vertex")
-    assert most_output_tokens(spec, 1024) == 9
+    assert spec.most_output_tokens(1024) == 9
 
 
 def test_a_job_reserves_what_the_options_allow():
@@ -171,7 +171,7 @@ def test_a_job_reserves_what_the_options_allow():
 
     price = Price(0.0, 1e6)
     spec = resolve("gpt-4o", key=KEY, request_options={"max_completion_tokens": 5000})
-    terms = Terms(price, max_output_tokens=1024, spec=spec, capped=True)
+    terms = Terms(price, max_output_tokens=1024, spec=spec, capped=True, streams=True)
     assert terms.most_usd(terms.bounded(ask("x"))) == 5000
     assert terms.bounded(ask("x")).limit_is_hard
     endless = Terms(
@@ -179,6 +179,7 @@ def test_a_job_reserves_what_the_options_allow():
         max_output_tokens=1024,
         spec=resolve("gpt-4o", key=KEY, request_options={"max_tokens": None}),
         capped=True,
+        streams=True,
     )
     with pytest.raises(ConfigurationError, match="any length"):
         endless.most_usd(ask("x"))
