@@ -91,6 +91,7 @@ def test_what_a_file_or_a_name_says_is_shown_and_not_obeyed(monkeypatch, tmp_pat
         assert "[/red]" in text and "\x1b[35m" not in text
     model = f"gguf::/{hostile}.gguf"
     row = {"text": hostile, "label": hostile, "prediction": "[/b]", "probability": 0.5, "prompt_tokens": 1}
+    row["is_plain"] = True
     shown = Console(record=True, width=200, file=io.StringIO())
     shown.print(render(DemoResult(pd.DataFrame([row]), [hostile, "[/b]"], [], 1, 1, 1, 1), model))
     assert "[/red]" in (text := shown.export_text()) and "\x1b[35m" not in text

@@ -30,7 +30,7 @@ for command in commands():
 @main.command()
 @click.option("--actors", default=2, show_default=True, type=click.IntRange(1, 64), help="Model actors to start.")
 @click.option("--model", default="gguf::demo", show_default=True, help="The GGUF model that answers.")
-@click.option("--rows", default=300, show_default=True, type=click.IntRange(10), help="Reviews to classify.")
+@click.option("--rows", default=480, show_default=True, type=click.IntRange(10), help="Reviews to classify.")
 @click.option("--address", default=None, help="A Ray cluster's address; by default RAY_ADDRESS, else this machine.")
 def demo(actors: int, model: str, rows: int, address: str | None) -> None:
     """Classify built-in customer reviews with model actors and show how well it went."""

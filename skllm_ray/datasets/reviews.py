@@ -32,7 +32,8 @@ def get_reviews_dataset() -> tuple[list[str], list[str]]:
 def get_plain_reviews_dataset() -> tuple[list[str], list[str]]:
     """Return 180 plainly worded customer reviews of one sentence, shuffled, with their sentiment.
 
-    Sixty each are positive, negative and neutral. They were fixed before any model was asked about them.
+    Sixty each are positive, negative and neutral; of the neutral ones twenty each are factual, indifferent and mixed.
+    They were fixed before the demo model was asked about them.
 
     Returns
     -------

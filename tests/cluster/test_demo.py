@@ -18,12 +18,15 @@ def _no_ray_of_our_own() -> None:
 
 
 def test_the_screen_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
-    result = run_demo(actors=2, model="gguf::demo", n_rows=300)
+    result = run_demo(actors=2, model="gguf::demo", n_rows=480)
     screen = capsys.readouterr().out
     assert len(result.replicas) == 2
     assert len({replica.pid for replica in result.replicas}) == 2
     assert f"{result.accuracy:.1%}" in screen
-    for words in ("rows/s", "Confusion matrix", "2 on 1 node", "A few rows", "probability", *result.labels):
+    assert result.accuracy >= 0.9
+    assert (len(result.plain), len(result.hard)) == (180, 300)
+    words_of_tables = ("Confusion matrix", "How sure it is", "300 harder reviews", "A few rows", "probability")
+    for words in ("rows/s", "2 on 1 node", *words_of_tables, *result.labels):
         assert words in screen
 
 
