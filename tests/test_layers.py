@@ -134,6 +134,7 @@ def test_a_package_is_imported_in_its_home_alone(package):
 def test_tasks_and_prompts_are_pure():
     pure = {
         "__future__",
+        "abc",
         "collections",
         "dataclasses",
         "json",

@@ -1,4 +1,4 @@
-"""What happens to one block of texts, wherever it runs: render, ask, parse."""
+"""What happens to one block of rows, wherever it runs: step by step of its plan, render, ask, parse."""
 
 from __future__ import annotations
 
@@ -7,38 +7,64 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from skllm_ray.config import Secret
+from skllm_ray.config import Price, Secret
 from skllm_ray.execution.open_backends import opened
-from skllm_ray.llm.base import Backend, BackendSpec
+from skllm_ray.execution.plan import Block, Plan, Step
+from skllm_ray.llm.base import Backend
 from skllm_ray.llm.cancellation import Call, active_call, not_sent
-from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Row, Task, Usage
+from skllm_ray.tasks.base import LOST, ChatRequest, FollowUpTask, Reply, Row, Usage
 from skllm_ray.tasks.embedding import EmbeddingTask
 
 BLOCK_ROWS = 256
 """Rows in a block: one request to a model actor, one Dataset task."""
 
+Backends = Sequence[Backend]
+"""The open backends of a plan, one for each step."""
 
-def process(
-    texts: Sequence[str], task: Task[Any], backend: Backend, spec: BackendSpec, embedder: Backend | None = None
-) -> list[Row[Any]]:
-    """Return one row per text; `embedder` makes the vectors that some tasks render with."""
+
+def process(block: Block, plan: Plan, backends: Backends) -> list[Row[Any]]:
+    """Return one row per text, as it stands after the last step that took it."""
+    rows = _ask(block.texts, plan[0], backends[0], ())
+    if len(plan) == 1:
+        return rows
+    rows = _with_costs(rows, plan[0])
+    by_step = [[row.reply.usage] + [None] * (len(plan) - 1) for row in rows]
+    for n, (step, backend) in enumerate(zip(plan[1:], backends[1:], strict=True), 1):
+        taken = step.places(block, rows)
+        if not taken:
+            continue
+        answered = _ask([block.texts[i] for i in taken], step, backend, [rows[i] for i in taken])
+        for (i, stage), row in zip(taken.items(), _with_costs(answered, step), strict=True):
+            by_step[i][n] = row.reply.usage
+            rows[i] = _after(rows[i], row, step, stage)
+    return [replace(row, by_step=tuple(usages)) for row, usages in zip(rows, by_step, strict=True)]
+
+
+def _ask(texts: Sequence[str], step: Step, backend: Backend, so_far: Sequence[Row[Any]]) -> list[Row[Any]]:
+    """Ask one step's model about some rows; `so_far` is how they stand after the steps before."""
+    task = step.task
     if isinstance(task, EmbeddingTask):
-        rows = list(task.rows(backend.embed(spec.adapt_texts(texts))))
+        rows = list(task.rows(backend.embed(step.spec.adapt_texts(texts))))
         return _with_requests(rows, task.render(texts)) if _keeps_requests() else rows
-    embedding = embedding_of(task)
-    if embedder is not None and embedding is not None:
-        return _with_vectors(texts, task, backend, spec, embedder.embed(embedding.adapt_texts(texts)))
-    return _ask(texts, task, backend, spec.adapt(task.render(texts), texts))
+    if not isinstance(task, FollowUpTask):
+        return _complete(texts, step, backend, task.render(texts))
+    requests = task.render_after(texts, so_far)
+    # What requests that begin alike share is read once by a local model, if they go one after the other.
+    order = sorted(range(len(texts)), key=lambda i: requests[i].messages[-1]["content"])
+    answered = _complete([texts[i] for i in order], step, backend, [requests[i] for i in order])
+    by_place = dict(zip(order, answered, strict=True))
+    return [by_place[i] for i in range(len(texts))]
 
 
-def _ask(texts: Sequence[str], task: Task[Any], backend: Backend, requests: list[ChatRequest]) -> list[Row[Any]]:
+def _complete(texts: Sequence[str], step: Step, backend: Backend, requests: Sequence[ChatRequest]) -> list[Row[Any]]:
     """Ask and parse; a cache keeps no answers that the task cannot use."""
-    rows = task.parse(texts, backend.complete(requests))
+    requests = step.spec.adapt(requests, texts)
+    rows = step.task.parse(texts, backend.complete(requests))
     useless = [ask for ask, row in zip(requests, rows, strict=True) if not row.valid and row.error is None]
     if useless:
         backend.forget(useless)
+    if step.stage:
+        rows = [replace(row, stage=step.stage) for row in rows]
     return _with_requests(rows, requests) if _keeps_requests() else rows
 
 
@@ -51,70 +77,62 @@ def _with_requests(rows: Sequence[Row[Any]], requests: Sequence[ChatRequest]) ->
     return [replace(row, request=request) for row, request in zip(rows, requests, strict=True)]
 
 
-def process_for(
-    call: Call, texts: Sequence[str], task: Task[Any], backend: Backend, spec: BackendSpec, embedder: Backend | None
-) -> list[Row[Any]]:
+def _after(earlier: Row[Any], row: Row[Any], step: Step, stage: str) -> Row[Any]:
+    """Return a step's answer with what the row has cost so far, and the answer whose place it takes, if it does."""
+    one, other = row.reply.usage, earlier.reply.usage
+    usage = Usage(
+        one.prompt_tokens + other.prompt_tokens,
+        one.completion_tokens + other.completion_tokens,
+        one.cached_tokens + other.cached_tokens,
+        None if one.cost_usd is None or other.cost_usd is None else one.cost_usd + other.cost_usd,
+    )
+    replaced = earlier if step.takes else None
+    return replace(row, reply=replace(row.reply, usage=usage), stage=stage, replaced=replaced)
+
+
+def _with_costs(rows: Sequence[Row[Any]], step: Step) -> list[Row[Any]]:
+    """Return rows that tell what they cost where it is known to be nothing, so that steps can be added up."""
+    is_free = step.spec.capabilities.price == Price(0.0)
+    return [_free(row) if is_free or _is_unpaid(row.reply) else row for row in rows]
+
+
+def _free(row: Row[Any]) -> Row[Any]:
+    usage = row.reply.usage
+    return (
+        row
+        if usage.cost_usd is not None
+        else replace(row, reply=replace(row.reply, usage=replace(usage, cost_usd=0.0)))
+    )
+
+
+def _is_unpaid(reply: Reply) -> bool:
+    return not reply.attempts or (reply.error is not None and reply.error.kind not in LOST)
+
+
+def process_for(call: Call, block: Block, plan: Plan, backends: Backends) -> list[Row[Any]]:
     """Process a block of `call`: once a row has failed for a reason that all share, nothing more is sent."""
     if call.ended is not None:
-        return [Row(None, False, Reply(error=not_sent(call.ended), attempts=0))] * len(texts)
+        return [Row(None, False, Reply(error=not_sent(call.ended), attempts=0))] * len(block)
     with call.active():
-        rows = process(texts, task, backend, spec, embedder)
+        rows = process(block, plan, backends)
     fatal = next((row.error for row in rows if row.error is not None and row.error.fatal), None)
     if fatal is not None:
         call.end(fatal)
     return rows
 
 
-def embedding_of(task: Task[Any]) -> BackendSpec | None:
-    """Return the backend whose vectors `task` renders with, if it needs any."""
-    return getattr(task, "embedding", None)
-
-
-def _with_vectors(
-    texts: Sequence[str], task: Task[Any], backend: Backend, spec: BackendSpec, embeddings: Sequence[Embedding]
-) -> list[Row[Any]]:
-    """Ask for the texts that have a vector. Requests that begin alike are sent one after the other."""
-    rows: list[Row[Any]] = [
-        Row(None, False, Reply(usage=e.usage, error=e.error, attempts=e.attempts, model=e.model)) for e in embeddings
-    ]
-    vectors = {i: e.vector for i, e in enumerate(embeddings) if e.vector is not None}
-    if not vectors:
-        return rows
-    rendered = task.render([texts[i] for i in vectors], np.stack(list(vectors.values())))
-    requests = sorted(zip(vectors, rendered, strict=True), key=lambda pair: pair[1].messages[-1]["content"])
-    asked = [texts[i] for i, _ in requests]
-    answered = _ask(asked, task, backend, spec.adapt([request for _, request in requests], asked))
-    for (i, _), row in zip(requests, answered, strict=True):
-        rows[i] = replace(row, reply=replace(row.reply, usage=_sum(row.reply.usage, embeddings[i].usage)))
-    return rows
-
-
-def _sum(one: Usage, other: Usage) -> Usage:
-    known = [usage.cost_usd for usage in (one, other) if usage.cost_usd is not None]
-    return Usage(
-        one.prompt_tokens + other.prompt_tokens,
-        one.completion_tokens + other.completion_tokens,
-        one.cached_tokens + other.cached_tokens,
-        sum(known) if len(known) == 2 else one.cost_usd,
-    )
-
-
 def process_here(
-    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, Secret], call: Call
+    block: Block, plan: Plan, secrets: Mapping[str, Secret], call: Call
 ) -> Generator[tuple[range, list[Row[Any]]], None, None]:
-    """Yield the blocks of a call that runs in this process."""
-    with opened_pair(task, spec, secrets) as (backend, embedder):
-        for start in range(0, len(texts), BLOCK_ROWS):
-            part = texts[start : start + BLOCK_ROWS]
-            yield range(start, start + len(part)), process_for(call, part, task, backend, spec, embedder)
+    """Yield the rows of a call that runs in this process, block by block."""
+    with opened_all(plan, secrets) as backends:
+        for start in range(0, len(block), BLOCK_ROWS):
+            places = range(start, min(start + BLOCK_ROWS, len(block)))
+            yield places, process_for(call, block.take(places), plan, backends)
 
 
 @contextmanager
-def opened_pair(
-    task: Task[Any], spec: BackendSpec, secrets: Mapping[str, Secret]
-) -> Iterator[tuple[Backend, Backend | None]]:
-    """Give the open backends of a call that runs in this process: the one that is asked, and the embedder, if any."""
-    embedding = embedding_of(task)
+def opened_all(plan: Plan, secrets: Mapping[str, Secret]) -> Iterator[list[Backend]]:
+    """Give the open backends of a plan that runs in this process, one for each step."""
     with ExitStack() as stack:
-        backend = stack.enter_context(opened(spec, secrets))
-        yield backend, None if embedding is None else stack.enter_context(opened(embedding, secrets))
+        yield [stack.enter_context(opened(step.spec, secrets)) for step in plan]

@@ -17,19 +17,20 @@ from ray.data.exceptions import SystemException
 from ray.exceptions import RayError, RayTaskError
 
 from skllm_ray.config import Secret
-from skllm_ray.errors import InputError, SkllmRayError
+from skllm_ray.errors import ConfigurationError, InputError, SkllmRayError
 from skllm_ray.execution import ray_state, session
-from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process, process_for, process_here
+from skllm_ray.execution.block import BLOCK_ROWS, process, process_for, process_here
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
 from skllm_ray.execution.open_backends import opened
+from skllm_ray.execution.plan import Block, Plan, needs_positions
 from skllm_ray.execution.rate_limiter import end_call
 from skllm_ray.execution.secrets import fetch_secrets, hand_over
 from skllm_ray.execution.worker_check import compare_workers
 from skllm_ray.execution.worker_feedback import News, tell, with_news
 from skllm_ray.llm.api.capabilities import Lessons, known, teach
-from skllm_ray.llm.base import WORKERS_AT_ONCE, Backend, BackendSpec, is_stateful
+from skllm_ray.llm.base import WORKERS_AT_ONCE, Backend, is_stateful
 from skllm_ray.llm.cancellation import Call
-from skllm_ray.tasks.base import Reply, Row, RowError, Task
+from skllm_ray.tasks.base import Reply, Row, RowError
 
 _FLUSH_S = 5.0  # for a worker to write down what it has, before the process that waits for it ends
 _LONGEST_REASON = 200
@@ -37,23 +38,24 @@ _NOTICE_S = 1.0  # for all workers to hear that a call is over
 
 
 def on_cluster(
-    texts: Sequence[str], task: Task[Any], spec: BackendSpec, secrets: Mapping[str, Secret], call: Call
+    block: Block, plan: Plan, secrets: Mapping[str, Secret], call: Call
 ) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
     """Yield finished blocks, as they finish, of a call that uses Ray."""
-    compare_workers(spec)
-    stateful = [one for one in (spec, embedding_of(task)) if one is not None and is_stateful(one)]
+    compare_workers(plan)
+    stateful = [step.spec for step in plan if is_stateful(step.spec)]
     if stateful and ray_state.in_ray_worker() and any(map(is_nested_without_room, stateful)):
-        yield from process_here(texts, task, spec, secrets, call)
+        yield from process_here(block, plan, secrets, call)
         return
-    work = replace(Connected.connect(task, spec, secrets), call=call)
-    if work.backend is not None and len(texts) <= BLOCK_ROWS:
-        yield range(len(texts)), work.process(texts, secrets)
+    work = replace(Connected.connect(plan, secrets), call=call)
+    everything = range(len(block))
+    if work.pools[-1] is not None and len(block) <= BLOCK_ROWS:
+        yield everything, work.process(block, secrets)
         return
-    waiting = set(range(len(texts)))
+    waiting = set(everything)
     try:
-        for positions, rows in _one_block(texts, work) if len(texts) <= BLOCK_ROWS else _through_dataset(texts, work):
-            waiting.difference_update(positions)
-            yield positions, rows
+        for places, rows in _one_block(block, work) if len(block) <= BLOCK_ROWS else _through_dataset(block, work):
+            waiting.difference_update(places)
+            yield places, rows
     except RayTaskError:  # a fault of ours in a task
         raise
     except (RayError, SystemException) as error:
@@ -71,61 +73,57 @@ def _lost(error: Exception) -> Row[Any]:
 
 @dataclass(frozen=True)
 class Connected:
-    """A task and its backends, started: what every block of a call needs. It travels to each node once."""
+    """A plan and its backends, started: what every block of a call needs. It travels to each node once."""
 
-    task: Task[Any]
-    spec: BackendSpec
-    backend: PooledBackend | None
-    """The model's actors; None for a backend that each worker opens for itself."""
-    embedder: PooledBackend | None
+    plan: Plan
+    pools: tuple[PooledBackend | None, ...]
+    """Each step's model actors; None for a backend that each worker opens for itself."""
     lessons: Lessons
     """What the servers are known to refuse, so that no worker has to find it out."""
     call: Call | None = None
     """The call that all blocks belong to; None where each stands alone."""
 
     @classmethod
-    def connect(cls, task: Task[Any], spec: BackendSpec, secrets: Mapping[str, Secret]) -> Connected:
+    def connect(cls, plan: Plan, secrets: Mapping[str, Secret]) -> Connected:
         """Return the work with its models started, and the secrets where workers find them."""
-        specs = [spec, embedding_of(task)]
-        pools = [connect(one) if one is not None and is_stateful(one) else None for one in specs]
-        if any(one is not None and not is_stateful(one) for one in specs):
+        pools = tuple(connect(step.spec) if is_stateful(step.spec) else None for step in plan)
+        if None in pools:
             hand_over(secrets)
-        return cls(task, spec, pools[0], pools[1], known())
+        return cls(plan, pools, known())
 
     @property
     def in_flight(self) -> int:
         """Blocks at once."""
-        if self.backend is not None:
-            return 2 * self.backend.n_replicas
-        return self.spec.capabilities.calls_at_once or WORKERS_AT_ONCE
+        return self.at_once(self.plan[-1].spec.capabilities.calls_at_once or WORKERS_AT_ONCE)
+
+    def at_once(self, of_api: int) -> int:
+        """Return how many blocks or units run at once: `of_api`, or two for each replica of the last step's model."""
+        pool = self.pools[-1]
+        return of_api if pool is None else 2 * pool.n_replicas
 
     @contextmanager
-    def opened(self, secrets: Mapping[str, Secret] | None = None) -> Iterator[tuple[Backend, Backend | None]]:
-        """Give the backend and the embedder, open here; on a worker, with the secrets that were handed over."""
+    def opened(self, secrets: Mapping[str, Secret] | None = None) -> Iterator[list[Backend]]:
+        """Give the backends, open here, one for each step; on a worker, with the secrets that were handed over."""
         teach(self.lessons)
-        embedding = embedding_of(self.task)
+        if secrets is None:
+            secrets = fetch_secrets() if None in self.pools else {}
         with ExitStack() as stack:
-            backend: Backend | None = self.backend
-            embedder: Backend | None = self.embedder
-            if secrets is None and (backend is None or (embedder is None and embedding is not None)):
-                secrets = fetch_secrets()
-            if backend is None:
-                backend = stack.enter_context(opened(self.spec, secrets or {}))
-            if embedder is None and embedding is not None:
-                embedder = stack.enter_context(opened(embedding, secrets or {}))
-            yield backend, embedder
+            yield [
+                stack.enter_context(opened(step.spec, secrets)) if pool is None else pool
+                for step, pool in zip(self.plan, self.pools, strict=True)
+            ]
 
-    def process(self, texts: Sequence[str], secrets: Mapping[str, Secret] | None = None) -> list[Row[Any]]:
+    def process(self, block: Block, secrets: Mapping[str, Secret] | None = None) -> list[Row[Any]]:
         """Process one block, here."""
-        with self.opened(secrets) as (backend, embedder):
+        with self.opened(secrets) as backends:
             if self.call is not None:
-                return process_for(self.call, texts, self.task, backend, self.spec, embedder)
-            return process(texts, self.task, backend, self.spec, embedder)
+                return process_for(self.call, block, self.plan, backends)
+            return process(block, self.plan, backends)
 
 
-def _one_block(texts: Sequence[str], work: Connected) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
+def _one_block(block: Block, work: Connected) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
     """Process one block on a worker without a Dataset, which would take a hundred milliseconds to start and end."""
-    answer = _process_remotely.remote(work, list(texts))
+    answer = _process_remotely.remote(work, Block(list(block.texts), block.positions))
     try:
         rows, news = ray.get(answer)
     except RayTaskError as error:
@@ -138,23 +136,19 @@ def _one_block(texts: Sequence[str], work: Connected) -> Generator[tuple[Sequenc
         ray.cancel(answer)
         raise
     tell(news, set())
-    yield range(len(texts)), rows
+    yield range(len(block)), rows
 
 
 @ray.remote(num_cpus=0)
-def _process_remotely(work: Connected, texts: Sequence[str]) -> tuple[list[Row[Any]], News]:
-    return with_news(lambda: work.process(texts))
+def _process_remotely(work: Connected, block: Block) -> tuple[list[Row[Any]], News]:
+    return with_news(lambda: work.process(block))
 
 
-def _through_dataset(
-    texts: Sequence[str], work: Connected
-) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
+def _through_dataset(block: Block, work: Connected) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
     n_tasks, work = _shared_out(work)
-    size = _block_size(len(texts), n_tasks)
-    tables = [
-        pa.table({"row": pa.array(range(start, min(start + size, len(texts)))), "text": texts[start : start + size]})
-        for start in range(0, len(texts), size)
-    ]
+    size = _block_size(len(block), n_tasks)
+    places = [range(start, min(start + size, len(block))) for start in range(0, len(block), size)]
+    tables = [_table(block, some) for some in places]
     with _quiet_data():
         dataset = ray.data.from_blocks(tables)  # from_arrow would ask a task, which waits for a CPU of the actors
         dataset.context.enable_progress_bars = False
@@ -170,14 +164,20 @@ def _through_dataset(
         told: set[str] = set()
         try:
             for batch in _raising(mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)):
-                for positions, packed in zip(batch["positions"], batch["rows"], strict=True):
+                for places_done, packed in zip(batch["places"], batch["rows"], strict=True):
                     rows, news = pickle.loads(packed.as_py())  # noqa: S301 - written by our own task below
                     tell(news, told)
-                    yield positions.as_py(), rows
+                    yield places_done.as_py(), rows
         except BaseException:  # Ctrl-C or SIGTERM, or what stops the call
             _end(work)
             time.sleep(_NOTICE_S)
             raise
+
+
+def _table(block: Block, places: range) -> pa.Table:
+    """Return some rows as a block of a Dataset."""
+    some = block.take(places)
+    return pa.table({"place": pa.array(places), "position": pa.array(some.positions), "text": some.texts})
 
 
 def _end(work: Connected) -> None:
@@ -207,7 +207,9 @@ def parts_of(amount: int, most_parts: int) -> tuple[int, int]:
     return n_parts, amount // n_parts
 
 
-ToColumns = Callable[[list[Any], Callable[[Sequence[str]], list[Row[Any]]]], Mapping[str, pa.Array]]
+Process = Callable[[Sequence[str], Sequence[int]], list[Row[Any]]]
+"""Processes some texts, whose places among the values that they come from are given too."""
+ToColumns = Callable[[list[Any], Process], Mapping[str, pa.Array]]
 """Turns the values of a text column into output columns; it gets a function that processes texts."""
 
 
@@ -215,17 +217,26 @@ def map_dataset(
     dataset: ray.data.Dataset,
     text_column: str,
     to_columns: ToColumns,
-    task: Task[Any],
-    spec: BackendSpec,
+    plan: Plan,
     secrets: Mapping[str, Secret],
 ) -> ray.data.Dataset:
     """Return a lazy Dataset with the columns of `dataset` and those that `to_columns` makes.
 
     The model is started at once, so that what cannot work is told here; rows are asked for as the result is consumed.
+
+    Raises
+    ------
+    ConfigurationError
+        If a step takes sampled rows: the rows of a Dataset have no positions.
     """
+    if needs_positions(plan):
+        raise ConfigurationError(
+            "A sample is drawn by the rows' positions, and the rows of a Dataset have none.",
+            "Draw it beforehand, or use a batch job, whose rows have.",
+        )
     session.ensure()
-    compare_workers(spec)
-    work = Connected.connect(task, spec, dict(secrets))
+    compare_workers(plan)
+    work = Connected.connect(plan, dict(secrets))
     return dataset.map_batches(
         _map_columns,  # type: ignore[arg-type]
         fn_kwargs={"job": ray.put((work, to_columns)), "text_column": text_column},
@@ -250,7 +261,8 @@ def _map_columns(batch: pa.Table, job: Any, text_column: str) -> pa.Table:
     work, to_columns = ray.get(job)
     if text_column not in batch.column_names:
         raise InputError(f"The Dataset has no column {text_column!r}.", f"Columns: {', '.join(batch.column_names)}.")
-    for name, values in to_columns(batch[text_column].to_pylist(), work.process).items():
+    columns = to_columns(batch[text_column].to_pylist(), lambda texts, _: work.process(Block(texts)))
+    for name, values in columns.items():
         if name in batch.column_names:
             raise InputError(f"The Dataset has a column {name!r} already.", "Pass output_prefix='…' to rename ours.")
         batch = batch.append_column(name, values)
@@ -265,23 +277,24 @@ def _block_size(n_texts: int, in_flight: int) -> int:
 def _map_block(batch: pa.Table, work: Any) -> pa.Table:
     """Process one block on a worker. The rows travel back as one value: they are Python objects, not columns."""
     held: Connected = ray.get(work)
-    rows = with_news(lambda: held.process(batch["text"].to_pylist()))
+    block = Block(batch["text"].to_pylist(), batch["position"].to_pylist())
+    rows = with_news(lambda: held.process(block))
     return pa.table(
         {
-            "positions": pa.array([batch["row"].to_pylist()], pa.list_(pa.int64())),
+            "places": pa.array([batch["place"].to_pylist()], pa.list_(pa.int64())),
             "rows": pa.array([pickle.dumps(rows, protocol=5)], pa.large_binary()),
         }
     )
 
 
 def _map_block_or_error(batch: pa.Table, work: Any) -> pa.Table:
-    """Process one block, or return what stops the call, without positions: Ray Data would keep its text alone."""
+    """Process one block, or return what stops the call, without places: Ray Data would keep its text alone."""
     try:
         return _map_block(batch, work)
     except SkllmRayError as error:
         return pa.table(
             {
-                "positions": pa.array([[]], pa.list_(pa.int64())),
+                "places": pa.array([[]], pa.list_(pa.int64())),
                 "rows": pa.array([pickle.dumps(error)], pa.large_binary()),
             }
         )
@@ -290,8 +303,8 @@ def _map_block_or_error(batch: pa.Table, work: Any) -> pa.Table:
 def _raising(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Yield the finished blocks; raise what a worker returned in place of one."""
     for batch in batches:
-        for positions, error in zip(batch["positions"], batch["rows"], strict=True):
-            if not len(positions):
+        for places, error in zip(batch["places"], batch["rows"], strict=True):
+            if not len(places):
                 raise pickle.loads(error.as_py())  # noqa: S301 - written by our own task above
         yield batch
 

@@ -16,24 +16,25 @@ from typing import Any
 
 from skllm_ray.config import Secret
 from skllm_ray.execution import ray_state, session
-from skllm_ray.execution.block import BLOCK_ROWS, embedding_of, process_here
+from skllm_ray.execution.block import BLOCK_ROWS, process_here
 from skllm_ray.execution.inherited_secrets import inherited
+from skllm_ray.execution.plan import Block, Plan
 from skllm_ray.execution.progress import progress_bar
 from skllm_ray.execution.termination import ends_on_sigterm
-from skllm_ray.llm.base import BackendSpec, is_stateful
+from skllm_ray.llm.base import is_stateful
 from skllm_ray.llm.cancellation import Call
-from skllm_ray.tasks.base import Row, Task
+from skllm_ray.tasks.base import Row
 
 Blocks = Generator[tuple[Sequence[int], list[Row[Any]]], None, None]
-"""Finished blocks in any order: the rows' positions, and the rows."""
+"""Finished blocks in any order: the rows' places among the texts, and the rows."""
 
 
 def run(
     texts: Sequence[str],
-    task: Task[Any],
-    spec: BackendSpec,
+    plan: Plan,
     secrets: Mapping[str, Secret] | None = None,
     *,
+    positions: Sequence[int] | None = None,
     num_workers: int | None = None,
     keeps_requests: bool = False,
     show_progress: bool = True,
@@ -47,12 +48,12 @@ def run(
     ----------
     texts : sequence of str of length n_texts
         None of them missing.
-    task : Task
-        How texts become requests and replies become results.
-    spec : BackendSpec
-        Which model answers.
+    plan : tuple of Step
+        What is asked of which models, one step after the other.
     secrets : mapping of str to Secret, optional
         Credentials by fingerprint, handed to workers that have none of their own.
+    positions : sequence of int or None, default=None
+        Where the texts stand in the user's input, by which rows are sampled; None counts the texts.
     num_workers : int or None, default=None
         The most requests of this call that an API backend may have in flight.
     keeps_requests : bool, default=False
@@ -69,19 +70,20 @@ def run(
         return []
     secrets = inherited(secrets or {})
     call = Call(uuid.uuid4().hex, num_workers, keeps_requests=keeps_requests)
-    if runs_here(spec, len(texts), embedding_of(task)):
-        blocks: Blocks = process_here(texts, task, spec, secrets, call)
+    block = Block(texts, range(len(texts)) if positions is None else positions)
+    if runs_here(plan, len(texts)):
+        blocks: Blocks = process_here(block, plan, secrets, call)
     else:
         session.ensure()
         from skllm_ray.execution.dataset import on_cluster
 
-        blocks = on_cluster(texts, task, spec, secrets, call)
+        blocks = on_cluster(block, plan, secrets, call)
     rows: list[Row[Any] | None] = [None] * len(texts)
-    bar: Any = progress_bar(len(texts), spec.model, show=show_progress)
+    bar: Any = progress_bar(len(texts), plan[-1].spec.model, show=show_progress)
     with ends_on_sigterm(), bar, closing(blocks):
-        for positions, finished in blocks:
-            for position, row in zip(positions, finished, strict=True):
-                rows[position] = row
+        for places, finished in blocks:
+            for place, row in zip(places, finished, strict=True):
+                rows[place] = row
             bar.update(len(finished))
     found = [row for row in rows if row is not None]
     if len(found) < len(rows):
@@ -89,9 +91,9 @@ def run(
     return found
 
 
-def runs_here(spec: BackendSpec, n_texts: int, embedding: BackendSpec | None = None) -> bool:
+def runs_here(plan: Plan, n_texts: int) -> bool:
     """Return whether a call of `n_texts` rows needs no Ray."""
     if ray_state.is_local_mode():
         return True
-    heavy = is_stateful(spec) or (embedding is not None and is_stateful(embedding))
+    heavy = any(is_stateful(step.spec) for step in plan)
     return not heavy and n_texts <= BLOCK_ROWS and not ray_state.is_initialised()

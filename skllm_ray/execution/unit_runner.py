@@ -20,12 +20,12 @@ from typing import Any, Final, Protocol, TypeVar
 from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution import ray_state, session
-from skllm_ray.execution.block import embedding_of, opened_pair
+from skllm_ray.execution.block import Backends, opened_all
 from skllm_ray.execution.cluster_status import StatusPoller
 from skllm_ray.execution.inherited_secrets import inherited
+from skllm_ray.execution.plan import Plan
 from skllm_ray.execution.unit_tasks import Died, UnitTasks
-from skllm_ray.llm.base import Backend, BackendSpec, is_stateful
-from skllm_ray.tasks.base import Task
+from skllm_ray.llm.base import is_stateful
 
 _TICK_S: Final = 0.5
 _RESTART_S: Final = 60.0  # the longest wait for a shared object whose process died
@@ -47,8 +47,8 @@ class Shared(Protocol):
         ...
 
 
-Function = Callable[[C, Backend, "Backend | None", Shared, Mapping[str, Secret]], Any]
-"""What is done with each unit; it gets the open backends, the shared object and the credentials."""
+Function = Callable[[C, Backends, Shared, Mapping[str, Secret]], Any]
+"""What is done with each unit; it gets the plan's open backends, the shared object and the credentials."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Failed:
 
 
 class UnitRunner:
-    """Runs units with one task and backend.
+    """Runs units with one plan.
 
     Parameters
     ----------
     function : callable
         What is done with each unit.
-    task, spec : Task, BackendSpec
+    plan : tuple of Step
         What is asked, and whom.
     secrets : mapping of str to Secret
         Credentials by fingerprint.
@@ -84,14 +84,12 @@ class UnitRunner:
     def __init__(
         self,
         function: Function[Any],
-        task: Task[Any],
-        spec: BackendSpec,
+        plan: Plan,
         secrets: Mapping[str, Secret],
         n_tasks: int | None = None,
     ) -> None:
         self._function = function
-        self._task = task
-        self._spec = spec
+        self._plan = plan
         self._secrets = inherited(secrets)
         self._here = ray_state.is_local_mode()
         self.status_poller: StatusPoller | None = None
@@ -105,13 +103,12 @@ class UnitRunner:
         from skllm_ray.execution.secrets import hand_over
         from skllm_ray.execution.worker_check import compare_workers
 
-        compare_workers(spec)
-        connected = Connected.connect(task, spec, self._secrets)
+        compare_workers(plan)
+        connected = Connected.connect(plan, self._secrets)
         hand_over(self._secrets)
-        self.n_tasks = n_tasks or (connected.in_flight if connected.backend is not None else _default_tasks())
-        specs = [one for one in (spec, embedding_of(task)) if one is not None and not is_stateful(one)]
-        pools = [pool for pool in (connected.backend, connected.embedder) if pool is not None]
-        self.status_poller = StatusPoller([one.model for one in specs], pools)
+        pools = [pool for pool in connected.pools if pool is not None]
+        self.n_tasks = n_tasks or connected.at_once(_default_tasks())
+        self.status_poller = StatusPoller([step.spec.model for step in plan if not is_stateful(step.spec)], pools)
         self._work = ray.put((connected, function))
 
     def share(self, factory: Callable[[Mapping[str, Secret]], Any]) -> Shared:
@@ -150,10 +147,10 @@ class UnitRunner:
         yield from self._run_there(units, shared, again)
 
     def _run_here(self, units: deque[Any], shared: Shared) -> Generator[tuple[Any, Any] | None, None, None]:
-        with opened_pair(self._task, self._spec, self._secrets) as (backend, embedder):
+        with opened_all(self._plan, self._secrets) as backends:
             while units:
                 unit = units.popleft()
-                yield unit, self._function(unit, backend, embedder, shared, self._secrets)
+                yield unit, self._function(unit, backends, shared, self._secrets)
 
     def _run_there(
         self, waiting: deque[Any], shared: Shared, again: Callable[[Any], Any]
@@ -278,15 +275,15 @@ def _run_units(work: list[Any], units: list[Any], shared: Shared) -> list[Any]:
         _held.clear()
         connected, function = ray.get(work[0])
         secrets = fetch_secrets()
-        observe_requests(connected.spec.model)
+        observe_requests(connected.plan[-1].spec.model)
         gc.freeze()
         _held[key] = connected, function, secrets
     connected, function, secrets = _held[key]
     before = gc.get_threshold()
     gc.set_threshold(*_RARELY)  # rows are many small objects without cycles
     try:
-        with connected.opened(secrets) as (backend, embedder):
-            return [_guarded(function, unit, backend, embedder, shared, secrets) for unit in units]
+        with connected.opened(secrets) as backends:
+            return [_guarded(function, unit, backends, shared, secrets) for unit in units]
     finally:
         gc.set_threshold(*before)
 

@@ -11,13 +11,14 @@ import ray
 from ray.exceptions import RayError
 
 from skllm_ray.errors import WorkerMismatchError
-from skllm_ray.llm.base import BackendSpec, is_stateful
+from skllm_ray.execution.plan import Plan
+from skllm_ray.llm.base import is_stateful
 
 _checked: set[tuple[str, tuple[str, ...]]] = set()
 _TIMEOUT_S = 60.0
 
 
-def compare_workers(spec: BackendSpec) -> None:
+def compare_workers(plan: Plan) -> None:
     """Raise if a node's Python or packages would break the call; does nothing on the driver's own node alone.
 
     Raises
@@ -26,7 +27,7 @@ def compare_workers(spec: BackendSpec) -> None:
         Naming the nodes, the differences, and the ``runtime_env`` that mends them.
     """
     context = ray.get_runtime_context()
-    packages = spec.packages if is_stateful(spec) else ()
+    packages = tuple(dict.fromkeys(name for step in plan if is_stateful(step.spec) for name in step.spec.packages))
     if (context.gcs_address, packages) in _checked:
         return
     compare_packages(("ray", "skllm-ray", *packages))

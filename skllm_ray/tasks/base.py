@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -242,6 +243,12 @@ class Row(Generic[T]):
     """What the backend was asked, where the call keeps it; None where nothing was sent."""
     reason: str = ""
     """Why the answer is not valid, where there is more to say than that."""
+    stage: str = ""
+    """The name of the step that answered, where the plan names its steps."""
+    replaced: Row[T] | None = None
+    """The earlier answer that this one took the place of; None where there was none."""
+    by_step: tuple[Usage | None, ...] = ()
+    """What each step of a plan of several steps cost; None for one that was not asked."""
 
     @property
     def error(self) -> RowError | None:
@@ -274,13 +281,25 @@ def odd_lengths(vectors: Sequence[NDArray[np.float32] | None]) -> dict[int, RowE
 class Task(Protocol[T]):
     """How texts become requests and replies become results. Frozen and picklable: it travels to the workers."""
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:
-        """Return one request per text; `vectors` are the texts' embeddings where the task asked for them."""
+    def render(self, texts: Sequence[str]) -> list[ChatRequest]:
+        """Return one request per text."""
         ...
 
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[T]]:
         """Return one row per reply. Never raises for a bad answer: marks it."""
         ...
+
+
+class FollowUpTask(ABC):
+    """Base of the tasks whose requests depend on what earlier steps of the plan answered."""
+
+    @abstractmethod
+    def render_after(self, texts: Sequence[str], rows: Sequence[Row[Any]]) -> list[ChatRequest]:
+        """Return one request per text; `rows` are its rows as they stand after the steps before."""
+
+    @abstractmethod
+    def render(self, texts: Sequence[str]) -> list[ChatRequest]:
+        """Return requests that are about as long as the real ones, where no earlier step has been asked."""
 
 
 _THOUGHT = re.compile(

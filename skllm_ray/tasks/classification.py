@@ -6,9 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skllm_ray.prompts import filler, format_labels
 from skllm_ray.prompts.templates import (
     CLF_SYSTEM_MESSAGE,
@@ -30,7 +27,7 @@ class ZeroShotTask:
     prior: LabelPrior | None = field(default=None, kw_only=True, metadata=ASKED_IF_SET)
     """The labels' prior, if it is to be taken out of the answers' probabilities."""
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:  # noqa: ARG002
+    def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return one request per text."""
         return _render(texts, self.template, self._values(), self.choices)
 
@@ -64,7 +61,7 @@ class MultiLabelZeroShotTask:
     template: str = ZERO_SHOT_MLCLF_PROMPT_TEMPLATE
     descriptions: Mapping[str, str] = field(default_factory=dict)
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:  # noqa: ARG002
+    def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return one request per text."""
         return _render(texts, self.template, self._values(), self.choices)
 

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skllm_ray.prompts.templates import COT_CLF_PROMPT_TEMPLATE, COT_MLCLF_PROMPT_TEMPLATE
 from skllm_ray.tasks.answers import find_label, find_labels, labels_by_name, read_json, value_of
 from skllm_ray.tasks.base import ChatRequest, Reply, Row
@@ -21,9 +18,9 @@ class CoTTask(ZeroShotTask):
 
     template: str = COT_CLF_PROMPT_TEMPLATE
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:
+    def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return one request per text."""
-        return _explained(super().render(texts, vectors))
+        return _explained(super().render(texts))
 
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[Any]]:  # noqa: ARG002
         """Return one row per reply."""
@@ -37,9 +34,9 @@ class MultiLabelCoTTask(MultiLabelZeroShotTask):
 
     template: str = COT_MLCLF_PROMPT_TEMPLATE
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:
+    def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return one request per text."""
-        return _explained(super().render(texts, vectors))
+        return _explained(super().render(texts))
 
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[Any]]:  # noqa: ARG002
         """Return one row per reply."""

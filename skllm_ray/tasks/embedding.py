@@ -22,7 +22,7 @@ class EmbeddingTask:
             for e in embeddings
         ]
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:  # noqa: ARG002
+    def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return what is sent, which is each text as it is."""
         return [ChatRequest(({"role": "user", "content": text},)) for text in texts]
 

@@ -7,9 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skllm_ray.prompts import fill
 from skllm_ray.prompts.templates import EXTRACTION_PROMPT_TEMPLATE, EXTRACTION_SYSTEM_MESSAGE
 from skllm_ray.tasks.answers import read_json
@@ -35,7 +32,7 @@ class ExtractionTask:
     validate: Callable[[Any], Mapping[str, Any]]
     template: str = EXTRACTION_PROMPT_TEMPLATE
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:  # noqa: ARG002
+    def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return one request per text."""
         schema, values = dict(self.schema), {"schema": json.dumps(self.schema, ensure_ascii=False)}
         return [

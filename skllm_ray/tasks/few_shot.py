@@ -15,7 +15,7 @@ from skllm_ray.prompts.templates import (
     FEW_SHOT_CLF_PROMPT_TEMPLATE,
     FEW_SHOT_MLCLF_PROMPT_TEMPLATE,
 )
-from skllm_ray.tasks.base import ChatRequest, Choices, Message
+from skllm_ray.tasks.base import ChatRequest, Choices, FollowUpTask, Message, Row
 from skllm_ray.tasks.classification import MultiLabelZeroShotTask, ZeroShotTask, describe
 
 _MOST_COUNTED = 2048  # training texts whose neighbours are counted for the canonical order
@@ -101,26 +101,39 @@ class ExampleMemory:
 
 
 @dataclass(frozen=True, eq=False)
-class DynamicFewShotTask(ZeroShotTask):
+class DynamicFewShotTask(ZeroShotTask, FollowUpTask):
     """Choose one of the labels, as the examples show that are most like the text.
 
-    Before `render`, whoever runs the task embeds the texts with `embedding`, a backend's spec, and passes the vectors.
+    It follows a step that embeds the texts: its vectors choose the examples.
     """
 
     template: str = FEW_SHOT_CLF_PROMPT_TEMPLATE
     memory: ExampleMemory | None = None
     n_examples: int = 3
-    embedding: Any = None
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:
+    def render_after(self, texts: Sequence[str], rows: Sequence[Row[Any]]) -> list[ChatRequest]:
         """Return one request per text, with the examples nearest to its vector."""
-        if vectors is None or self.memory is None:
-            raise ValueError("A dynamic few-shot prompt needs the texts' vectors and a memory of examples.")
+        vectors = np.stack([np.asarray(row.value, np.float32) for row in rows])
+        return self._with_examples(texts, self._filled_memory().nearest(vectors, self.n_examples))
+
+    def render(self, texts: Sequence[str]) -> list[ChatRequest]:
+        """Return one request per text with any examples: as long as the real ones, where nobody pays for vectors."""
+        random = np.random.default_rng(0)
+        sizes = [(some, min(len(some), self.n_examples)) for some in self._filled_memory().members]
+        chosen = [[i for some, n in sizes for i in random.choice(some, n, replace=False)] for _ in texts]
+        return self._with_examples(texts, chosen)
+
+    def _filled_memory(self) -> ExampleMemory:
+        if self.memory is None:
+            raise ValueError("A dynamic few-shot prompt needs a memory of examples.")
+        return self.memory
+
+    def _with_examples(self, texts: Sequence[str], chosen: Sequence[Sequence[int]]) -> list[ChatRequest]:
         system: Message = {"role": "system", "content": CLF_SYSTEM_MESSAGE}
-        labels = describe(self.labels, self.descriptions)
+        labels, examples = describe(self.labels, self.descriptions), self._filled_memory().examples
         requests = []
-        for text, near in zip(texts, self.memory.nearest(vectors, self.n_examples), strict=True):
-            shown = "\n\n".join(self.memory.examples[position] for position in near)
+        for text, near in zip(texts, chosen, strict=True):
+            shown = "\n\n".join(examples[position] for position in near)
             content = fill(self.template, text, {"labels": labels, "training_data": shown})
             requests.append(ChatRequest((system, {"role": "user", "content": content}), self.choices))
         return requests

@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skllm_ray.prompts import fill
 from skllm_ray.prompts.templates import (
     EXPLAINABLE_NER_DENSE_PROMPT_TEMPLATE,
@@ -55,7 +52,7 @@ class NERTask:
     entities: Mapping[str, str]
     sparse: bool = True
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:  # noqa: ARG002
+    def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return one request per text."""
         lines = [f"- {json.dumps(name, ensure_ascii=False)}: {meaning}" for name, meaning in self.entities.items()]
         names = json.dumps(list(self.entities), ensure_ascii=False)

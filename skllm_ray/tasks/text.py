@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skllm_ray.prompts import fill
 from skllm_ray.tasks.answers import unfenced
 from skllm_ray.tasks.base import ChatRequest, Message, Reply, Row
@@ -37,7 +34,7 @@ class TextTask:
     values: Mapping[str, str] = field(default_factory=dict)
     system: str = ""
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:  # noqa: ARG002
+    def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return one request per text."""
         return [ChatRequest(conversation(self.system, fill(self.template, text, self.values))) for text in texts]
 

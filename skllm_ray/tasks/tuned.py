@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skllm_ray.tasks.base import ChatRequest, Reply, Row
 
 
@@ -15,7 +12,7 @@ from skllm_ray.tasks.base import ChatRequest, Reply, Row
 class TunedTextTask:
     """Send each text as it is: what to do with it, the model has learnt."""
 
-    def render(self, texts: Sequence[str], vectors: NDArray[np.float32] | None = None) -> list[ChatRequest]:  # noqa: ARG002
+    def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return one request per text."""
         return [ChatRequest(({"role": "user", "content": text},)) for text in texts]
 

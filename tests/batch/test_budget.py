@@ -163,7 +163,7 @@ def test_half_a_price_is_completed_where_the_other_half_is_known(world):
     with ChatServer(world.answer) as server:
         SKLLMConfig.set_price("custom_url::m", input_per_million=2.0, output_per_million=8.0)
         job = batch.job_for(api_classifier(server), world.source, str(world.output), budget_usd=1.0, input_price=3.0)
-        assert (job.spec.price.input, job.spec.price.output) == (3.0, 8.0)
+        assert (job.plan[-1].spec.price.input, job.plan[-1].spec.price.output) == (3.0, 8.0)
 
 
 def test_vectors_alone_need_no_price_of_an_answer(world):

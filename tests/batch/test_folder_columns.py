@@ -132,14 +132,14 @@ def test_a_file_that_changes_after_the_plan_gives_no_mixed_rows(tmp_path, monkey
     from skllm_ray.batch.job import job
 
     source = Path(write(tmp_path / "in/a.parquet", ["good", "bad"]))
-    plan = job.Job.plan
+    plan = job.Job.manifest
 
     def planned(self: Any) -> Any:
         found = plan(self)
         pq.write_table(pa.table({"id": [5, 6], "text": ["xgood", "xbad"]}), source)
         return found
 
-    monkeypatch.setattr(job.Job, "plan", planned)
+    monkeypatch.setattr(job.Job, "manifest", planned)
     result = batch.run(classifier(), str(tmp_path / "in"), str(tmp_path / "out"))
     assert not result.complete
     assert "changed since the job was planned" in str(result.unreadable)

@@ -23,6 +23,7 @@ from skllm_ray import batch
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.execution.metrics import METRICS
+from skllm_ray.execution.plan import Step
 from skllm_ray.execution.unit_runner import UnitRunner
 from skllm_ray.execution.unit_tasks import Died
 from skllm_ray.tasks.classification import ZeroShotTask
@@ -73,7 +74,7 @@ def test_a_worker_that_is_killed_loses_nothing_and_pays_for_little(ray_here, tmp
 
 
 def test_a_unit_that_kills_its_worker_costs_its_neighbours_nothing(ray_here):
-    runner = UnitRunner(_poisoned, ZeroShotTask(("a", "b")), FakeSpec(str), {}, 2)
+    runner = UnitRunner(_poisoned, (Step(ZeroShotTask(("a", "b")), FakeSpec(str)),), {}, 2)
     shared = runner.share(_nothing)
     results = dict(one for one in runner.run(deque(range(60)), shared, lambda unit: unit) if one is not None)
     assert [unit for unit, result in results.items() if result != unit] == [POISON]

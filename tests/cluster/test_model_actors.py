@@ -17,6 +17,7 @@ import ray
 
 from skllm_ray.errors import ClusterError, ModelLoadError
 from skllm_ray.execution import model_pool
+from skllm_ray.execution.plan import Step
 from skllm_ray.execution.runner import run
 from skllm_ray.llm.base import Backend, Capabilities, Placement, StatefulSpec
 from skllm_ray.llm.open_models import ModelCache
@@ -103,7 +104,7 @@ def spec(tmp_path: Path) -> Any:
 def ask(spec: Spec, n: int, poison: int | None = None) -> list[str | None]:
     """Return the label, or the kind of error, of each of `n` rows."""
     texts = [f"{'POISON' if row == poison else 'text'} {row}" for row in range(n)]
-    rows = run(texts, ZeroShotTask(("good", "bad")), spec, show_progress=False)  # type: ignore[arg-type]
+    rows = run(texts, (Step(ZeroShotTask(("good", "bad")), spec),), show_progress=False)  # type: ignore[arg-type]
     return [row.error.kind if row.error is not None else row.value for row in rows]
 
 

@@ -16,6 +16,7 @@ import pytest
 SCRIPT = """
 import skllm_ray
 from skllm_ray.config import SKLLMConfig
+from skllm_ray.execution.plan import Step
 from skllm_ray.execution.runner import run
 from skllm_ray.tasks import ZeroShotTask
 from skllm_ray.testing import FakeSpec
@@ -25,7 +26,7 @@ def answer(request):
 
 skllm_ray.init(local_mode=True)
 SKLLMConfig.set_show_progress(SHOW)
-rows = run(["x"] * 768, ZeroShotTask(("a", "b")), FakeSpec(answer, latency_s=LATENCY))
+rows = run(["x"] * 768, (Step(ZeroShotTask(("a", "b")), FakeSpec(answer, latency_s=LATENCY)),))
 assert all(row.value == "a" for row in rows)
 """
 

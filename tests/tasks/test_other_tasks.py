@@ -78,8 +78,8 @@ def test_the_order_of_examples_is_one_for_all_rows_and_makes_prompts_begin_alike
     assert shared(rows) > shared(plain.nearest(queries, 3))
 
 
-def test_a_dynamic_prompt_needs_vectors():
-    with pytest.raises(ValueError, match="vectors"):
+def test_a_dynamic_prompt_needs_examples():
+    with pytest.raises(ValueError, match="memory of examples"):
         DynamicFewShotTask(("a", "b")).render(["t"])
 
 

@@ -19,6 +19,7 @@ INDEX_ROWS: Final = 1024
 _LEAST_ROWS: Final = 256
 _UNITS: Final = 128  # how many units an input of middling size is cut into
 _MOST_BYTES: Final = 64 << 20
+_FILE_BITS: Final = 40  # no file has as many rows
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,18 @@ class Unit:
     def key(self) -> str:
         """Its name, which sorts in the order of the input."""
         return f"{self.number:05d}-{self.start:010d}-{self.n_rows:07d}"
+
+    @property
+    def positions(self) -> range:
+        """Numbers for its rows that no other row of the input has, whichever files can be read.
+
+        Examples
+        --------
+        >>> Unit("b.csv", 1, 5, 2).positions == range(2**40 + 5, 2**40 + 7)
+        True
+        """
+        first = (self.number << _FILE_BITS) + self.start
+        return range(first, first + self.n_rows)
 
     @property
     def part_name(self) -> str:

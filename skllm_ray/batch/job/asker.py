@@ -10,14 +10,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from skllm_ray.batch.job.journalled_backend import JournalledBackend
+from skllm_ray.batch.job.journalled_backend import journalled
+from skllm_ray.batch.job.terms import most_usd_of_texts
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import Ledger
 from skllm_ray.batch.output.fence import Fence
 from skllm_ray.batch.output.journal import Journal
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.errors import ConfigurationError
-from skllm_ray.execution.block import opened_pair, process
+from skllm_ray.execution.block import opened_all, process
+from skllm_ray.execution.plan import Block
 from skllm_ray.tasks.base import Row
 
 if TYPE_CHECKING:
@@ -128,14 +130,10 @@ class _Asker:
         journal = Journal(folder, resumes=False)
         self._stack.callback(journal.close, keep=False)
         guard = self._stack.enter_context(UnitGuard(Fence(folder, ""), self._ledger.stopped))
-        backend, embedder = self._stack.enter_context(opened_pair(job.task, job.spec, job.secrets))
-        self._terms, self._embedder_terms = job.terms(outage_s=0.0)
-        self._backend = JournalledBackend(backend, journal, self._ledger, job.spec.model, self._terms, guard)
-        self._embedder = None
-        if embedder is not None:
-            name = f"{job.spec.model} vectors"
-            terms = self._embedder_terms
-            self._embedder = JournalledBackend(embedder, journal, self._ledger, name, terms, guard, counts_rows=False)
+        backends = self._stack.enter_context(opened_all(job.plan, job.secrets))
+        self._terms = job.terms(outage_s=0.0)
+        name = job.plan[-1].spec.model
+        self._backends = journalled(job.plan, backends, journal, self._ledger, name, (self._terms, guard))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -144,12 +142,7 @@ class _Asker:
     def most_usd(self, texts: Sequence[str]) -> list[float]:
         """Return the most that each text may cost."""
         texts = [*self._job.prior_texts, *texts] if not self._begun else texts
-        if self._job.embeds:
-            return [self._terms.most_usd_of_text(text) for text in texts]
-        most = [self._terms.most_usd(request) for request in self._job.requests_for(texts)]
-        if self._embedder is None:
-            return most
-        return [one + self._embedder_terms.most_usd_of_text(text) for one, text in zip(most, texts, strict=True)]
+        return most_usd_of_texts(self._job.plan, self._terms, texts)
 
     def ask(self, texts: Sequence[str], into: Asked, *, timed: bool) -> None:
         """Ask about some texts that the budget covers."""
@@ -166,4 +159,4 @@ class _Asker:
             into.seconds += time.perf_counter() - began
 
     def _ask(self, texts: Sequence[str]) -> list[Row[Any]]:
-        return process(texts, self._job.task, self._backend, self._job.spec, self._embedder) if texts else []
+        return process(Block(texts, range(len(texts))), self._job.plan, self._backends) if texts else []

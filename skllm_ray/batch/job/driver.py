@@ -18,6 +18,7 @@ from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.config import Price, Secret
 from skllm_ray.errors import ClusterError
+from skllm_ray.execution.block import Backends
 from skllm_ray.execution.unit_runner import Failed, Shared, UnitRunner
 from skllm_ray.execution.unit_tasks import Died
 
@@ -98,7 +99,7 @@ def work_off(
     watch : tuple of Screen, State, callable
         Where progress is shown, what is shown, and what raises where the run may not go on.
     """
-    runner = UnitRunner(_Function(work), work.task, work.spec, secrets, n_tasks)
+    runner = UnitRunner(_Function(work), work.plan, secrets, n_tasks)
     return _Loop(calls, runner, budget, state, watch).run(divide)
 
 
@@ -212,38 +213,38 @@ class _Function:
 
     work: UnitWork
 
-    def __call__(self, call: Call, backend: Any, embedder: Any, shared: Shared, secrets: Mapping[str, Secret]) -> Any:
-        ledger = LedgerHandle(shared, self.work.manifest.model)
-        return self.work(call, backend, embedder, ledger, secrets)
+    def __call__(self, call: Call, backends: Backends, shared: Shared, secrets: Mapping[str, Secret]) -> Any:
+        return self.work(call, backends, LedgerHandle(shared), secrets)
 
 
 class LedgerHandle:
     """The job's ledger, from anywhere; what is reported is counted for Prometheus too."""
 
-    def __init__(self, shared: Shared, model: str) -> None:
+    def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self._model = model
 
-    def reserve(self, worker: str, costs: list[float]) -> Any:
+    def reserve(self, worker: str, costs: list[float], model: str = "") -> Any:
         """Ask for permission to send."""
-        return self._shared.call("reserve", worker, costs)
+        return self._shared.call("reserve", worker, costs, model)
 
     def confirm(self, worker: str) -> bool:
         """Ask whether the permission stands."""
         return bool(self._shared.call("confirm", worker))
 
-    def settle(self, worker: str, spent_usd: float) -> None:
+    def settle(self, worker: str, spent_usd: float, model: str = "") -> None:
         """Tell what it did cost."""
-        self._shared.call("settle", worker, spent_usd)
+        self._shared.call("settle", worker, spent_usd, model)
 
-    def report(self, progress: Progress, *, answered: bool, reason: str = "", last: bool = False) -> None:
+    def report(
+        self, progress: Progress, *, answered: bool, reason: str = "", last: bool = False, model: str = ""
+    ) -> None:
         """Tell what was done."""
         from skllm_ray.execution.metrics import count
 
         failed = sum(progress.errors.values())
         fresh = max(0, progress.rows - progress.reused - progress.duplicates - failed)
         count(
-            self._model,
+            model,
             rows={"ok": fresh, "reused": progress.reused, "duplicate": progress.duplicates, "error": failed},
             tokens={
                 "prompt": progress.prompt_tokens,
@@ -254,15 +255,15 @@ class LedgerHandle:
             cost_usd=progress.cost_usd,
         )
         tell = self._shared.call if last else self._shared.tell
-        tell("report", progress, answered=answered, reason=reason)
+        tell("report", progress, answered=answered, reason=reason, model=model)
 
     def wait_for(self, worker: str, reason: str) -> None:
         """Tell that this worker waits."""
         self._shared.tell("wait_for", worker, reason)
 
-    def answered_within(self, seconds: float) -> bool:
-        """Return whether the server answered anyone lately."""
-        return bool(self._shared.call("answered_within", seconds))
+    def answered_within(self, seconds: float, model: str = "") -> bool:
+        """Return whether the model's server answered anyone lately."""
+        return bool(self._shared.call("answered_within", seconds, model))
 
     def stopped(self) -> str:
         """Return why the job was told to stop."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -10,8 +9,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any, Final
-
-import numpy as np
 
 from skllm_ray.batch.input.files import Unit, cut
 from skllm_ray.batch.job.driver import Budget, Outcome, work_off
@@ -30,11 +27,8 @@ from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import Folder, StorageOptions
 from skllm_ray.config import Secret
 from skllm_ray.errors import warn
-from skllm_ray.execution.block import embedding_of
 from skllm_ray.execution.runner import run as run_rows
-from skllm_ray.llm.base import BackendSpec
-from skllm_ray.tasks.base import ChatRequest, Row
-from skllm_ray.tasks.embedding import EmbeddingTask
+from skllm_ray.tasks.base import Row
 from skllm_ray.tasks.label_mass import low_mass
 
 _EMPTY: Final = "part-00000-0000000000-0000000.parquet"
@@ -69,16 +63,15 @@ class Job:
         self._output_uri = output
         self._options = options
         self._storage = storage
-        self.task = estimator._task()
-        self._pricing = Pricing(estimator._checked_spec(), self._embedder, self.task, options)
-        self.spec = self._pricing.spec
-        self._planner = Planner(estimator, self.spec, tuple(inputs), output, options, storage)
+        self._pricing = Pricing(estimator._checked_plan(), options)
+        self.plan = self._pricing.plan
+        self._planner = Planner(estimator, tuple(inputs), output, options, storage)
         self.output = self._planner.output
         self._system = self.output.below(SYSTEM)
 
     # --- planning -------------------------------------------------------------------------------------------------
 
-    def plan(self) -> Manifest:
+    def manifest(self) -> Manifest:
         """Return the job's manifest: the output's, if it has one that fits; else a new one, not written yet.
 
         Raises
@@ -88,19 +81,11 @@ class Job:
         OutputMismatchError
             If the output belongs to another job.
         """
-        return self._planner.plan(self.task)
+        return self._planner.manifest(self.plan)
 
     def units(self, manifest: Manifest) -> Iterator[Unit]:
         """Yield the job's units."""
         return cut(manifest.files, manifest.unit_rows, manifest.cuts)
-
-    def requests_for(self, texts: Sequence[str]) -> list[ChatRequest]:
-        """Return what would be asked about some texts, with any examples where the nearest ones cost to find."""
-        task: Any = self.task
-        if self._embedder is None:
-            return list(task.render(texts))
-        task = replace(task, memory=_SomeExamples(task.memory))
-        return list(task.render(texts, np.zeros((len(texts), 1), np.float32)))
 
     def left(self, manifest: Manifest) -> list[tuple[Unit, int]]:
         """Return the units that a run would do, and how many rows of each it would ask about."""
@@ -126,38 +111,28 @@ class Job:
         return self._options.budget_usd
 
     @property
-    def embeds(self) -> bool:
-        """Whether texts become vectors, and nothing is written about them."""
-        return isinstance(self.task, EmbeddingTask)
-
-    @property
     def source(self) -> Folder:
         """The input's folder, or its file."""
         return self._planner.source
 
-    def terms(self, outage_s: float | None = None) -> tuple[Terms, Terms]:
-        """Return the rules for the model that answers, and for the one whose vectors the task renders with."""
-        both = self._pricing.terms()
-        return both if outage_s is None else (replace(both[0], outage_s=outage_s), replace(both[1], outage_s=outage_s))
+    def terms(self, outage_s: float | None = None) -> tuple[Terms, ...]:
+        """Return the rules for each step's model."""
+        return self._pricing.terms(outage_s)
 
     def ask(self, texts: Sequence[str]) -> list[Row[Any]]:
         """Ask about some texts, outside of any output."""
-        return run_rows(texts, self.task, self.spec, self._estimator._secrets(), show_progress=False)
+        return run_rows(texts, self.plan, self._estimator._secrets(), show_progress=False)
 
     @property
     def prior_texts(self) -> tuple[str, ...]:
         """The texts that are asked about before the first row, for the labels' prior; none where it is known."""
-        prior = prior_to_ask(self.task)
+        prior = prior_to_ask(self.plan)
         return () if prior is None or read_prior(self.output) is not None else prior.texts
 
     def take_prior(self, rows: Sequence[Row[Any]]) -> None:
         """Take the prior that the answers to `prior_texts` tell; without any, the output's."""
-        if prior_to_ask(self.task) is not None:
-            self.task = with_prior(self.task, estimated(rows) if rows else read_prior(self.output) or ())
-
-    @property
-    def _embedder(self) -> BackendSpec | None:
-        return embedding_of(self.task)
+        if prior_to_ask(self.plan) is not None:
+            self.plan = with_prior(self.plan, estimated(rows) if rows else read_prior(self.output) or ())
 
     def _wanted(self, manifest: Manifest) -> int:
         return wanted_rows(manifest, self._options.limit)
@@ -175,11 +150,11 @@ class Job:
         OutputInUseError
             If another run writes to the same output.
         """
-        manifest = self.plan()  # before the lock, so that a plan that fails leaves nothing behind
+        manifest = self.manifest()  # before the lock, so that a plan that fails leaves nothing behind
         planned_on = load_manifest(self._system)
         with OutputLock(self._system) as lock:
             if load_manifest(self._system) != planned_on:
-                manifest = self.plan()
+                manifest = self.manifest()
             manifest = limited(manifest, OutputState(self.output, list(self.units(manifest))), self._options.limit)
             lock.check()
             manifest.save(self._system)
@@ -201,20 +176,20 @@ class Job:
         found = [one for one in state.summaries.values() if one.label_mass is not None]
         if found:
             median = statistics.median(one.label_mass or 0.0 for one in found)
-            told = low_mass(self.spec.model, median, sum(one.rows for one in found))
+            told = low_mass(self.plan[-1].spec.model, median, sum(one.rows for one in found))
             if told:
                 warn(told)
 
     def result(self) -> JobResult:
         """Return how the job stands, without running anything."""
-        manifest = self.plan()
+        manifest = self.manifest()
         return self._result(manifest, OutputState(self.output, list(self.units(manifest))), Outcome(), 0.0)
 
     def _run(
         self, manifest: Manifest, state: OutputState, calls: deque[Call], screen: Screen, lock: OutputLock
     ) -> Outcome:
         given, pricing = self._options, self._pricing
-        budget = Budget(self._output_uri, self._storage, given.budget_usd, pricing.price, given.keep_going)
+        budget = Budget(self._output_uri, self._storage, given.budget_usd, pricing.dearest, given.keep_going)
         wanted = self._wanted(manifest)
         view = State(manifest.model, wanted, min(wanted, state.rows_done))
         state.expect(call.key for call in calls if call.retries)
@@ -233,21 +208,15 @@ class Job:
 
     def _work(self, manifest: Manifest, lock: OutputLock) -> UnitWork:
         """Return what every unit needs."""
-        terms, embedder_terms = self.terms()
-        task: Any = with_template(self.task, manifest.template)
-        if self._embedder is not None:
-            task = replace(task, embedding=self._pricing.cautious(self._embedder))
         return UnitWork(
             estimator=self._estimator,
-            task=task,
-            spec=self.spec,
+            plan=with_template(self.plan, manifest.template),
             manifest=replace(manifest, files=(), params=""),
             input_uri=self._planner.source_uri,
             output_uri=self._output_uri,
             options=self._storage,
             mode="default" if self._estimator.on_error == "default" else "coerce",
-            terms=terms,
-            embedder_terms=embedder_terms,
+            terms=self.terms(),
             types=self._planner.types,
             token=lock.token,
         )
@@ -298,19 +267,3 @@ class _Divider:
         end = unit.start + unit.n_rows
         found = (one for one in units if one.number == unit.number and unit.start <= one.start < end)
         return [Call(one, call.resumes) for one in found]
-
-
-class _SomeExamples:
-    """Stands for a memory of examples where nobody pays for vectors: any examples of each class."""
-
-    def __init__(self, memory: Any) -> None:
-        self.examples = memory.examples
-        self._members = memory.members
-        self._random = random.Random(0)
-
-    def nearest(self, vectors: Any, n_examples: int) -> list[list[int]]:
-        """Return examples for each vector."""
-        return [[row for members in self._members for row in self._any(list(members), n_examples)] for _ in vectors]
-
-    def _any(self, members: list[int], n: int) -> list[int]:
-        return self._random.sample(members, min(n, len(members)))

@@ -12,9 +12,11 @@ from skllm_ray.batch.job.terms import Terms
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import Progress, SharedLedger
 from skllm_ray.batch.output.journal import Journal, digest
+from skllm_ray.execution.plan import Plan, row_step
 from skllm_ray.llm.base import Backend
 from skllm_ray.llm.cancellation import Call
 from skllm_ray.tasks.base import LOST, ChatRequest, Embedding, Reply, RowError
+from skllm_ray.tasks.embedding import EmbeddingTask
 
 _REPORT_S: Final = 1.0
 _BUDGET_POLL_S: Final = 0.25
@@ -44,8 +46,14 @@ class JournalledBackend(Backend):
         The job's rules.
     guard : UnitGuard
         Tells before each request whether it may be sent.
+    model : str, default=""
+        Who is asked, as the ledger tells models apart.
+    mark : str, default=""
+        Put before keys in the journal, so that two steps of a plan may ask the same.
     counts_rows : bool, default=True
         Whether an answer is a row's result, and not merely a step towards it.
+    fails_rows : bool, default=True
+        Whether a row that has no answer has failed, and no later step is asked in its place.
     """
 
     def __init__(
@@ -57,7 +65,10 @@ class JournalledBackend(Backend):
         terms: Terms,
         guard: UnitGuard,
         *,
+        model: str = "",
+        mark: str = "",
         counts_rows: bool = True,
+        fails_rows: bool = True,
     ) -> None:
         self._backend = backend
         self._journal = journal
@@ -65,7 +76,11 @@ class JournalledBackend(Backend):
         self._worker = worker
         self._terms = terms
         self._guard = guard
+        self._model = model
+        self._mark = mark
         self._counts_rows = counts_rows
+        self._fails_rows = fails_rows
+        self._answered = False
         self._news = Progress()
         self._failed_early: Counter[str] = Counter()
         self._reason = ""
@@ -76,13 +91,14 @@ class JournalledBackend(Backend):
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request; equal ones are asked once, and the copies have ``attempts=0``."""
         requests = self._bounded(requests)
-        keys = [request.messages[-1]["content"] for request in requests]  # what a task says before is always the same
+        # What a task says before the last message is always the same.
+        keys = [self._mark + request.messages[-1]["content"] for request in requests]
         ask = self._backend.complete_each
         return self._obtain(keys, requests, self._terms.most_usd, ask, streams=self._terms.streams)
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """Return one embedding per text, likewise."""
-        keys = [f"\0vector\0{text}" for text in texts]
+        keys = [f"{self._mark}\0vector\0{text}" for text in texts]
         terms = self._terms
         return self._obtain(
             keys, texts, terms.most_usd_of_text, lambda some, _: self._backend.embed(some), streams=False
@@ -148,7 +164,7 @@ class JournalledBackend(Backend):
             if not missing or not again:
                 patience.answered()
                 continue
-            answered = len(again) < len(answers) or self._ledger.answered_within(time.monotonic() - began)
+            answered = len(again) < len(answers) or self._ledger.answered_within(time.monotonic() - began, self._model)
             told: list[Any] = [failed[key].error for key in again]
             error = next((one for one in told if one.kind != "cancelled"), told[0])
             if not self._wait(patience, len(missing), error, answered=answered or _is_there(error, len(missing))):
@@ -214,7 +230,7 @@ class JournalledBackend(Backend):
                 at += len(part)
                 continue
             most = [most_usd(questions[key]) for key in part]
-            grant = self._ledger.reserve(self._worker, most)
+            grant = self._ledger.reserve(self._worker, most, self._model)
             if grant.stop:
                 raise UnitStopped("budget" if not self._ledger.stopped() else "stopped", self._ledger.stopped())
             if grant.wait:
@@ -268,7 +284,7 @@ class JournalledBackend(Backend):
         self._news.unknown_usd += sum(unknown for _, unknown in costs.values())
         self._journal.settle(costs)
         good = {key: answer.usage.cost_usd or 0.0 for key, answer in answers.items() if answer.error is None}
-        self._ledger.settle(self._worker, sum(good.values()) + sum(map(sum, costs.values())))
+        self._ledger.settle(self._worker, sum(good.values()) + sum(map(sum, costs.values())), self._model)
         if self._terms.capped:
             told = good | {key: known for key, (known, _) in costs.items()}
             self._refuse_dearer({key: (cost, most_usd(questions[key])) for key, cost in told.items()})
@@ -290,9 +306,11 @@ class JournalledBackend(Backend):
         if good:
             self._journal.add(good, urgent=urgent, free=self._terms.free)
         news = self._news
+        self._answered = self._answered or any(answer.attempts > 0 for answer in good.values())
         if self._counts_rows:
             bad = [a.error for a in answers.values() if a.error is not None and not a.error.retryable]
-            self._fail_early([error for error in bad if error.kind != "cancelled"])
+            if self._fails_rows:
+                self._fail_early([error for error in bad if error.kind != "cancelled"])
             news.rows += len(good)
             self._counted += len(good)
         usages = [answer.usage for answer in answers.values() if answer.attempts > 0]
@@ -326,9 +344,9 @@ class JournalledBackend(Backend):
         news, self._news = self._news, Progress()
         self._told_at = time.monotonic()
         self.total.add(news)
-        answered = news.asked > sum(news.errors.values()) and news.rows > 0
+        answered, self._answered = self._answered, False
         reason, self._reason = self._reason, ""
-        self._ledger.report(news, answered=answered, reason=reason, last=last)
+        self._ledger.report(news, answered=answered, reason=reason, last=last, model=self._model)
 
     def _check_stopped(self) -> None:
         self._guard.check()
@@ -341,6 +359,38 @@ class JournalledBackend(Backend):
 
 
 Answer = Reply | Embedding
+
+
+def journalled(
+    plan: Plan,
+    backends: Sequence[Backend],
+    journal: Journal,
+    ledger: SharedLedger,
+    worker: str,
+    rules: tuple[Sequence[Terms], UnitGuard],
+    *,
+    counts_rows: bool = True,
+) -> list[JournalledBackend]:
+    """Return a plan's backends under the job's rules: answers go into the journal, and costs are reserved first."""
+    terms, guard = rules
+    number, last = row_step(plan), len(plan) - 1
+    kinds = [isinstance(step.task, EmbeddingTask) for step in plan]
+    marks = [kinds[:n].count(kind) for n, kind in enumerate(kinds)]  # the first of each kind has none, as ever
+    return [
+        JournalledBackend(
+            backend,
+            journal,
+            ledger,
+            worker,
+            terms[n],
+            guard,
+            model=plan[n].spec.model,
+            mark=f"\0{marks[n]}\0" if marks[n] else "",
+            counts_rows=counts_rows and n == number,
+            fails_rows=n == last,
+        )
+        for n, backend in enumerate(backends)
+    ]
 
 
 def _is_there(error: RowError, n_rows: int) -> bool:

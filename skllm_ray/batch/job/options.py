@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError
+from skllm_ray.execution.plan import Plan
 from skllm_ray.tasks.base import Row, Task
 
 KeepReplies = Literal["none", "errors", "all"]
@@ -51,7 +52,7 @@ class BatchEstimator(Protocol):
 
     def _task(self) -> Task[Any]: ...
 
-    def _checked_spec(self) -> Any: ...
+    def _checked_plan(self) -> Plan: ...
 
     def _secrets(self) -> dict[str, Secret]: ...
 

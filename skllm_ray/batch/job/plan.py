@@ -31,6 +31,7 @@ from skllm_ray.batch.output.part import SYSTEM
 from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, distinct, list_inputs, open_folder
 from skllm_ray.errors import InputError, OutputMismatchError
+from skllm_ray.execution.plan import Plan
 
 
 class Planner:
@@ -40,8 +41,6 @@ class Planner:
     ----------
     estimator : BatchEstimator
         Fitted.
-    spec : BackendSpec
-        The model that answers.
     inputs : tuple of str
         Files, folders or patterns, all on one filesystem.
     output : str
@@ -55,14 +54,12 @@ class Planner:
     def __init__(
         self,
         estimator: BatchEstimator,
-        spec: Any,
         inputs: tuple[str, ...],
         output: str,
         options: JobOptions,
         storage: StorageOptions,
     ) -> None:
         self._estimator = estimator
-        self._spec = spec
         self._inputs = inputs
         self._output_uri = output
         self._options = options
@@ -70,7 +67,7 @@ class Planner:
         self.output = open_folder(output, storage, storage.secrets())
         self.source_uri = base_of(inputs[0])
 
-    def plan(self, task: Any) -> Manifest:
+    def manifest(self, plan: Plan) -> Manifest:
         """Return the job's manifest: the output's, if it has one that fits; else a new one, not written yet.
 
         Raises
@@ -87,9 +84,9 @@ class Planner:
                 raise OutputMismatchError(
                     f"output={self._output_uri!r} holds parts but no manifest.", "Give an empty or a new folder."
                 )
-            return self._manifest(task, self._scan(files))
+            return self._manifest(plan, self._scan(files))
         _refuse_changed(old, files)
-        old.check_same(self._manifest(task, Scanned(list(old.files), read_schema(old.input_schema)), old))
+        old.check_same(self._manifest(plan, Scanned(list(old.files), read_schema(old.input_schema)), old))
         return self._read_again(old, files)
 
     @cached_property
@@ -124,7 +121,7 @@ class Planner:
 
     # --- the manifest ---------------------------------------------------------------------------------------------
 
-    def _manifest(self, task: Any, scanned: Scanned, old: Manifest | None = None) -> Manifest:
+    def _manifest(self, plan: Plan, scanned: Scanned, old: Manifest | None = None) -> Manifest:
         given, estimator = self._options, self._estimator
         self._check_columns(scanned)
         names = scanned.schema.names
@@ -133,7 +130,8 @@ class Planner:
         schema = pa.schema([*(scanned.schema.field(name) for name in kept), *self._result_fields(kept, old).items()])
         files = tuple(_checked(scanned, self._needed()).files)
         kind = type(estimator).__name__
-        task = with_template(task, old.template if old and old.task == kind else None)
+        plan = with_template(plan, old.template if old and old.task == kind else None)
+        spec = plan[-1].spec
         return Manifest(
             input=self._inputs,
             text_column=None if given.text_template else given.text_column,
@@ -142,11 +140,11 @@ class Planner:
             output_prefix=given.output_prefix,
             keep_replies=given.keep_replies,
             task=kind,
-            model=self._spec.model,
-            identity=veiled_identity(json.dumps(self._spec.identity)),
+            model=spec.model,
+            identity=veiled_identity(json.dumps(spec.identity)),
             params=params_text(estimator),
-            question=question_hash(task),
-            prompt=probe_prompt(task),
+            question=question_hash(plan),
+            prompt=probe_prompt(plan),
             labels=_labels(estimator),
             input_schema=schema_text(scanned.schema),
             schema=schema_text(schema),
@@ -155,7 +153,7 @@ class Planner:
             files=files,
             max_output_tokens=given.max_output_tokens,
             filename_column=given.filename_column,
-            template=template_of(task),
+            template=template_of(plan),
         )
 
     def _result_fields(self, kept: Sequence[str], old: Manifest | None) -> dict[str, pa.DataType]:

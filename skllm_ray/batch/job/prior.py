@@ -22,7 +22,8 @@ from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import Folder
 from skllm_ray.errors import JobFailedError, OutputMismatchError
 from skllm_ray.execution.block import process
-from skllm_ray.tasks.base import Row, RowError, Task
+from skllm_ray.execution.plan import Block, Plan
+from skllm_ray.tasks.base import Row, RowError
 from skllm_ray.tasks.classification import ZeroShotTask
 from skllm_ray.tasks.prior import LabelPrior, estimate_prior
 
@@ -57,12 +58,11 @@ class PriorWork(UnitWork):
         call: Call,
         table: pa.Table,
         old: OldPart | None,
-        backend: JournalledBackend,
-        embedder: JournalledBackend | None,
+        backends: list[JournalledBackend],
     ) -> tuple[pa.Table, list[Row[Any]]]:
         del call, table, old
-        prior = prior_to_ask(self.task)
-        rows = process(prior.texts if prior else (), self.task, backend, self.spec, embedder)
+        prior = prior_to_ask(self.plan)
+        rows = process(Block(prior.texts if prior else ()), self.plan, backends)
         return self._prior_table(estimated(rows)), rows
 
     def write_down(self, output: Folder, probabilities: Sequence[float]) -> UnitSummary:
@@ -88,15 +88,22 @@ class PriorWork(UnitWork):
         return {}
 
 
-def prior_to_ask(task: Task[Any]) -> LabelPrior | None:
-    """Return the prior that a task lacks before its first row; None where it lacks none."""
-    prior = task.prior if isinstance(task, ZeroShotTask) else None
+def prior_to_ask(plan: Plan) -> LabelPrior | None:
+    """Return the prior that a plan's last step lacks before its first row; None where it lacks none."""
+    prior = _prior_of(plan)
     return prior if prior is not None and prior.probabilities is None else None
 
 
-def with_prior(task: Any, probabilities: Sequence[float]) -> Any:
-    """Return a task that takes this prior out."""
-    return replace(task, prior=replace(task.prior, probabilities=tuple(probabilities)))
+def with_prior(plan: Plan, probabilities: Sequence[float]) -> Plan:
+    """Return a plan whose last step takes this prior out."""
+    task: Any = plan[-1].task
+    task = replace(task, prior=replace(task.prior, probabilities=tuple(probabilities)))
+    return (*plan[:-1], replace(plan[-1], task=task))
+
+
+def _prior_of(plan: Plan) -> LabelPrior | None:
+    task = plan[-1].task
+    return task.prior if isinstance(task, ZeroShotTask) else None
 
 
 def estimated(rows: Sequence[Row[Any]]) -> tuple[float, ...]:
@@ -156,21 +163,22 @@ def ready_work(
     ask : callable
         Does what it is given as units are done.
     """
-    if not isinstance(work.task, ZeroShotTask) or work.task.prior is None:
+    prior = _prior_of(work.plan)
+    if prior is None:
         return work
     found = read_prior(output)
     if found is None:
         own = PriorWork(**{one.name: getattr(work, one.name) for one in fields(work)})
-        if work.task.prior.probabilities is None:
+        if prior.probabilities is None:
             lost = state.lost.get(PRIOR)
             before = lost.progress.bill() if lost else None
-            unit = PriorUnit(len(work.task.prior.texts))
+            unit = PriorUnit(len(prior.texts))
             outcome = ask(deque([Call(unit, PRIOR in state.journals, before=before)]), own)
             found = read_prior(output)
             if outcome.kind or found is None:
                 return outcome
         else:  # the estimator brought it with it
-            found = work.task.prior.probabilities
+            found = prior.probabilities
             check()
             state.add(own.write_down(output, found))
-    return replace(work, task=with_prior(work.task, found))
+    return replace(work, plan=with_prior(work.plan, found))

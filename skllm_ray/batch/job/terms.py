@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
 from skllm_ray.config import Price
 from skllm_ray.errors import ConfigurationError
+from skllm_ray.execution.plan import Plan
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.tasks.base import ChatRequest, Choices
+from skllm_ray.tasks.embedding import EmbeddingTask
 
 _PER_MESSAGE: Final = 16
 
@@ -65,6 +68,18 @@ class Terms:
     def most_usd_of_text(self, text: str) -> float:
         """Return the most that the embedding of a text can cost."""
         return 0.0 if self.price is None else self.price.cost_usd(_size(text), 0)
+
+
+def most_usd_of_texts(plan: Plan, terms: Sequence[Terms], texts: Sequence[str]) -> list[float]:
+    """Return the most that each text can cost, if every step is asked about it."""
+    total = [0.0] * len(texts)
+    for step, rules in zip(plan, terms, strict=True):
+        if isinstance(step.task, EmbeddingTask):
+            costs = [rules.most_usd_of_text(text) for text in texts]
+        else:
+            costs = [rules.most_usd(request) for request in step.task.render(texts)]
+        total = [one + other for one, other in zip(total, costs, strict=True)]
+    return total
 
 
 @lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Final
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from skllm_ray.batch.input.files import read, short
 from skllm_ray.batch.input.text_template import template_fields, texts_of
-from skllm_ray.batch.job.journalled_backend import JournalledBackend
+from skllm_ray.batch.job.journalled_backend import JournalledBackend, journalled
 from skllm_ray.batch.job.terms import Terms
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import SPENT, Progress, SharedLedger
@@ -28,11 +28,11 @@ from skllm_ray.batch.output.part import JOURNAL, PART_META, SYSTEM, OldPart, Uni
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
-from skllm_ray.execution.block import process
+from skllm_ray.execution.block import Backends, process
+from skllm_ray.execution.plan import Block, Plan, row_step
 from skllm_ray.execution.unit_runner import node_name
-from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.plain_text import whole
-from skllm_ray.tasks.base import Row, Task
+from skllm_ray.tasks.base import Row
 
 _FIRST_BLOCK: Final = 128
 _REASON: Final = 500  # characters
@@ -82,17 +82,15 @@ class UnitWork:
     """What every unit of a job needs. It travels to each node once."""
 
     estimator: Any
-    task: Task[Any]
-    spec: BackendSpec
+    plan: Plan
     manifest: Manifest
     input_uri: str
     output_uri: str
     options: StorageOptions
     mode: str
     """What stands for a row that failed: "default" or "coerce"."""
-    terms: Terms
-    embedder_terms: Terms
-    """Those of the model whose vectors the task renders with."""
+    terms: tuple[Terms, ...]
+    """The rules for each step's model."""
     types: Mapping[str, pa.DataType | None]
     """The estimator's output columns; None for values that have no type of their own."""
     token: str = ""
@@ -101,8 +99,7 @@ class UnitWork:
     def __call__(
         self,
         call: Call,
-        backend: Backend,
-        embedder: Backend | None,
+        backends: Backends,
         ledger: SharedLedger,
         secrets: Mapping[str, Secret],
     ) -> UnitSummary | Unfinished:
@@ -112,7 +109,7 @@ class UnitWork:
         with UnitGuard(fence, ledger.stopped) as guard:
             try:
                 guard.check()
-                return self._do(call, (backend, embedder), (ledger, guard), (output, secrets))
+                return self._do(call, backends, (ledger, guard), (output, secrets))
             except UnitStopped as stop:
                 return Unfinished(stop.kind, stop.reason)
 
@@ -121,7 +118,7 @@ class UnitWork:
     def _do(
         self,
         call: Call,
-        backends: tuple[Backend, Backend | None],
+        backends: Backends,
         rules: tuple[SharedLedger, UnitGuard],
         place: tuple[Folder, Mapping[str, Secret]],
     ) -> UnitSummary | Unfinished:
@@ -173,17 +170,17 @@ class UnitWork:
         return _Begun(call, table, old, journal)
 
     def _process(
-        self, begun: _Begun, backends: tuple[Backend, Backend | None], rules: tuple[SharedLedger, UnitGuard]
+        self, begun: _Begun, backends: Backends, rules: tuple[SharedLedger, UnitGuard]
     ) -> tuple[UnitSummary, pa.Buffer]:
         """Ask, and return the unit's part with its summary."""
         started, clock = time.time(), time.perf_counter()
-        backend, embedder = self._journalled(begun, backends, rules)
+        ours = self._journalled(begun, backends, rules)
+        total = Progress()
         try:
-            result, rows = self._answers(begun.call, begun.table, begun.old, backend, embedder)
+            result, rows = self._answers(begun.call, begun.table, begun.old, ours)
         finally:  # what was paid for is told even where the unit stops
-            total = backend.finish()
-            if embedder is not None:
-                total.add(embedder.finish().bill())
+            for backend in ours:
+                total.add(backend.finish())
         begun.journal.check()
         total.add(begun.journal.before)
         for before in (begun.call.before, begun.old.summary.progress if begun.old else None):
@@ -209,17 +206,12 @@ class UnitWork:
         return replace(summary, size=part.size), part
 
     def _journalled(
-        self, begun: _Begun, backends: tuple[Backend, Backend | None], rules: tuple[SharedLedger, UnitGuard]
-    ) -> tuple[JournalledBackend, JournalledBackend | None]:
-        """Return the backends under the job's rules: answers go into the journal, and costs are reserved first."""
+        self, begun: _Begun, backends: Backends, rules: tuple[SharedLedger, UnitGuard]
+    ) -> list[JournalledBackend]:
         ledger, guard = rules
-        journal, worker = begun.journal, f"{begun.call.key} {uuid.uuid4().hex[:6]}"
+        worker = f"{begun.call.key} {uuid.uuid4().hex[:6]}"
         counts = self._counts_rows
-        backend = JournalledBackend(backends[0], journal, ledger, worker, self.terms, guard, counts_rows=counts)
-        if backends[1] is None:
-            return backend, None
-        terms = self.embedder_terms
-        return backend, JournalledBackend(backends[1], journal, ledger, worker, terms, guard, counts_rows=False)
+        return journalled(self.plan, backends, begun.journal, ledger, worker, (self.terms, guard), counts_rows=counts)
 
     _counts_rows: ClassVar[bool] = True
     """Whether an answer is a row's result."""
@@ -236,29 +228,28 @@ class UnitWork:
         call: Call,
         table: pa.Table,
         old: OldPart | None,
-        backend: JournalledBackend,
-        embedder: JournalledBackend | None,
+        backends: list[JournalledBackend],
     ) -> tuple[pa.Table, list[Row[Any]]]:
         """Return the unit's part, and the rows that were asked for it."""
-        del call
+        asked = Block(self._texts(table), call.unit.positions)
         if old is not None:
-            return self._mend(old.table, table, backend, embedder)
-        found, rows = self._ask(self._texts(table), backend, embedder)
+            return self._mend(old.table, asked, table, backends)
+        found, rows = self._ask(asked, backends)
         return self._table(table, found), rows
 
-    def _ask(
-        self, texts: Sequence[Any], backend: JournalledBackend, embedder: JournalledBackend | None
-    ) -> tuple[dict[str, pa.Array], list[Row[Any]]]:
+    def _ask(self, asked: Block, backends: list[JournalledBackend]) -> tuple[dict[str, pa.Array], list[Row[Any]]]:
         """Return the output columns of some texts, and their rows."""
         from_block: list[dict[str, pa.Array]] = []
         rows: list[Row[Any]] = []
-        first = min(_FIRST_BLOCK, self.terms.block_rows)  # where all rows fail, few are asked before the job stops
-        for start in (0, *range(first, len(texts), self.terms.block_rows)):
-            block = list(texts[start : start + self.terms.block_rows if start else first])
-            if not block:
+        number = row_step(self.plan)
+        size = self.terms[number].block_rows
+        first = min(_FIRST_BLOCK, size)  # where all rows fail, few are asked before the job stops
+        for start in (0, *range(first, len(asked), size)):
+            block = asked.take(range(start, min(start + (size if start else first), len(asked))))
+            if not len(block):
                 break
             values, some = self.estimator._columns_of(
-                block, lambda present: process(present, self.task, backend, self.spec, embedder), self.mode
+                block.texts, partial(self._ask_present, block, backends), self.mode
             )
             columns: dict[str, pa.Array] = {
                 name: _array(value, kind) for (name, kind), value in zip(self.types.items(), values, strict=True)
@@ -267,12 +258,19 @@ class UnitWork:
                 columns["raw_reply"] = pa.array(_replies(some, self.manifest.keep_replies), pa.string())
             failed = [row.reply.error for row in some if row.reply.error is not None]
             reason = next((f"{error.kind}: {error.message}" for error in failed if error.kind != "missing_text"), "")
-            backend.finish_block(len(block), Counter([error.kind for error in failed]), reason)
+            backends[number].finish_block(len(block), Counter([error.kind for error in failed]), reason)
             from_block.append(columns)
             rows += some
         if not from_block:
             return {}, rows
         return {name: pa.chunked_array([block[name] for block in from_block]) for name in from_block[0]}, rows
+
+    def _ask_present(
+        self, block: Block, backends: list[JournalledBackend], texts: Sequence[str], places: Sequence[int]
+    ) -> list[Row[Any]]:
+        """Process those rows of a block that have a text."""
+        positions = block.positions or ()
+        return process(Block(texts, [positions[i] for i in places]), self.plan, backends)
 
     def _texts(self, table: pa.Table) -> Sequence[Any]:
         return texts_of(table, self.manifest.text_column, self.manifest.text_template)
@@ -291,13 +289,12 @@ class UnitWork:
         )
 
     def _mend(
-        self, old: pa.Table, table: pa.Table, backend: JournalledBackend, embedder: JournalledBackend | None
+        self, old: pa.Table, asked: Block, table: pa.Table, backends: list[JournalledBackend]
     ) -> tuple[pa.Table, list[Row[Any]]]:
         """Return an old part, the rows that had failed asked again."""
         kinds = old.column(self.manifest.output_prefix + "error_kind").to_pylist()
         again = [i for i, kind in enumerate(kinds) if kind is not None and kind not in _KEPT_ERRORS]
-        texts = self._texts(table)
-        found, rows = self._ask([texts[i] for i in again], backend, embedder)
+        found, rows = self._ask(asked.take(again), backends)
         mended = self._table(table.take(again), found)
         place = {row: old.num_rows + i for i, row in enumerate(again)}
         order = [place.get(i, i) for i in range(old.num_rows)]

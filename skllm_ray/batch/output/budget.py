@@ -92,7 +92,7 @@ class Grant:
 class SharedLedger(Protocol):
     """The job's ledger, wherever it is."""
 
-    def reserve(self, worker: str, costs: list[float]) -> Grant:
+    def reserve(self, worker: str, costs: list[float], model: str = "") -> Grant:
         """Ask for permission to send."""
         ...
 
@@ -100,11 +100,13 @@ class SharedLedger(Protocol):
         """Ask whether the permission stands, now that the requests are written down."""
         ...
 
-    def settle(self, worker: str, spent_usd: float) -> None:
+    def settle(self, worker: str, spent_usd: float, model: str = "") -> None:
         """Tell what it did cost."""
         ...
 
-    def report(self, progress: Progress, *, answered: bool, reason: str = "", last: bool = False) -> None:
+    def report(
+        self, progress: Progress, *, answered: bool, reason: str = "", last: bool = False, model: str = ""
+    ) -> None:
         """Tell what was done, and why the first failed row failed; waits only if it is the `last` report."""
         ...
 
@@ -112,8 +114,8 @@ class SharedLedger(Protocol):
         """Tell that this worker waits; does not wait itself."""
         ...
 
-    def answered_within(self, seconds: float) -> bool:
-        """Return whether the server answered anyone lately."""
+    def answered_within(self, seconds: float, model: str = "") -> bool:
+        """Return whether the model's server answered anyone lately."""
         ...
 
     def stopped(self) -> str:
@@ -142,14 +144,16 @@ class Ledger:
         self._progress = Progress()
         self._waiting: dict[str, str] = {}
         self._stopped = ""
-        self._answered_at = 0.0
+        self._answered_at: dict[str, float] = {}
         self._name = uuid.uuid4().hex
-        self._settled = 0
-        self._proven = spent_usd > 0  # whether a price was seen: until then each worker sends one request, and looks
+        self._settled: Counter[str] = Counter()
+        self._resumes = spent_usd > 0
+        self._proven: set[str] = set()
+        """Models whose price was seen: before, each worker sends one request, and looks."""
         self._failures = None if keep_going else Failures()
         self._reason = ""
 
-    def reserve(self, worker: str, costs: list[float]) -> Grant:
+    def reserve(self, worker: str, costs: list[float], model: str = "") -> Grant:
         """Set aside the most that some of a worker's next requests may cost; it holds one reservation at a time."""
         with self._lock:
             if self._stopped:
@@ -167,7 +171,7 @@ class Ledger:
                 n += 1
             if n < min(_FEW, len(costs)):
                 return Grant(0, wait=bool(others), stop=not others)
-            if self._settled < _FEW and not self._proven:
+            if self._settled[model] < _FEW and not (self._resumes or model in self._proven):
                 n, granted = 1, costs[0]
             self._reserved[worker] = granted
             return Grant(n, held=True)
@@ -188,7 +192,7 @@ class Ledger:
         with self._lock:
             return worker in self._reserved
 
-    def settle(self, worker: str, spent_usd: float) -> None:
+    def settle(self, worker: str, spent_usd: float, model: str = "") -> None:
         """Turn a worker's reservation into what its requests did cost.
 
         One that is not known here was counted as spent, as a whole, when this ledger was made from the output.
@@ -196,8 +200,8 @@ class Ledger:
         with self._lock:
             if self._reserved.pop(worker, None) is not None:
                 self._spent_usd += spent_usd
-                self._settled += 1
-                self._proven = self._proven or spent_usd > 0
+                self._settled[model] += 1
+                self._proven.update([model] if spent_usd > 0 else [])
 
     def forget(self, unit: str) -> None:
         """Count as spent what a dead worker had set aside for a unit: its requests may have been paid for."""
@@ -207,14 +211,16 @@ class Ledger:
             for worker in [worker for worker in self._waiting if worker.startswith(f"{unit} ")]:
                 del self._waiting[worker]
 
-    def report(self, progress: Progress, *, answered: bool, reason: str = "", last: bool = False) -> None:
+    def report(
+        self, progress: Progress, *, answered: bool, reason: str = "", last: bool = False, model: str = ""
+    ) -> None:
         """Add what a worker did since its last report; `answered` where the server gave an answer."""
         del last
         with self._lock:
             self._progress.add(progress)
             self._reason = self._reason or reason
             if answered:
-                self._answered_at = time.monotonic()
+                self._answered_at[model] = time.monotonic()
             if self._failures is not None and self._failures.add(progress):
                 told = f". The first reason: {self._reason}" if self._reason else ""
                 self._stopped = self._stopped or f"{self._failures.told}{told}"
@@ -227,10 +233,10 @@ class Ledger:
             else:
                 self._waiting.pop(worker, None)
 
-    def answered_within(self, seconds: float) -> bool:
-        """Return whether the server answered any worker within the last `seconds`."""
+    def answered_within(self, seconds: float, model: str = "") -> bool:
+        """Return whether the model's server answered any worker within the last `seconds`."""
         with self._lock:
-            return time.monotonic() - self._answered_at < seconds
+            return time.monotonic() - self._answered_at.get(model, 0.0) < seconds
 
     def stop(self, reason: str) -> None:
         """Tell all workers to begin nothing more; the first reason stands."""

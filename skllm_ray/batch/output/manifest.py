@@ -19,7 +19,8 @@ from skllm_ray.batch.input.files import InputFile
 from skllm_ray.batch.storage import Folder
 from skllm_ray.config import Secret
 from skllm_ray.errors import OutputMismatchError
-from skllm_ray.execution.block import embedding_of
+from skllm_ray.execution.plan import Plan
+from skllm_ray.tasks.base import FollowUpTask
 
 _NAME: Final = "manifest.json"
 _FORMAT: Final = 1
@@ -210,30 +211,40 @@ def _veiled_option(told: Any) -> Any:
     return f"{found[1]}={json.dumps(veiled(value), sort_keys=True)}"
 
 
-def question_hash(task: Any) -> str:
-    """Return a hash of a task and all its data, the same in every process."""
+def question_hash(plan: Plan) -> str:
+    """Return a hash of what is asked with all its data, the same in every process.
+
+    Of the last step it holds the task alone, whose model's identity the manifest has; of those before, both.
+    """
     digest = hashlib.sha256()
-    for piece in _pieces(task):
+    before = [[step.task, step.spec.identity, *step.takes] for step in plan[:-1]]
+    for piece in _pieces([*before, *plan[-1].takes]) if len(plan) > 1 else ():
+        digest.update(piece.encode("utf-8", "replace") + b"\0")
+    for piece in _pieces(plan[-1].task):
         digest.update(piece.encode("utf-8", "replace") + b"\0")
     return digest.hexdigest()[:32]
 
 
-def probe_prompt(task: Any) -> str:
-    """Return what a task asks about a probe text; empty where that takes vectors."""
-    if embedding_of(task) is not None:
+def probe_prompt(plan: Plan) -> str:
+    """Return what the last step asks about a probe text; empty where that depends on answers."""
+    task = plan[-1].task
+    if isinstance(task, FollowUpTask):
         return ""
     request = task.render([_PROBE])[0]
     return "\n\n".join(message["content"] for message in request.messages)
 
 
-def with_template(task: Any, template: str | None) -> Any:
-    """Return `task` with the prompt template of the manifest: a later version's default may be another."""
-    return task if template is None or template_of(task) in {None, template} else replace(task, template=template)
+def with_template(plan: Plan, template: str | None) -> Plan:
+    """Return `plan` with the prompt template of the manifest: a later version's default may be another."""
+    if template is None or template_of(plan) in {None, template}:
+        return plan
+    task: Any = plan[-1].task
+    return (*plan[:-1], replace(plan[-1], task=replace(task, template=template)))
 
 
-def template_of(task: Any) -> str | None:
-    """Return a task's prompt template; None where it has none."""
-    found: str | None = getattr(task, "template", None)  # tasks with a fixed prompt lack the field
+def template_of(plan: Plan) -> str | None:
+    """Return the last step's prompt template; None where it has none."""
+    found: str | None = getattr(plan[-1].task, "template", None)  # tasks with a fixed prompt lack the field
     return found
 
 

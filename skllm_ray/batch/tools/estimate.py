@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
 from skllm_ray.batch.job.asker import Asked, ask_rows
 from skllm_ray.batch.job.job import Job
 from skllm_ray.batch.output.manifest import Manifest
 from skllm_ray.batch.tools.sampling import Sample, draw
-from skllm_ray.config import Price, RateLimit
-from skllm_ray.llm.registry import count_prompt_tokens
-from skllm_ray.tasks.base import ChatRequest
-from skllm_ray.tasks.embedding import EmbeddingTask
-
-_COUNTED: Final = 500
-_SECONDS_A_MINUTE: Final = 60.0
+from skllm_ray.batch.tools.step_estimate import Pair, StepEstimate, estimate_step
+from skllm_ray.config import Price
+from skllm_ray.execution.plan import answers_alone
 
 
 @dataclass(frozen=True)
@@ -28,6 +21,7 @@ class Estimate:
     rows_total: int
     rows_left: int
     requests: int
+    """At most: it is not known beforehand how many rows a later step takes."""
     prompt_tokens: tuple[int, int]
     completion_tokens: tuple[int, int]
     cost_usd: tuple[float, float] | None
@@ -51,6 +45,7 @@ class Estimate:
     """Why the first of them has none."""
     sample_stopped: str = ""
     """Why the sample is smaller than it was to be."""
+    fewest_requests: int = 0
 
     @property
     def sample_mostly_failed(self) -> bool:
@@ -61,7 +56,7 @@ class Estimate:
         """Return it in words."""
         found = {
             "rows": f"{self.rows_left:,} left of {self.rows_total:,}",
-            "requests": f"{self.requests:,}",
+            "requests": _range((self.fewest_requests, self.requests)),
             "not asked": f"{self.missing:.1%} without a text, {self.duplicates:.1%} same as another of their unit",
             "prompt tokens": _range(self.prompt_tokens) + (f" ({self.how})" if self.how else ""),
             "completion tokens": _range(self.completion_tokens),
@@ -80,17 +75,6 @@ class Estimate:
         return {name: value for name, value in found.items() if value}
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """What a sample of rows took."""
-
-    prompt_ratio: float
-    """Prompt tokens as the model counted them, to those that were reckoned."""
-    completion: tuple[float, float]
-    """Completion tokens of a row: its mean, and the error of that."""
-    rows_per_s: float | None
-
-
 def estimate_job(job: Job, sample: int | None = None) -> Estimate:
     """Return what the rest of `job` takes.
 
@@ -101,37 +85,34 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
     sample : int or None, default=None
         Rows to ask the model, at its price, so that tokens and speed are measured; None asks nothing.
     """
-    manifest = job.plan()
+    manifest = job.manifest()
     left = job.left(manifest)
     rows_left = sum(rows for _, rows in left)
     drawn = draw(job, manifest, [unit for unit, _ in left])
     texts = list(dict.fromkeys(text for text in drawn.texts if text is not None and text.strip()))
     if not texts:
         return _nothing(manifest, rows_left, drawn)
-    requests = job.requests_for(texts[:_COUNTED])
-    counted, own = count_prompt_tokens(job.spec, requests)
-    prior = job.prior_texts  # once for the whole output
-    of_prior = sum(count_prompt_tokens(job.spec, job.requests_for(prior))[0]) if prior else 0
+    prior, alone = job.prior_texts, answers_alone(job.plan, len(job.plan) - 1)  # once for the whole output
     asked = ask_rows({"": job}, texts[:sample], job.budget_usd)[""] if sample else Asked()
-    measured = _measured(job, texts, asked)
     n_rows = round(rows_left * (1 - drawn.missing) * drawn.unique)
-    n_requests = n_rows + len(prior)
-    answers = _answers(job, requests, texts, measured)
-    prompt = _prompt_tokens(n_rows, counted, of_prior, measured, 0.02 if own else 0.25)
-    completion = round(n_requests * answers[0]), round(n_requests * answers[1])
-    seconds, limited_by = _duration(job.spec.limit, n_requests, prompt, completion, measured)
-    how = "measured on the sample" if measured else "counted by the model's tokenizer" if own else "4 bytes a token"
+    steps = [
+        estimate_step(job.plan, number, texts, n_rows, prior if number in alone else (), asked.rows)
+        for number in range(len(job.plan))
+    ]
+    costs = [step.cost_usd for step in steps]
+    seconds, limited_by = _duration(steps, n_rows + len(prior), asked.rows_per_s)
     return Estimate(
         rows_total=manifest.rows_total,
         rows_left=rows_left,
-        requests=n_requests,
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        cost_usd=_cost(job.spec.capabilities.price, prompt, completion),
+        requests=_sum([step.requests for step in steps])[1],
+        fewest_requests=_sum([step.requests for step in steps])[0],
+        prompt_tokens=_sum([step.prompt_tokens for step in steps]),
+        completion_tokens=_sum([step.completion_tokens for step in steps]),
+        cost_usd=None if None in costs else (sum(c[0] for c in costs if c), sum(c[1] for c in costs if c)),
         seconds=seconds,
         duplicates=(1 - drawn.missing) * (1 - drawn.unique),
         missing=drawn.missing,
-        how=how,
+        how=", ".join(dict.fromkeys(step.how for step in steps)),
         limited_by=limited_by,
         sample_rows=len(asked.rows),
         sample_cost_usd=_sample_cost(job, asked),
@@ -141,19 +122,8 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
     )
 
 
-def _prompt_tokens(
-    n_rows: int, counted: Sequence[int], of_prior: int, measured: _Measured | None, slack: float
-) -> tuple[int, int]:
-    """Return the prompt tokens of all rows and of the labels' prior, at least and at most.
-
-    `counted` are the tokens of some rows; `slack` is how far that count may be from the model's own.
-    """
-    per_row = statistics.fmean(counted)
-    spread = 2 * statistics.pstdev(counted) / math.sqrt(len(counted))
-    ratio, slack = (measured.prompt_ratio, 0.03) if measured else (1.0, slack)
-    low, high = (per_row - spread) * ratio * (1 - slack), (per_row + spread) * ratio * (1 + slack)
-    more = of_prior * ratio * (1 - slack), of_prior * ratio * (1 + slack)
-    return round(n_rows * max(0.0, low) + more[0]), round(n_rows * high + more[1])
+def _sum(pairs: list[Pair]) -> tuple[int, int]:
+    return round(sum(low for low, _ in pairs)), round(sum(high for _, high in pairs))
 
 
 def _nothing(manifest: Manifest, rows_left: int, drawn: Sample) -> Estimate:
@@ -162,71 +132,17 @@ def _nothing(manifest: Manifest, rows_left: int, drawn: Sample) -> Estimate:
 
 
 def _sample_cost(job: Job, asked: Asked) -> float | None:
-    price = job.spec.capabilities.price
-    return 0.0 if price == Price(0.0) else None if price is None else asked.cost_usd
+    prices = [step.spec.capabilities.price for step in job.plan]
+    return 0.0 if set(prices) == {Price(0.0)} else None if None in prices else asked.cost_usd
 
 
-def _measured(job: Job, texts: Sequence[str], asked: Asked) -> _Measured | None:
-    """Return what the rows that have an answer tell; None where none has."""
-    good = [(text, row) for text, row in zip(texts, asked.rows, strict=False) if row.error is None]
-    if not good:
-        return None
-    reckoned, _ = count_prompt_tokens(job.spec, job.requests_for([text for text, _ in good]))
-    share = sum(row.reply.usage.prompt_tokens for _, row in good) / max(1, sum(reckoned))
-    completion = [float(row.reply.usage.completion_tokens) for _, row in good]
-    error = 2 * statistics.pstdev(completion) / math.sqrt(len(completion))
-    return _Measured(share or 1.0, (statistics.fmean(completion), error), asked.rows_per_s)
-
-
-def _answers(
-    job: Job, requests: Sequence[ChatRequest], texts: Sequence[str], measured: _Measured | None
-) -> tuple[float, float]:
-    """Return a row's completion tokens, at least and at most."""
-    if measured is not None:
-        mean, error = measured.completion
-        return max(0.0, mean - error), mean + error
-    if isinstance(job.task, EmbeddingTask):
-        return 0.0, 0.0
-    choices = requests[0].choices
-    if choices is not None:
-        if job.spec.model.startswith("gguf::"):
-            return 0.0, 0.0  # labels are scored, not written
-        sizes = [len(choices.answer([label]).encode()) for label in choices.labels]
-        return min(sizes) / 5, max(sizes) / 2.5 * (choices.max_labels if choices.multiple else 1)
-    if requests[0].max_output_tokens is not None:
-        return requests[0].max_output_tokens / 10, float(requests[0].max_output_tokens)
-    mean = statistics.fmean(len(text.encode("utf-8", "replace")) / 4 for text in texts[:_COUNTED])
-    return 0.2 * mean, 2.0 * mean + 20
-
-
-def _duration(
-    limit: RateLimit | None,
-    n_requests: int,
-    prompt: tuple[int, int],
-    completion: tuple[int, int],
-    measured: _Measured | None,
-) -> tuple[tuple[float, float] | None, str]:
-    low, high, why = 0.0, 0.0, ""
-    if limit is not None and limit.requests_per_minute:
-        low = high = n_requests / limit.requests_per_minute * _SECONDS_A_MINUTE
-        why = f"{limit.requests_per_minute:,} requests/min"
-    if limit is not None and limit.tokens_per_minute:
-        tokens = [p + c for p, c in zip(prompt, completion, strict=True)]
-        by_tokens = [n / limit.tokens_per_minute * _SECONDS_A_MINUTE for n in tokens]
-        if by_tokens[1] > high:
-            low, high, why = by_tokens[0], by_tokens[1], f"{limit.tokens_per_minute:,} tokens/min"
-    if measured is not None and measured.rows_per_s:
-        at_rate = n_requests / max(1e-9, measured.rows_per_s)
-        if at_rate > high:
-            low, high, why = 0.7 * at_rate, 1.2 * at_rate, f"{measured.rows_per_s:,.1f} rows/s, as the sample"
+def _duration(steps: list[StepEstimate], n_rows: int, rows_per_s: float | None) -> tuple[Pair | None, str]:
+    """Return how long the slowest of the steps takes, which run side by side, and what makes it so slow."""
+    low, high, why = max((step.seconds for step in steps), key=lambda seconds: seconds[1])
+    if rows_per_s and n_rows / rows_per_s > high:
+        at_rate = n_rows / rows_per_s
+        low, high, why = 0.7 * at_rate, 1.2 * at_rate, f"{rows_per_s:,.1f} rows/s, as the sample"
     return ((low, high) if why else None), why
-
-
-def _cost(price: Price | None, prompt: tuple[int, int], completion: tuple[int, int]) -> tuple[float, float] | None:
-    if price is None:
-        return None
-    price = replace(price, cached_input=None)
-    return price.cost_usd(prompt[0], completion[0]), price.cost_usd(prompt[1], completion[1])
 
 
 def _range(pair: tuple[Any, Any], digits: int = 0) -> str:

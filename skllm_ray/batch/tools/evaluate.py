@@ -10,6 +10,7 @@ from typing import Any, Final
 from skllm_ray.batch.job.asker import Asked, ask_rows
 from skllm_ray.batch.job.job import Job
 from skllm_ray.batch.tools.sampling import draw
+from skllm_ray.config import Price
 from skllm_ray.errors import InputError
 from skllm_ray.tasks.base import Choices, Row
 from skllm_ray.tasks.cot import CoTTask, MultiLabelCoTTask
@@ -68,12 +69,14 @@ def evaluate_models(jobs: Mapping[str, Job], label_column: str, sample: int = 20
         If the task gives no labels, there is no such column, or it holds none of the candidates.
     """
     first = next(iter(jobs.values()))
-    choices: Choices | None = getattr(first.task, "choices", None)  # only tasks that give labels have the field
+    choices: Choices | None = getattr(
+        first.plan[-1].task, "choices", None
+    )  # only tasks that give labels have the field
     if choices is None:
         raise InputError(
-            f"{type(first.task).__name__} gives no labels to compare.", "evaluate takes tasks that classify."
+            f"{type(first.plan[-1].task).__name__} gives no labels to compare.", "evaluate takes tasks that classify."
         )
-    manifest = first.plan()
+    manifest = first.manifest()
     drawn = draw(first, manifest, list(first.units(manifest)), label_column, seed, _ENOUGH_UNITS)
     names = dict(zip(manifest.labels or (), choices.labels, strict=False))  # by what the column may hold in their place
     labelled = [
@@ -137,7 +140,7 @@ def _true_labels(told: Any, choices: Choices, names: Mapping[str, str]) -> Label
 
 def _labels_of(job: Job, row: Row[Any]) -> Labels | None:
     found = row.value
-    if found is not None and isinstance(job.task, (CoTTask, MultiLabelCoTTask)):
+    if found is not None and isinstance(job.plan[-1].task, (CoTTask, MultiLabelCoTTask)):
         found = found[0]  # beside it stands the explanation
     if found is None:
         return None
@@ -159,8 +162,7 @@ def _confusion(truth: Sequence[Labels], answers: Sequence[Labels | None], labels
 
 
 def _cost(job: Job, asked: Asked) -> float | None:
-    price = job.spec.capabilities.price
-    if price is not None and not price.input and not price.output:
+    if all(step.spec.capabilities.price == Price(0.0) for step in job.plan):
         return 0.0
     cost, good = asked.cost_usd, len(asked.rows) - asked.failures.total()
     return None if cost is None or not good else 1000 * cost / good

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final, Self
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError
+from skllm_ray.execution.plan import Plan
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.models._base import results
 from skllm_ray.models._base.columns import column
@@ -246,16 +248,15 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         known = vars(self).get("label_prior_")
         return LabelPrior(self.prior_texts_, None if known is None else tuple(known.tolist()))
 
-    def _ready_task(self, spec: BackendSpec) -> Task[Any]:
+    def _ready(self, plan: Plan) -> Plan:
         if self.label_prior is None:
-            return self._task()
+            return plan
         from skllm_ray.execution.runner import run
 
         with _estimating:  # several threads must not pay for it twice
             if "label_prior_" not in vars(self):
-                rows = run(self.prior_texts_, self._task(), spec, self._secrets(), show_progress=False)
-                self._take_prior(rows)
-        return self._task()
+                self._take_prior(run(self.prior_texts_, plan, self._secrets(), show_progress=False))
+        return (*plan[:-1], replace(plan[-1], task=self._task()))
 
     def _take_prior(self, rows: Sequence[Row[Any]]) -> None:
         """Keep the labels' prior that the answers to the texts for it tell."""

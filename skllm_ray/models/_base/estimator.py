@@ -12,10 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Self, get_args
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
@@ -29,6 +27,7 @@ from skllm_ray.errors import (
     warn,
 )
 from skllm_ray.execution.inherited_secrets import recalled
+from skllm_ray.execution.plan import Plan, Step
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import left_behind, resolve, secrets_of, warn_if_ended, warn_of_another_key
 from skllm_ray.models._base import results
@@ -36,15 +35,15 @@ from skllm_ray.models._base.constraints import A_MAPPING, A_STR, Constraints, On
 from skllm_ray.models._base.hiding import hidden, refuse_credentials
 from skllm_ray.models._base.inputs import Texts, as_texts, refuse_missing
 from skllm_ray.prompts import check_template
-from skllm_ray.tasks.base import ChatRequest, Row, Task
+from skllm_ray.tasks.base import ChatRequest, FollowUpTask, Row, Task
 from skllm_ray.tasks.embedding import EmbeddingTask, of_one_length
 
 OnError = Literal["raise", "default", "coerce"]
 """What becomes of rows that fail: an exception after all rows were tried, the default, or None."""
 
 
-Process = Callable[[Sequence[str]], Sequence[Row[Any]]]
-"""Processes texts, wherever that is done."""
+Process = Callable[[Sequence[str], Sequence[int]], Sequence[Row[Any]]]
+"""Processes texts, wherever that is done; their places among the values that they come from are given too."""
 
 
 class LLMEstimator(BaseEstimator):  # type: ignore[misc]
@@ -93,10 +92,13 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
     _compares_labels: bool = False
     """Whether a prediction takes the probabilities of all labels."""
 
-    def _ready_task(self, spec: BackendSpec) -> Task[Any]:
-        """Return the task with all that has to be asked of the model before the first row."""
-        del spec
-        return self._task()
+    def _plan(self, spec: BackendSpec) -> Plan:
+        """Return what the fitted estimator asks, step by step; `spec` is the model that the user named."""
+        return (Step(self._task(), spec),)
+
+    def _ready(self, plan: Plan) -> Plan:
+        """Return the plan with all that has to be asked of its models before the first row."""
+        return plan
 
     # --- for users ------------------------------------------------------------------------------------------------
 
@@ -162,29 +164,26 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         if num_workers is not None:
             at_least_one("num_workers", num_workers)
             num_workers = int(num_workers)
-        spec = self._checked_spec()
-        if log_probs:
-            spec = spec.asked_for("log_probs")
-        if best_only:
-            spec = spec.asked_for("label")
+        plan, secrets = self._checked_plan(best_only=best_only, log_probs=log_probs), self._secrets()
         from skllm_ray.execution.runner import run
 
-        secrets = self._secrets()
-
-        def process(present: Sequence[str]) -> Sequence[Row[Any]]:
-            task = self._ready_task(spec)
-            return run(present, task, spec, secrets, num_workers=num_workers, keeps_requests=keeps_requests)
+        def process(present: Sequence[str], places: Sequence[int]) -> Sequence[Row[Any]]:
+            ready = self._ready(plan)
+            return run(
+                present, ready, secrets, positions=places, num_workers=num_workers, keeps_requests=keeps_requests
+            )
 
         return texts, self._rows(texts, mode, process), mode
 
     def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
         """Return one row per text; only those that are there are processed."""
         present = [text for text in texts.values if text is not None]
-        found = process(present) if present else []
+        places = range(len(present)) if len(present) == len(texts.values) else texts.present
+        found = process(present, places) if present else []
         rows: list[Row[Any]] = list(found)
         if len(present) < len(texts.values):
             rows = [results.missing_row()] * len(texts.values)
-            for position, row in zip(texts.present, found, strict=True):
+            for position, row in zip(places, found, strict=True):
                 rows[position] = row
         self._raise_failures(texts, rows, mode)
         return rows
@@ -208,11 +207,8 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         both = sorted(set(known or ()) & set(types))
         if both:
             raise InputError(f"ds has a column {both[0]!r} already.", "Pass output_prefix='…' to rename the new ones.")
-        spec = self._checked_spec()
-        if not details and not self._compares_labels:
-            spec = spec.asked_for("label")
-        task, to_columns = self._ready_task(spec), partial(_to_columns, self, types, mode, details)
-        return map_dataset(ds, text_column, to_columns, task, spec, self._secrets())
+        plan = self._ready(self._checked_plan(best_only=not details and not self._compares_labels))
+        return map_dataset(ds, text_column, partial(_to_columns, self, types, mode, details), plan, self._secrets())
 
     def _column_types(self) -> dict[str, pa.DataType | None]:
         """Return the output columns in a Dataset and their types; None lets the values decide."""
@@ -272,23 +268,26 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         return None if row.error is not None and mode == "coerce" else self._default(text)
 
     def _requests(self, texts: Texts) -> list[ChatRequest | None]:
+        """Return what the last step asks; the steps before it are asked where it depends on their answers."""
         task, present = self._task(), [text for text in texts.values if text is not None]
-        from skllm_ray.execution.block import embedding_of
-
-        embedding = embedding_of(task)
-        vectors = None if embedding is None or not present else self._vectors(present, embedding)
-        rendered = iter(task.render(present, vectors) if present else [])
+        if isinstance(task, FollowUpTask):
+            rendered = iter(task.render_after(present, self._answered(present, self._plan(self._spec())[:-1])))
+        else:
+            rendered = iter(task.render(present))
         return [None if text is None else next(rendered) for text in texts.values]
 
-    def _vectors(self, texts: Sequence[str], embedding: BackendSpec) -> NDArray[np.float32]:
+    def _answered(self, texts: Sequence[str], plan: Plan) -> list[Row[Any]]:
+        """Return the rows of some texts, each of which must have an answer; vectors must be of one length."""
         from skllm_ray.execution.runner import run
 
-        rows = of_one_length(run(texts, EmbeddingTask(), embedding, self._secrets()))
+        rows = run(texts, plan, self._secrets())
+        if isinstance(plan[-1].task, EmbeddingTask):
+            rows = of_one_length(rows)
         failed = next((row.error for row in rows if row.error is not None), None)
         if failed is not None:
-            message = f"{embedding.model} embedded not every text ({failed.kind}): {failed.message}"
-            raise JobFailedError(message, failed.hint)
-        return np.stack([row.value for row in rows if row.value is not None])
+            told = f"{plan[-1].spec.model} answered not for every text ({failed.kind}): {failed.message}"
+            raise JobFailedError(told, failed.hint)
+        return rows
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what travels: with the settings of this process, without any credential."""
@@ -315,6 +314,21 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         """Return the settings of this process, and for what is not set here, those that the estimator came with."""
         with SKLLMConfig._borrowed(vars(self).get("_settings")):
             return SKLLMConfig._settings
+
+    def _checked_plan(self, *, best_only: bool = False, log_probs: bool = False) -> Plan:
+        """Return the plan of a call that is about to be made; what cannot work is raised.
+
+        `best_only` spares a local model the other labels' probabilities, and `log_probs` asks an API for them.
+        """
+        spec = self._checked_spec()
+        if log_probs:
+            spec = spec.asked_for("log_probs")
+        if best_only:
+            spec = spec.asked_for("label")
+        *before, last = self._plan(spec)
+        for step in before:
+            step.spec.check()
+        return (*before, last)
 
     def _spec(self) -> BackendSpec:
         """Return the backend's spec, under the settings of this process, or of the one that the estimator came from."""

@@ -11,6 +11,7 @@ from sklearn.base import clone
 
 from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError, InputError, MissingExtraError
+from skllm_ray.execution.plan import Plan, Step
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.memory import IndexConstructor, MemoryIndex, SklearnMemoryIndex
 from skllm_ray.models._base.classifier import LLMClassifier
@@ -21,6 +22,7 @@ from skllm_ray.models._base.transformer_backend import TransformerSpec
 from skllm_ray.models._base.vectorizer import LLMVectorizer
 from skllm_ray.prompts.templates import FEW_SHOT_CLF_PROMPT_TEMPLATE, FEW_SHOT_MLCLF_PROMPT_TEMPLATE
 from skllm_ray.tasks.base import Choices
+from skllm_ray.tasks.embedding import EmbeddingTask
 from skllm_ray.tasks.few_shot import (
     DynamicFewShotTask,
     ExampleMemory,
@@ -157,7 +159,8 @@ class DynamicFewShotClassifier(FewShotClassifier):
             self.prior_texts_ = tuple(filter(None, CONTENT_FREE))  # nothing has no vector
         texts, labels = _examples(self, X), np.asarray(self._names_for(y))
         self.vectorizer_ = self._new_vectorizer(texts)
-        vectors = self._vectors(texts, self._embedding())
+        rows = self._answered(texts, (self._embedding_step(),))
+        vectors = np.stack([np.asarray(row.value, np.float32) for row in rows])
         members = [np.flatnonzero(labels == name) for name in self._names()]
         memory = ExampleMemory(
             tuple(format_examples(texts, labels.tolist(), Choices(self._names()))),
@@ -182,9 +185,11 @@ class DynamicFewShotClassifier(FewShotClassifier):
             self._descriptions(),
             self.memory_,
             self.n_examples,
-            self._embedding(),
             prior=self._prior(),
         )
+
+    def _plan(self, spec: BackendSpec) -> Plan:
+        return (self._embedding_step(), *super()._plan(spec))
 
     def _new_vectorizer(self, texts: Sequence[str]) -> Any:
         if self.vectorizer is None:
@@ -205,11 +210,9 @@ class DynamicFewShotClassifier(FewShotClassifier):
         parameters: dict[str, Any] = {"key": self.key, "org": self.org} if self._family == "gpt" else {}
         return {**parameters, "model": self.model} if namespace == "gguf" and separator else parameters
 
-    def _embedding(self) -> BackendSpec:
-        if isinstance(self.vectorizer_, TransformerSpec):
-            return self.vectorizer_
-        spec: BackendSpec = self.vectorizer_._spec()
-        return spec
+    def _embedding_step(self) -> Step:
+        own = isinstance(self.vectorizer_, TransformerSpec)
+        return Step(EmbeddingTask(), self.vectorizer_ if own else self.vectorizer_._spec())
 
     def _secrets(self) -> dict[str, Secret]:
         vectorizer = getattr(self, "vectorizer_", None)  # a fitted attribute: credentials are asked for before, too

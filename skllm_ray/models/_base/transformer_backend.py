@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import joblib
 import numpy as np
 
 from skllm_ray.config import Price, RateLimit
@@ -45,8 +46,8 @@ class TransformerSpec(BackendSpec):
 
     @property
     def identity(self) -> str:
-        """The transformer itself: two of a class may be fitted to other texts."""
-        return self.key
+        """What the transformer has learnt: two of a class may be fitted to other texts."""
+        return f"{self.model} {joblib.hash(self.transformer)}"
 
     @property
     def model(self) -> str:

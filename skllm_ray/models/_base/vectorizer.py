@@ -83,7 +83,7 @@ class LLMVectorizer(TextTransformer):
         return super()._resolve().asked_for("vectors")
 
     def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
-        return super()._rows(texts, mode, lambda present: of_one_length(process(present)))
+        return super()._rows(texts, mode, lambda *present: of_one_length(process(*present)))
 
     def _array(self, values: Sequence[Any]) -> NDArray[np.float64]:
         width = next((len(value) for value in values if value is not None), self._width)

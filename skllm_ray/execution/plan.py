@@ -1,0 +1,145 @@
+"""What a call asks of which models: one step after the other, in each block of rows.
+
+Every call has a plan, most of one step. Dynamic few-shot has two: the texts are embedded, then asked about with the
+examples that the vectors choose. A cascade has two: a fast model answers all rows, a strong one those of which the
+fast one was unsure, and those that were sampled.
+
+::
+
+    step takes                 which rows                                    what becomes of the answer
+    all (the default)          those with a valid answer so far              goes on from the one before
+    Unsure(…)                  those with a score at or below a threshold    takes the place of the one before
+    Sampled(…)                 those at some positions                       takes the place of the one before
+
+A row's result is what the last step that took it made of it; its cost is that of all steps. A row that fails in a step
+is taken by no later step that takes all, and by one that takes unsure rows: it has no score. What fails for a reason
+that all rows share ends the call, and no other model is asked in its place.
+
+What a step sees of the earlier ones is the same for all: with a `FollowUpTask`, the rows as they stand. Other tasks see
+the texts alone. A model that thinks before it answers is one step where one request does both:
+a GGUF engine goes on from the thought that is in its memory, and a second step would have it read the prompt again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skllm_ray.llm.base import BackendSpec
+from skllm_ray.tasks.base import FollowUpTask, Row, Task
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a call."""
+
+    texts: Sequence[str]
+    positions: Sequence[int] | None = None
+    """Where they stand among all rows of the input, those without a text counted; None where nobody knows."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, places: Sequence[int]) -> Block:
+        """Return some of the rows."""
+        positions = None if self.positions is None else [self.positions[i] for i in places]
+        return Block([self.texts[i] for i in places], positions)
+
+
+def label_probability(rows: Sequence[Row[Any]]) -> NDArray[np.float64]:
+    """Return the probability of each row's label; -inf for a row without a valid answer, or without probabilities."""
+    known = [row.reply.log_probs if row.valid else None for row in rows]
+    return np.asarray([np.exp(max(one)) if one else -np.inf for one in known])
+
+
+@dataclass(frozen=True)
+class Unsure:
+    """Takes the rows whose answer so far has a score at or below a threshold."""
+
+    threshold: float
+    threshold_tie: float = float("inf")
+    """Of scores that equal the threshold, those with a tie breaker at or below it are taken."""
+    tie_breakers: Callable[[Block], NDArray[Any]] | None = None
+    """Returns a number for each row, the same whenever the row is asked about; None takes all equal scores."""
+    score: Callable[[Sequence[Row[Any]]], NDArray[np.float64]] = label_probability
+    """Returns how sure each row's answer is; a row with -inf is always taken."""
+    stage: str = ""
+    """What the rows that it takes are called, where not by their step's name."""
+
+    def takes(self, block: Block, rows: Sequence[Row[Any]]) -> NDArray[np.bool_]:
+        """Return which rows are taken."""
+        scores = np.asarray(self.score(rows))
+        keeps = scores > self.threshold
+        if self.tie_breakers is not None and np.isfinite(self.threshold):
+            keeps |= (scores == self.threshold) & (np.asarray(self.tie_breakers(block)) > self.threshold_tie)
+        return np.asarray(~keeps)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Takes the rows at some positions, whatever their answer so far."""
+
+    positions: frozenset[int]
+    stage: str = ""
+    """What the rows that it takes are called, where not by their step's name."""
+
+    def takes(self, block: Block, rows: Sequence[Row[Any]]) -> NDArray[np.bool_]:
+        """Return which rows are taken."""
+        del rows
+        if block.positions is None:
+            raise ValueError("Rows are sampled by their positions, and these rows have none.")
+        return np.asarray([position in self.positions for position in block.positions], np.bool_)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One question to one model."""
+
+    task: Task[Any]
+    """How texts become requests, and replies become answers."""
+    spec: BackendSpec
+    """Which model answers."""
+    takes: tuple[Unsure | Sampled, ...] = ()
+    """Which rows are asked about: those that any of these takes; without any, all with a valid answer so far."""
+    stage: str = ""
+    """What the rows that it answers are called in `Row.stage`."""
+
+    def places(self, block: Block, rows: Sequence[Row[Any]]) -> dict[int, str]:
+        """Return the places in `block` of the rows that this step takes, each with the name of its stage.
+
+        `rows` is how they stand so far. What failed for a reason that all rows share is taken by no step.
+        """
+        if not self.takes:
+            return {i: self.stage for i, row in enumerate(rows) if row.valid}
+        found: dict[int, str] = {}
+        for one in self.takes:
+            for i in np.flatnonzero(one.takes(block, rows)).tolist():
+                found.setdefault(i, one.stage or self.stage)
+        return {i: found[i] for i in sorted(found) if not _has_ended(rows[i])}
+
+
+Plan: TypeAlias = tuple[Step, ...]
+"""The steps of a call, the first of which takes all rows. The last one's model is the one that the user named."""
+
+
+def needs_positions(plan: Plan) -> bool:
+    """Return whether a plan cannot be run over rows whose positions nobody knows."""
+    return any(isinstance(one, Sampled) for step in plan for one in step.takes)
+
+
+def row_step(plan: Plan) -> int:
+    """Return the number of the step whose answers count the rows: the last that takes all."""
+    return max(i for i, step in enumerate(plan) if not step.takes)
+
+
+def answers_alone(plan: Plan, number: int) -> range:
+    """Return the numbers of the steps that bring one step's answers to any text: itself, and what it follows up."""
+    return range(number - isinstance(plan[number].task, FollowUpTask), number + 1)
+
+
+def _has_ended(row: Row[Any]) -> bool:
+    return row.error is not None and (row.error.fatal or row.error.kind == "cancelled")
