@@ -24,7 +24,7 @@ from skllm_ray.execution.model_actor import ModelActor, ReplicaInfo
 from skllm_ray.execution.open_backends import warn_of_changes
 from skllm_ray.execution.pool_actor import DIED, SHARED, PoolActor
 from skllm_ray.execution.pool_state import Opened
-from skllm_ray.execution.progress import download_bar
+from skllm_ray.execution.progress import download_bar, slow
 from skllm_ray.execution.ray_state import NAMESPACE
 from skllm_ray.execution.worker_feedback import Answers
 from skllm_ray.llm.base import Backend, StatefulSpec
@@ -304,7 +304,7 @@ def _look(owner: Owner, key: str) -> Opened | None:
 def _open(owner: Owner, spec: StatefulSpec) -> Opened:
     """Have the model loaded and wait for it; show how far its file is, where it has to come from elsewhere first."""
     number, shown_at = None, time.monotonic()
-    with download_bar(spec.model) as show:
+    with slow(f"loading {spec.model} into its actors"), download_bar(spec.model) as show:
         while True:
             opened: Opened = _ask_pool(owner, "open", spec, number, ray_state.is_fixed_size())
             if opened.n_replicas:

@@ -1,8 +1,9 @@
-"""The progress bar: in terminals and notebooks, after two seconds, and nowhere else."""
+"""What a call shows of itself: in terminals and notebooks, after two seconds, and nowhere else."""
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,25 @@ def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+@contextmanager
+def slow(what: str) -> Iterator[None]:
+    """Say what is being done, in one line, if it takes longer than two seconds and somebody looks.
+
+    Parameters
+    ----------
+    what : str
+        What is done, such as ``"starting Ray on this machine"``.
+    """
+    timer = threading.Timer(DELAY_S, lambda: sys.stderr.write(f"skllm_ray: {what} …\n"))
+    timer.daemon = True
+    if _seen():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ClusterError, ConfigurationError
 from skllm_ray.execution import parent_process
+from skllm_ray.execution.progress import slow
 from skllm_ray.execution.ray_state import NAMESPACE, _initialised, _state, in_ray_worker
 from skllm_ray.llm.open_models import Freed, ModelCache
 
@@ -141,8 +142,10 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
             "logging_level": logging.WARNING,
             "log_to_driver": SKLLMConfig.get_gguf_verbose(),
         }
+        where = f"joining Ray at {address}" if _has_port(address) else "starting Ray on this machine"
         try:
-            ray.init(address=address or None, **{**quiet, **options})
+            with slow(where):
+                ray.init(address=address or None, **{**quiet, **options})
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"Ray could not be started or joined at {address or 'this machine'}: {type(error).__name__}: {error}",

@@ -31,13 +31,24 @@ assert all(row.value == "a" for row in rows)
 """
 
 
-def terminal_output(show: bool, latency_s: float, *, terminal: bool = True) -> str:
+SLOW = """
+import time
+from skllm_ray.config import SKLLMConfig
+from skllm_ray.execution.progress import slow
+
+SKLLMConfig.set_show_progress(SHOW)
+with slow("starting Ray on this machine"):
+    time.sleep(LATENCY)
+"""
+
+
+def terminal_output(show: bool, latency_s: float, *, terminal: bool = True, script: str = SCRIPT) -> str:
     """Return what the script leaves on a terminal's standard error (or on a pipe)."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    source = SCRIPT.replace("SHOW", str(show)).replace("LATENCY", str(latency_s))
+    source = script.replace("SHOW", str(show)).replace("LATENCY", str(latency_s))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    script = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", source],
         stdout=subprocess.PIPE,
         stderr=theirs if terminal else subprocess.PIPE,
@@ -45,8 +56,8 @@ def terminal_output(show: bool, latency_s: float, *, terminal: bool = True) -> s
     )
     os.close(theirs)
     shown = read_to_the_end(ours)
-    printed, piped = script.communicate()
-    assert (script.returncode, printed) == (0, b"")
+    printed, piped = process.communicate()
+    assert (process.returncode, printed) == (0, b"")
     return shown if terminal else piped.decode()
 
 
@@ -71,3 +82,9 @@ def test_it_appears_on_a_terminal_after_two_seconds() -> None:
 def test_it_does_not_appear(show: bool, latency_s: float, terminal: bool) -> None:
     """Switched off, on a call that is over before two seconds are, or where no terminal is."""
     assert terminal_output(show, latency_s, terminal=terminal) == ""
+
+
+def test_what_takes_long_says_what_it_does_and_what_is_quick_says_nothing() -> None:
+    assert terminal_output(show=True, latency_s=2.5, script=SLOW).strip() == "skllm_ray: starting Ray on this machine …"
+    for show, latency_s, terminal in ((True, 0.1, True), (False, 2.5, True), (True, 2.5, False)):
+        assert terminal_output(show, latency_s, terminal=terminal, script=SLOW) == ""
