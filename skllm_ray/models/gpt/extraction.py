@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.estimator import OnError, wrap_secret
 from skllm_ray.models._base.extraction import Extractor
+from skllm_ray.models._base.parameters import RequestParameters
 
 __all__ = ["GPTExtractor"]
 
 
-class GPTExtractor(Extractor):
+@dataclass(eq=False, repr=False)
+class GPTExtractor(RequestParameters, Extractor):
     """Extract the fields of a pydantic model from texts, a column for each.
 
     Parameters
@@ -42,21 +43,8 @@ class GPTExtractor(Extractor):
     ['item', 'quantity']
     """
 
-    def __init__(
-        self,
-        schema: type[Any],
-        model: str = DEFAULTS["gpt"].name,
-        prompt_template: str | None = None,
-        key: str | None = None,
-        org: str | None = None,
-        *,
-        on_error: OnError = "raise",
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.schema = schema
-        self.model = model
-        self.prompt_template = prompt_template
-        self.key = wrap_secret(key)
-        self.org = org
-        self.on_error = on_error
-        self.request_options = request_options
+    schema: type[Any]
+    model: str = DEFAULTS["gpt"].name
+    prompt_template: str | None = None
+    key: str | None = None
+    org: str | None = None

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.estimator import OnError, wrap_secret
+from skllm_ray.models._base.parameters import RequestParameters
 from skllm_ray.models._base.vectorizer import LLMVectorizer
 
 __all__ = ["GPTVectorizer"]
 
 
-class GPTVectorizer(LLMVectorizer):
+@dataclass(eq=False, repr=False)
+class GPTVectorizer(RequestParameters, LLMVectorizer):
     """Turn texts into the vectors of an embedding model.
 
     Parameters
@@ -45,19 +45,7 @@ class GPTVectorizer(LLMVectorizer):
     >>> skllm_ray.shutdown()
     """
 
-    def __init__(
-        self,
-        model: str = DEFAULTS["gpt embedding"].name,
-        batch_size: int = 1,
-        key: str | None = None,
-        org: str | None = None,
-        *,
-        on_error: OnError = "raise",
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = model
-        self.batch_size = batch_size
-        self.key = wrap_secret(key)
-        self.org = org
-        self.on_error = on_error
-        self.request_options = request_options
+    model: str = DEFAULTS["gpt embedding"].name
+    batch_size: int = 1
+    key: str | None = None
+    org: str | None = None

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.estimator import OnError
 from skllm_ray.models._base.extraction import Extractor
+from skllm_ray.models._base.parameters import RequestParameters
 
 __all__ = ["VertexExtractor"]
 
 
-class VertexExtractor(Extractor):
+@dataclass(eq=False, repr=False)
+class VertexExtractor(RequestParameters, Extractor):
     """Extract the fields of a pydantic model from texts, a column for each.
 
     Parameters
@@ -40,17 +41,6 @@ class VertexExtractor(Extractor):
 
     _family: ClassVar[str] = "vertex"
 
-    def __init__(
-        self,
-        schema: type[Any],
-        model: str = DEFAULTS["vertex"].name,
-        prompt_template: str | None = None,
-        *,
-        on_error: OnError = "raise",
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.schema = schema
-        self.model = model
-        self.prompt_template = prompt_template
-        self.on_error = on_error
-        self.request_options = request_options
+    schema: type[Any]
+    model: str = DEFAULTS["vertex"].name
+    prompt_template: str | None = None

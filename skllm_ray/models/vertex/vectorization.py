@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.parameters import RequestParameters
 from skllm_ray.models._base.vectorizer import LLMVectorizer
 
 __all__ = ["VertexVectorizer"]
 
 
-class VertexVectorizer(LLMVectorizer):
+@dataclass(eq=False, repr=False)
+class VertexVectorizer(RequestParameters, LLMVectorizer):
     """Turn texts into the vectors of an embedding model.
 
     Parameters
@@ -40,15 +41,5 @@ class VertexVectorizer(LLMVectorizer):
 
     _family: ClassVar[str] = "vertex"
 
-    def __init__(
-        self,
-        model: str = DEFAULTS["vertex embedding"].name,
-        batch_size: int = 1,
-        *,
-        on_error: OnError = "raise",
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = model
-        self.batch_size = batch_size
-        self.on_error = on_error
-        self.request_options = request_options
+    model: str = DEFAULTS["vertex embedding"].name
+    batch_size: int = 1

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from skllm_ray.llm.model_facts import DEFAULTS
 from skllm_ray.memory import IndexConstructor
-from skllm_ray.models._base.estimator import OnError
 from skllm_ray.models._base.few_shot import DynamicFewShotClassifier, FewShotClassifier, MultiLabelFewShotClassifier
-from skllm_ray.models._base.label_names import LabelNames
 from skllm_ray.models._base.vectorizer import LLMVectorizer
 from skllm_ray.models.gpt.classification.base import MultiLabelGPT, SingleLabelGPT
 from skllm_ray.models.gpt.vectorization import GPTVectorizer
@@ -73,6 +70,7 @@ class MultiLabelFewShotGPTClassifier(MultiLabelFewShotClassifier, MultiLabelGPT)
     """
 
 
+@dataclass(eq=False, repr=False)
 class DynamicFewShotGPTClassifier(DynamicFewShotClassifier, SingleLabelGPT):
     """Classify each text after those examples of each class that are most like it.
 
@@ -110,39 +108,7 @@ class DynamicFewShotGPTClassifier(DynamicFewShotClassifier, SingleLabelGPT):
 
     _vectorizer_class: ClassVar[type[LLMVectorizer]] = GPTVectorizer
 
-    def __init__(
-        self,
-        model: str = DEFAULTS["gpt"].name,
-        default_label: str = "Random",
-        prompt_template: str | None = None,
-        key: str | None = None,
-        org: str | None = None,
-        n_examples: int = 3,
-        memory_index: IndexConstructor | None = None,
-        vectorizer: Any = None,
-        metric: str = "euclidean",
-        *,
-        on_error: OnError = "raise",
-        label_descriptions: Mapping[Any, str] | None = None,
-        random_state: int | None = None,
-        request_options: Mapping[str, Any] | None = None,
-        label_names: LabelNames = None,
-        label_prior: str | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            default_label,
-            prompt_template,
-            key,
-            org,
-            on_error=on_error,
-            label_descriptions=label_descriptions,
-            random_state=random_state,
-            request_options=request_options,
-            label_names=label_names,
-            label_prior=label_prior,
-        )
-        self.n_examples = n_examples
-        self.memory_index = memory_index
-        self.vectorizer = vectorizer
-        self.metric = metric
+    n_examples: int = 3
+    memory_index: IndexConstructor | None = None
+    vectorizer: Any = None
+    metric: str = "euclidean"

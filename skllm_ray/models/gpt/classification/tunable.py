@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.classifier import OnError, wrap_secret
+from skllm_ray.models._base.parameters import GPTTuningParameters, TunedClassifierParameters
 from skllm_ray.models._base.tunable import GPTTunable
 from skllm_ray.models._base.tunable_classifier import TunableClassifier, TunableMultiLabelClassifier
 from skllm_ray.prompts.templates import ZERO_SHOT_CLF_PROMPT_TEMPLATE, ZERO_SHOT_MLCLF_PROMPT_TEMPLATE
@@ -15,7 +14,8 @@ from skllm_ray.tasks.classification import MultiLabelZeroShotTask, ZeroShotTask
 __all__ = ["GPTClassifier", "MultiLabelGPTClassifier"]
 
 
-class GPTClassifier(GPTTunable, TunableClassifier):
+@dataclass(eq=False, repr=False)
+class GPTClassifier(GPTTuningParameters, TunedClassifierParameters, GPTTunable, TunableClassifier):
     """Tune a model of the GPT family on labelled texts, and classify with it.
 
     ``fit`` submits one tuning job and waits for it; the same content is never submitted twice. ``submit_tuning``
@@ -62,50 +62,20 @@ class GPTClassifier(GPTTunable, TunableClassifier):
     2
     """
 
-    def __init__(
-        self,
-        base_model: str = DEFAULTS["gpt_tunable"].name,
-        default_label: str = "Random",
-        key: str | None = None,
-        org: str | None = None,
-        n_epochs: int | None = None,
-        custom_suffix: str | None = "skllm",
-        prompt_template: str | None = None,
-        *,
-        on_error: OnError = "raise",
-        label_descriptions: Mapping[Any, str] | None = None,
-        random_state: int | None = None,
-        request_options: Mapping[str, Any] | None = None,
-        batch_size: int | None = None,
-        learning_rate_multiplier: float | None = None,
-        deployment: str | None = None,
-        delete_data: bool = False,
-        poll_s: float = 15.0,
-        grace_s: float = 120.0,
-    ) -> None:
-        self.base_model = base_model
-        self.default_label = default_label
-        self.key = wrap_secret(key)
-        self.org = org
-        self.n_epochs = n_epochs
-        self.custom_suffix = custom_suffix
-        self.prompt_template = prompt_template
-        self.on_error = on_error
-        self.label_descriptions = label_descriptions
-        self.random_state = random_state
-        self.request_options = request_options
-        self.batch_size = batch_size
-        self.learning_rate_multiplier = learning_rate_multiplier
-        self.deployment = deployment
-        self.delete_data = delete_data
-        self.poll_s = poll_s
-        self.grace_s = grace_s
+    base_model: str = DEFAULTS["gpt_tunable"].name
+    default_label: str = "Random"
+    key: str | None = None
+    org: str | None = None
+    n_epochs: int | None = None
+    custom_suffix: str | None = "skllm"
+    prompt_template: str | None = None
 
     def _task(self) -> ZeroShotTask:
         return ZeroShotTask(self._names(), self.prompt_template or ZERO_SHOT_CLF_PROMPT_TEMPLATE, self._descriptions())
 
 
-class MultiLabelGPTClassifier(GPTTunable, TunableMultiLabelClassifier):
+@dataclass(eq=False, repr=False)
+class MultiLabelGPTClassifier(GPTTuningParameters, TunedClassifierParameters, GPTTunable, TunableMultiLabelClassifier):
     """Tune a model of the GPT family on texts with any number of labels, and classify with it.
 
     Parameters
@@ -133,46 +103,14 @@ class MultiLabelGPTClassifier(GPTTunable, TunableMultiLabelClassifier):
     3
     """
 
-    def __init__(
-        self,
-        base_model: str = DEFAULTS["gpt_tunable"].name,
-        default_label: str = "Random",
-        key: str | None = None,
-        org: str | None = None,
-        n_epochs: int | None = None,
-        custom_suffix: str | None = "skllm",
-        prompt_template: str | None = None,
-        max_labels: int = 5,
-        *,
-        on_error: OnError = "raise",
-        label_descriptions: Mapping[Any, str] | None = None,
-        random_state: int | None = None,
-        request_options: Mapping[str, Any] | None = None,
-        batch_size: int | None = None,
-        learning_rate_multiplier: float | None = None,
-        deployment: str | None = None,
-        delete_data: bool = False,
-        poll_s: float = 15.0,
-        grace_s: float = 120.0,
-    ) -> None:
-        self.base_model = base_model
-        self.default_label = default_label
-        self.key = wrap_secret(key)
-        self.org = org
-        self.n_epochs = n_epochs
-        self.custom_suffix = custom_suffix
-        self.prompt_template = prompt_template
-        self.max_labels = max_labels
-        self.on_error = on_error
-        self.label_descriptions = label_descriptions
-        self.random_state = random_state
-        self.request_options = request_options
-        self.batch_size = batch_size
-        self.learning_rate_multiplier = learning_rate_multiplier
-        self.deployment = deployment
-        self.delete_data = delete_data
-        self.poll_s = poll_s
-        self.grace_s = grace_s
+    base_model: str = DEFAULTS["gpt_tunable"].name
+    default_label: str = "Random"
+    key: str | None = None
+    org: str | None = None
+    n_epochs: int | None = None
+    custom_suffix: str | None = "skllm"
+    prompt_template: str | None = None
+    max_labels: int = 5
 
     def _task(self) -> MultiLabelZeroShotTask:
         template = self.prompt_template or ZERO_SHOT_MLCLF_PROMPT_TEMPLATE

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.estimator import OnError, wrap_secret
+from skllm_ray.models._base.parameters import RequestParameters
 from skllm_ray.models._base.tagger import ExplainableNER
 
 __all__ = ["GPTExplainableNER"]
 
 
-class GPTExplainableNER(ExplainableNER):
+@dataclass(eq=False, repr=False)
+class GPTExplainableNER(RequestParameters, ExplainableNER):
     """Find named entities in texts, with the reason for each.
 
     Parameters
@@ -44,25 +45,10 @@ class GPTExplainableNER(ExplainableNER):
     True
     """
 
-    def __init__(
-        self,
-        entities: Mapping[str, str],
-        display_predictions: bool = False,
-        sparse_output: bool = True,
-        model: str = DEFAULTS["gpt"].name,
-        key: str | None = None,
-        org: str | None = None,
-        num_workers: int = 1,
-        *,
-        on_error: OnError = "raise",
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.entities = entities
-        self.display_predictions = display_predictions
-        self.sparse_output = sparse_output
-        self.model = model
-        self.key = wrap_secret(key)
-        self.org = org
-        self.num_workers = num_workers
-        self.on_error = on_error
-        self.request_options = request_options
+    entities: Mapping[str, str]
+    display_predictions: bool = False
+    sparse_output: bool = True
+    model: str = DEFAULTS["gpt"].name
+    key: str | None = None
+    org: str | None = None
+    num_workers: int = 1

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.estimator import OnError, wrap_secret
+from skllm_ray.models._base.parameters import RequestParameters
 from skllm_ray.models._base.text2text import Summarizer
 
 __all__ = ["GPTSummarizer"]
 
 
-class GPTSummarizer(Summarizer):
+@dataclass(eq=False, repr=False)
+class GPTSummarizer(RequestParameters, Summarizer):
     """Summarize texts.
 
     Parameters
@@ -39,21 +39,8 @@ class GPTSummarizer(Summarizer):
     True
     """
 
-    def __init__(
-        self,
-        model: str = DEFAULTS["gpt"].name,
-        key: str | None = None,
-        org: str | None = None,
-        max_words: int = 15,
-        focus: str | None = None,
-        *,
-        on_error: OnError = "raise",
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = model
-        self.key = wrap_secret(key)
-        self.org = org
-        self.max_words = max_words
-        self.focus = focus
-        self.on_error = on_error
-        self.request_options = request_options
+    model: str = DEFAULTS["gpt"].name
+    key: str | None = None
+    org: str | None = None
+    max_words: int = 15
+    focus: str | None = None

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.estimator import OnError, wrap_secret
+from skllm_ray.models._base.parameters import RequestParameters
 from skllm_ray.models._base.text2text import Translator
 
 __all__ = ["GPTTranslator"]
 
 
-class GPTTranslator(Translator):
+@dataclass(eq=False, repr=False)
+class GPTTranslator(RequestParameters, Translator):
     """Translate texts.
 
     Parameters
@@ -37,19 +37,7 @@ class GPTTranslator(Translator):
     True
     """
 
-    def __init__(
-        self,
-        model: str = DEFAULTS["gpt"].name,
-        key: str | None = None,
-        org: str | None = None,
-        output_language: str = "English",
-        *,
-        on_error: OnError = "raise",
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = model
-        self.key = wrap_secret(key)
-        self.org = org
-        self.output_language = output_language
-        self.on_error = on_error
-        self.request_options = request_options
+    model: str = DEFAULTS["gpt"].name
+    key: str | None = None
+    org: str | None = None
+    output_language: str = "English"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.estimator import OnError, wrap_secret
+from skllm_ray.models._base.parameters import GPTTuningParameters, RequestParameters
 from skllm_ray.models._base.tunable import GPTTunable
 from skllm_ray.models._base.tunable_text import TunableText2Text
 
 __all__ = ["TunableGPTText2Text"]
 
 
-class TunableGPTText2Text(GPTTunable, TunableText2Text):  # type: ignore[misc]  # fit needs y
+@dataclass(eq=False, repr=False)
+class TunableGPTText2Text(GPTTuningParameters, RequestParameters, GPTTunable, TunableText2Text):  # type: ignore[misc]  # fit needs y
     """Tune a model of the GPT family on pairs of texts, and turn texts into others with it.
 
     Parameters
@@ -55,33 +55,8 @@ class TunableGPTText2Text(GPTTunable, TunableText2Text):  # type: ignore[misc]  
     'short'
     """
 
-    def __init__(
-        self,
-        base_model: str = DEFAULTS["gpt_tunable"].name,
-        key: str | None = None,
-        org: str | None = None,
-        n_epochs: int | None = None,
-        custom_suffix: str | None = "skllm",
-        *,
-        on_error: OnError = "raise",
-        request_options: Mapping[str, Any] | None = None,
-        batch_size: int | None = None,
-        learning_rate_multiplier: float | None = None,
-        deployment: str | None = None,
-        delete_data: bool = False,
-        poll_s: float = 15.0,
-        grace_s: float = 120.0,
-    ) -> None:
-        self.base_model = base_model
-        self.key = wrap_secret(key)
-        self.org = org
-        self.n_epochs = n_epochs
-        self.custom_suffix = custom_suffix
-        self.on_error = on_error
-        self.request_options = request_options
-        self.batch_size = batch_size
-        self.learning_rate_multiplier = learning_rate_multiplier
-        self.deployment = deployment
-        self.delete_data = delete_data
-        self.poll_s = poll_s
-        self.grace_s = grace_s
+    base_model: str = DEFAULTS["gpt_tunable"].name
+    key: str | None = None
+    org: str | None = None
+    n_epochs: int | None = None
+    custom_suffix: str | None = "skllm"

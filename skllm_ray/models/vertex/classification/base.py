@@ -2,71 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from skllm_ray.llm.model_facts import DEFAULTS
 from skllm_ray.models._base.classifier import LLMClassifier
-from skllm_ray.models._base.estimator import OnError
-from skllm_ray.models._base.label_names import LabelNames
 from skllm_ray.models._base.multilabel import MultiLabelClassifier
+from skllm_ray.models._base.parameters import ClassifierParameters
 
 
-class SingleLabelVertex(LLMClassifier):
+@dataclass(eq=False, repr=False)
+class SingleLabelVertex(ClassifierParameters, LLMClassifier):
     """A classifier of the Vertex family that gives each text one label."""
 
     _family: ClassVar[str] = "vertex"
 
-    def __init__(
-        self,
-        model: str = DEFAULTS["vertex"].name,
-        default_label: str = "Random",
-        prompt_template: str | None = None,
-        *,
-        on_error: OnError = "raise",
-        label_descriptions: Mapping[Any, str] | None = None,
-        random_state: int | None = None,
-        request_options: Mapping[str, Any] | None = None,
-        label_names: LabelNames = None,
-        label_prior: str | None = None,
-    ) -> None:
-        self.model = model
-        self.default_label = default_label
-        self.prompt_template = prompt_template
-        self.on_error = on_error
-        self.label_descriptions = label_descriptions
-        self.random_state = random_state
-        self.request_options = request_options
-        self.label_names = label_names
-        self.label_prior = label_prior
+    model: str = DEFAULTS["vertex"].name
+    default_label: str = "Random"
+    prompt_template: str | None = None
 
 
-class MultiLabelVertex(MultiLabelClassifier):
+@dataclass(eq=False, repr=False)
+class MultiLabelVertex(ClassifierParameters, MultiLabelClassifier):
     """A classifier of the Vertex family that gives each text any number of labels."""
 
     _family: ClassVar[str] = "vertex"
 
-    def __init__(
-        self,
-        model: str = DEFAULTS["vertex"].name,
-        default_label: str = "Random",
-        max_labels: int = 5,
-        prompt_template: str | None = None,
-        *,
-        on_error: OnError = "raise",
-        label_descriptions: Mapping[Any, str] | None = None,
-        random_state: int | None = None,
-        request_options: Mapping[str, Any] | None = None,
-        label_names: LabelNames = None,
-        label_prior: str | None = None,
-    ) -> None:
-        self.model = model
-        self.default_label = default_label
-        self.max_labels = max_labels
-        self.prompt_template = prompt_template
-        self.on_error = on_error
-        self.label_descriptions = label_descriptions
-        self.random_state = random_state
-        self.request_options = request_options
-        self.label_names = label_names
-        self.label_prior = label_prior
+    model: str = DEFAULTS["vertex"].name
+    default_label: str = "Random"
+    max_labels: int = 5
+    prompt_template: str | None = None

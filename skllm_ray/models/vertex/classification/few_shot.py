@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from skllm_ray.llm.model_facts import DEFAULTS
 from skllm_ray.memory import IndexConstructor
-from skllm_ray.models._base.estimator import OnError
 from skllm_ray.models._base.few_shot import DynamicFewShotClassifier, FewShotClassifier, MultiLabelFewShotClassifier
-from skllm_ray.models._base.label_names import LabelNames
 from skllm_ray.models._base.vectorizer import LLMVectorizer
 from skllm_ray.models.vertex.classification.base import MultiLabelVertex, SingleLabelVertex
 from skllm_ray.models.vertex.vectorization import VertexVectorizer
@@ -73,6 +70,7 @@ class MultiLabelFewShotVertexClassifier(MultiLabelFewShotClassifier, MultiLabelV
     """
 
 
+@dataclass(eq=False, repr=False)
 class DynamicFewShotVertexClassifier(DynamicFewShotClassifier, SingleLabelVertex):
     """Classify each text after those examples of each class that are most like it.
 
@@ -104,35 +102,7 @@ class DynamicFewShotVertexClassifier(DynamicFewShotClassifier, SingleLabelVertex
 
     _vectorizer_class: ClassVar[type[LLMVectorizer]] = VertexVectorizer
 
-    def __init__(
-        self,
-        model: str = DEFAULTS["vertex"].name,
-        default_label: str = "Random",
-        prompt_template: str | None = None,
-        n_examples: int = 3,
-        memory_index: IndexConstructor | None = None,
-        vectorizer: Any = None,
-        metric: str = "euclidean",
-        *,
-        on_error: OnError = "raise",
-        label_descriptions: Mapping[Any, str] | None = None,
-        random_state: int | None = None,
-        request_options: Mapping[str, Any] | None = None,
-        label_names: LabelNames = None,
-        label_prior: str | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            default_label,
-            prompt_template,
-            on_error=on_error,
-            label_descriptions=label_descriptions,
-            random_state=random_state,
-            request_options=request_options,
-            label_names=label_names,
-            label_prior=label_prior,
-        )
-        self.n_examples = n_examples
-        self.memory_index = memory_index
-        self.vectorizer = vectorizer
-        self.metric = metric
+    n_examples: int = 3
+    memory_index: IndexConstructor | None = None
+    vectorizer: Any = None
+    metric: str = "euclidean"

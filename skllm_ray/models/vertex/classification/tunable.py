@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.classifier import OnError
+from skllm_ray.models._base.parameters import TunedClassifierParameters, VertexTuningParameters
 from skllm_ray.models._base.tunable import VertexTunable
 from skllm_ray.models._base.tunable_classifier import TunableClassifier
 from skllm_ray.prompts.templates import ZERO_SHOT_CLF_PROMPT_TEMPLATE
@@ -15,7 +14,8 @@ from skllm_ray.tasks.classification import ZeroShotTask
 __all__ = ["VertexClassifier"]
 
 
-class VertexClassifier(VertexTunable, TunableClassifier):
+@dataclass(eq=False, repr=False)
+class VertexClassifier(VertexTuningParameters, TunedClassifierParameters, VertexTunable, TunableClassifier):
     """Tune a Gemini model on labelled texts, and classify with its endpoint.
 
     ``fit`` submits one tuning job and waits for it; the same content is never submitted twice. ``submit_tuning``
@@ -63,42 +63,10 @@ class VertexClassifier(VertexTunable, TunableClassifier):
     4
     """
 
-    def __init__(
-        self,
-        base_model: str = DEFAULTS["vertex_tunable"].name,
-        n_update_steps: int = 1,
-        default_label: str = "Random",
-        *,
-        prompt_template: str | None = None,
-        on_error: OnError = "raise",
-        label_descriptions: Mapping[Any, str] | None = None,
-        random_state: int | None = None,
-        request_options: Mapping[str, Any] | None = None,
-        epoch_count: int | None = None,
-        adapter_size: int | None = None,
-        learning_rate_multiplier: float | None = None,
-        location: str | None = None,
-        bucket: str | None = None,
-        delete_data: bool = False,
-        poll_s: float = 15.0,
-        grace_s: float = 120.0,
-    ) -> None:
-        self.base_model = base_model
-        self.n_update_steps = n_update_steps
-        self.default_label = default_label
-        self.prompt_template = prompt_template
-        self.on_error = on_error
-        self.label_descriptions = label_descriptions
-        self.random_state = random_state
-        self.request_options = request_options
-        self.epoch_count = epoch_count
-        self.adapter_size = adapter_size
-        self.learning_rate_multiplier = learning_rate_multiplier
-        self.location = location
-        self.bucket = bucket
-        self.delete_data = delete_data
-        self.poll_s = poll_s
-        self.grace_s = grace_s
+    base_model: str = DEFAULTS["vertex_tunable"].name
+    n_update_steps: int = 1
+    default_label: str = "Random"
+    prompt_template: str | None = field(default=None, kw_only=True)
 
     def _task(self) -> ZeroShotTask:
         return ZeroShotTask(self._names(), self.prompt_template or ZERO_SHOT_CLF_PROMPT_TEMPLATE, self._descriptions())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.parameters import RequestParameters
 from skllm_ray.models._base.tagger import ExplainableNER
 
 __all__ = ["VertexExplainableNER"]
 
 
-class VertexExplainableNER(ExplainableNER):
+@dataclass(eq=False, repr=False)
+class VertexExplainableNER(RequestParameters, ExplainableNER):
     """Find named entities in texts, with the reason for each.
 
     Parameters
@@ -42,21 +44,8 @@ class VertexExplainableNER(ExplainableNER):
 
     _family: ClassVar[str] = "vertex"
 
-    def __init__(
-        self,
-        entities: Mapping[str, str],
-        display_predictions: bool = False,
-        sparse_output: bool = True,
-        model: str = DEFAULTS["vertex"].name,
-        num_workers: int = 1,
-        *,
-        on_error: OnError = "raise",
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.entities = entities
-        self.display_predictions = display_predictions
-        self.sparse_output = sparse_output
-        self.model = model
-        self.num_workers = num_workers
-        self.on_error = on_error
-        self.request_options = request_options
+    entities: Mapping[str, str]
+    display_predictions: bool = False
+    sparse_output: bool = True
+    model: str = DEFAULTS["vertex"].name
+    num_workers: int = 1

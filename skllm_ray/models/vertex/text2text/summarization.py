@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.parameters import RequestParameters
 from skllm_ray.models._base.text2text import Summarizer
 
 __all__ = ["VertexSummarizer"]
 
 
-class VertexSummarizer(Summarizer):
+@dataclass(eq=False, repr=False)
+class VertexSummarizer(RequestParameters, Summarizer):
     """Summarize texts.
 
     Parameters
@@ -37,17 +38,6 @@ class VertexSummarizer(Summarizer):
 
     _family: ClassVar[str] = "vertex"
 
-    def __init__(
-        self,
-        model: str = DEFAULTS["vertex"].name,
-        max_words: int = 15,
-        focus: str | None = None,
-        *,
-        on_error: OnError = "raise",
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = model
-        self.max_words = max_words
-        self.focus = focus
-        self.on_error = on_error
-        self.request_options = request_options
+    model: str = DEFAULTS["vertex"].name
+    max_words: int = 15
+    focus: str | None = None

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.parameters import RequestParameters
 from skllm_ray.models._base.text2text import Translator
 
 __all__ = ["VertexTranslator"]
 
 
-class VertexTranslator(Translator):
+@dataclass(eq=False, repr=False)
+class VertexTranslator(RequestParameters, Translator):
     """Translate texts.
 
     Parameters
@@ -35,15 +36,5 @@ class VertexTranslator(Translator):
 
     _family: ClassVar[str] = "vertex"
 
-    def __init__(
-        self,
-        model: str = DEFAULTS["vertex"].name,
-        output_language: str = "English",
-        *,
-        on_error: OnError = "raise",
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = model
-        self.output_language = output_language
-        self.on_error = on_error
-        self.request_options = request_options
+    model: str = DEFAULTS["vertex"].name
+    output_language: str = "English"

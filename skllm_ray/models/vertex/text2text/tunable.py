@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from skllm_ray.llm.model_facts import DEFAULTS
-from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.parameters import RequestParameters, VertexTuningParameters
 from skllm_ray.models._base.tunable import VertexTunable
 from skllm_ray.models._base.tunable_text import TunableText2Text
 
 __all__ = ["TunableVertexText2Text"]
 
 
-class TunableVertexText2Text(VertexTunable, TunableText2Text):  # type: ignore[misc]  # fit needs y
+@dataclass(eq=False, repr=False)
+class TunableVertexText2Text(VertexTuningParameters, RequestParameters, VertexTunable, TunableText2Text):  # type: ignore[misc]  # fit needs y
     """Tune a Gemini model on pairs of texts, and turn texts into others with its endpoint.
 
     Parameters
@@ -56,31 +56,5 @@ class TunableVertexText2Text(VertexTunable, TunableText2Text):  # type: ignore[m
     1
     """
 
-    def __init__(
-        self,
-        base_model: str = DEFAULTS["vertex_tunable"].name,
-        n_update_steps: int = 1,
-        *,
-        on_error: OnError = "raise",
-        request_options: Mapping[str, Any] | None = None,
-        epoch_count: int | None = None,
-        adapter_size: int | None = None,
-        learning_rate_multiplier: float | None = None,
-        location: str | None = None,
-        bucket: str | None = None,
-        delete_data: bool = False,
-        poll_s: float = 15.0,
-        grace_s: float = 120.0,
-    ) -> None:
-        self.base_model = base_model
-        self.n_update_steps = n_update_steps
-        self.on_error = on_error
-        self.request_options = request_options
-        self.epoch_count = epoch_count
-        self.adapter_size = adapter_size
-        self.learning_rate_multiplier = learning_rate_multiplier
-        self.location = location
-        self.bucket = bucket
-        self.delete_data = delete_data
-        self.poll_s = poll_s
-        self.grace_s = grace_s
+    base_model: str = DEFAULTS["vertex_tunable"].name
+    n_update_steps: int = 1
