@@ -43,3 +43,20 @@ def check_names(tree: ast.Module) -> None:
 
 def test_there_is_something_to_test() -> None:
     assert len(BLOCKS) >= 8
+
+
+def test_every_message_that_troubleshooting_explains_is_one_of_the_library() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    quoted = [text for line in re.findall(r"^### (.*)$", page, re.MULTILINE) for text in re.findall(r"`([^`]+)`", line)]
+    assert len(quoted) >= 25
+    said = "\n".join(map(constants_of, (ROOT / "skllm_ray").rglob("*.py")))
+    pieces = {piece.strip() for text in quoted if text != "AuthenticationError" for piece in text.split("…")}
+    assert {piece for piece in pieces if piece not in said} == set()
+
+
+def constants_of(file: Path) -> str:
+    """Return all texts of a file, and of f-strings what is fixed, one per line."""
+    tree = ast.parse(file.read_text("utf-8"))
+    return "\n".join(
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
