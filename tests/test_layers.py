@@ -28,7 +28,7 @@ LAYERS = {
     "execution": {"execution", "tasks", "llm", "config", "errors"},
     "models": {
         "models", "tasks", "prompts", "memory", "execution", "config", "errors", "plain_text",
-        "llm.registry", "llm.base", "llm.model_facts", "llm.tuning", "llm.tuning_services",
+        "llm.registry", "llm.base", "llm.credentials", "llm.model_facts", "llm.tuning", "llm.tuning_services",
     },
     "cascade": {"errors"},
     "classification": {"models"},

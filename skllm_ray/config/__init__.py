@@ -1,6 +1,7 @@
 """Settings of this process, and what they are made of."""
 
 from skllm_ray.config.checks import checked_key, checked_org, checked_url
+from skllm_ray.config.process_state import DEFAULT_NAMESPACES as DEFAULT_NAMESPACES
 from skllm_ray.config.process_state import OPENAI_KEY_ENV as OPENAI_KEY_ENV
 from skllm_ray.config.process_state import Settings
 from skllm_ray.config.resolve import resolve_secret

@@ -100,11 +100,15 @@ class GGUFSettings:
         )
         if resources.num_gpus is not None and resources.num_gpus > 1 and resources.num_gpus % 1:
             raise ConfigurationError(f"num_gpus={num_gpus}: above 1, Ray takes whole GPUs only.", "Pass 2, not 1.5.")
-        name = None if model is None else model.removeprefix("gguf::")
-        write_for("gguf_resources", name, resources)
+        write_for("gguf_resources", _file_of(model), resources)
 
     @staticmethod
     def get_gguf_resources(model: str | None = None) -> GGUFResources:
         """Return the resources of `model`: its own setting, else the one for all, else the defaults."""
         given = dict(current().gguf_resources)
-        return given.get(model and model.removeprefix("gguf::")) or given.get(None) or GGUFResources()
+        return given.get(_file_of(model)) or given.get(None) or GGUFResources()
+
+
+def _file_of(model: str | None) -> str | None:
+    """Return a model's name without its namespace."""
+    return None if model is None else model.rpartition("::")[2]

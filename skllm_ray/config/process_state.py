@@ -73,6 +73,8 @@ DEFAULTS: dict[str, Any] = {
 OPENAI_KEY_ENV = (ENV["openai_key"], "OPENAI_API_KEY")
 
 _own = Settings()
+DEFAULT_NAMESPACES = {"gpt": "openai", "vertex": "vertex"}
+"""Whose model a name without a namespace is, by the family of the estimator."""
 _setting = threading.Lock()
 _brought: ContextVar[Settings | None] = ContextVar("skllm_ray_brought_settings", default=None)
 """The settings that an estimator brought with it from another process, while this thread works for that estimator."""
@@ -139,8 +141,9 @@ def borrowed(settings: Settings | None) -> Iterator[None]:
 
 
 def bare(model: str) -> str:
-    """Return a model's name without the namespaces that do not tell models apart."""
-    return model.removeprefix("openai::").removeprefix("vertex::")
+    """Return a model's name as settings know it: without the namespace that a name alone stands for."""
+    namespace, separator, name = model.partition("::")
+    return name if separator and namespace in DEFAULT_NAMESPACES.values() else model
 
 
 def _joined(own: Settings, brought: Settings | None) -> Settings:

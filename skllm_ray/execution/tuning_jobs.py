@@ -24,7 +24,7 @@ from skllm_ray.errors import ClusterError, ConfigurationError, InputError, JobFa
 from skllm_ray.execution import ray_state, session
 from skllm_ray.execution.tuning_submission import submit_here, submit_on_cluster
 from skllm_ray.execution.tuning_watcher import STARTING_S, OpenService, Polling, ask_once, watch, watchers
-from skllm_ray.llm.registry import secrets_of
+from skllm_ray.llm.credentials import secrets_of
 from skllm_ray.llm.tuning import TuningJob, TuningSpec
 from skllm_ray.llm.tuning.job import BEFORE_POST
 from skllm_ray.llm.tuning.store import TuningStore

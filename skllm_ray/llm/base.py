@@ -10,9 +10,9 @@ declared.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias, TypeGuard
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeGuard
 
 from skllm_ray.config import Price, RateLimit, Secret, SecretRef, lasting
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
@@ -27,6 +27,25 @@ SecretResolver: TypeAlias = Callable[[SecretRef], Secret]
 
 Wanted: TypeAlias = Literal["label", "log_probs", "vectors"]
 """What a call needs of its answers, where it is more, or less, than their texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """What an estimator says of its model: what :mod:`skllm_ray.llm.registry` makes a spec of."""
+
+    namespace: str
+    name: str
+    key: str | None = None
+    """The estimator's own key; None takes the settings'."""
+    org: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Extra request parameters of the backend."""
+
+    @property
+    def full_name(self) -> str:
+        """The name with its namespace, by which settings know the model."""
+        return f"{self.namespace}::{self.name}"
+
 
 WORKERS_AT_ONCE: Final = 8
 """Blocks of an API's rows that workers ask at once; each keeps many requests in flight."""

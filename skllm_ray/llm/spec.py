@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
-from skllm_ray.config import Price, RateLimit, SecretRef
+from skllm_ray.config import Price, RateLimit, SecretRef, SKLLMConfig
 from skllm_ray.llm.api.options import RequestOptions, body_options, freeze_options, limits_in, spec_key
 from skllm_ray.llm.api.retry import RetryPolicy
-from skllm_ray.llm.base import WORKERS_AT_ONCE, BackendSpec, CacheSettings, Capabilities, Wanted
+from skllm_ray.llm.base import WORKERS_AT_ONCE, BackendSpec, CacheSettings, Capabilities, ModelChoice, Wanted
 from skllm_ray.llm.model_facts import ModelFacts
+
+
+def api_settings(choice: ModelChoice) -> dict[str, Any]:
+    """Return what the settings of this process say for a model of any HTTP vendor, as fields of its `ApiSpec`."""
+    told = SKLLMConfig.get_timeouts()
+    return {
+        "model": choice.name,
+        "request_options": choice.options,
+        "patience": RetryPolicy(timeout_s=told.request_s, deadline_s=told.row_s, connect_s=told.connect_s),
+        "limit": SKLLMConfig.get_rate_limit(choice.full_name),
+        "price": SKLLMConfig.get_price(choice.full_name),
+        "reply_cache": SKLLMConfig.get_reply_cache(),
+        "reply_cache_max_bytes": SKLLMConfig.get_reply_cache_max_bytes(),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

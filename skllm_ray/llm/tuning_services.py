@@ -11,7 +11,8 @@ from typing import Any, Final
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError
 from skllm_ray.llm.base import SecretResolver
-from skllm_ray.llm.registry import resolve
+from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
+from skllm_ray.llm.registry import provider_of, resolve
 from skllm_ray.llm.tuning.spec import Service, TuningSpec
 from skllm_ray.llm.tuning.submit import TuningService
 
@@ -143,8 +144,13 @@ def _vertex_spec(base_model: str, location: str | None, bucket: str | None) -> T
 
 
 def _gpt_spec(base_model: str, key: str | None, org: str | None, today: date) -> TuningSpec:
-    _refuse_gguf(base_model)
-    chat: Any = resolve(base_model, key, org, None, "gpt")
+    if not isinstance(base_model, str) or not base_model:
+        raise ConfigurationError(f"base_model must be a non-empty str; got {base_model!r}.", _use(GPT))
+    if not provider_of(base_model).tunes:
+        raise NotSupportedError(f"base_model={base_model!r}: models of this provider cannot be tuned.", _use(GPT))
+    chat = resolve(base_model, key, org)
+    if not isinstance(chat, OpenAISpec):
+        raise TypeError(f"{type(chat).__name__} has no fine-tuning API of OpenAI's form.")
     _check_gpt(chat.api, chat.model, today)
     chat.check()
     return TuningSpec(
@@ -223,13 +229,6 @@ def _check_gemini(base_model: str) -> None:
     if name.startswith(_ENDED):
         raise NotSupportedError(f"base_model={name!r} cannot be tuned any more: Google ended it.", _use(GEMINI))
     raise ConfigurationError(f"base_model={name!r} is not known to be tunable on Vertex AI.", _use(GEMINI))
-
-
-def _refuse_gguf(base_model: object) -> None:
-    if not isinstance(base_model, str) or not base_model:
-        raise ConfigurationError(f"base_model must be a non-empty str; got {base_model!r}.", _use(GPT))
-    if base_model.startswith("gguf::"):
-        raise NotSupportedError(f"base_model={base_model!r}: GGUF models cannot be tuned.", _use(GPT))
 
 
 def _check_gpt(api: str, name: str, today: date) -> None:

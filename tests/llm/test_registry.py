@@ -10,9 +10,10 @@ import pytest
 from skllm_ray.config import GGUFResources, RateLimit, Secret, SKLLMConfig, resolve_secret
 from skllm_ray.errors import ConfigurationError, MissingKeyError, SkllmRayWarning, UnknownModelError
 from skllm_ray.llm.base import is_stateful
+from skllm_ray.llm.credentials import secrets_of
 from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
-from skllm_ray.llm.registry import resolve, secrets_of
+from skllm_ray.llm.registry import resolve
 from skllm_ray.llm.vertex.spec import VertexSpec
 
 KEY = "sk-planted-0123456789abcdef"

@@ -131,7 +131,7 @@ def test_a_wrong_place_is_refused_before_anything_is_sent(server, params, messag
         ("vertex", "text-bison@002", None, "cannot be tuned any more: Google ended it. Use gemini-3.5"),
         ("gpt", "gpt-3.5-turbo", None, "cannot be tuned any more. Use gpt-4.1-mini"),
         ("gpt", "gpt-4.1-mini", date(2027, 1, 6), "takes no new tuning jobs since 2027-01-06.*Use VertexClassifier"),
-        ("gpt", "gguf::demo", None, "GGUF models cannot be tuned"),
+        ("gpt", "gguf::demo", None, "of this provider cannot be tuned"),
     ],
 )
 def test_what_cannot_be_tuned_any_more_says_what_can(server, family, model, today, message):

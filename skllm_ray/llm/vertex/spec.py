@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from skllm_ray.config import Price, SecretRef, checked_key
+from skllm_ray.config import Price, SecretRef, SKLLMConfig, checked_key
 from skllm_ray.errors import ConfigurationError, MissingExtraError
 from skllm_ray.llm.api.options import RequestOptions, refuse_options, thaw_options
-from skllm_ray.llm.base import SecretResolver, Wanted
+from skllm_ray.llm.base import ModelChoice, SecretResolver, Wanted
 from skllm_ray.llm.model_facts import ModelFacts, end_notice, facts_of
-from skllm_ray.llm.spec import ApiSpec
+from skllm_ray.llm.spec import ApiSpec, api_settings
 
 if TYPE_CHECKING:
     from datetime import date
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from skllm_ray.llm.vertex.backend import VertexBackend
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._-]*")
+_ENDPOINT = re.compile(r"projects/[^/]+/locations/([^/]+)/")
 _RESERVED = {"http_options", "system_instruction", "candidate_count"}
 
 
@@ -119,3 +120,13 @@ def _check_options(options: RequestOptions, config: str) -> None:
         getattr(types, config).model_validate(thaw_options(options))
     except ValueError as error:  # pydantic's own error is one
         raise ConfigurationError(f"request_options do not fit Gemini's {config}: {error}") from None
+
+
+def vertex(choice: ModelChoice) -> VertexSpec:
+    """Return the spec of a model on Vertex AI; a tuned model's endpoint is asked in the region where it is."""
+    endpoint = _ENDPOINT.match(choice.name)
+    return VertexSpec(
+        project=SKLLMConfig.get_google_project(),
+        location=endpoint[1] if endpoint else SKLLMConfig.get_google_location(),
+        **api_settings(choice),
+    )

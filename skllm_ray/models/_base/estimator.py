@@ -29,7 +29,8 @@ from skllm_ray.errors import (
 from skllm_ray.execution.inherited_secrets import recalled
 from skllm_ray.execution.plan import Plan, Step
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.registry import left_behind, resolve, secrets_of, warn_if_ended, warn_of_another_key
+from skllm_ray.llm.credentials import left_behind, secrets_of, warn_of_another_key
+from skllm_ray.llm.registry import resolve, warn_if_ended
 from skllm_ray.models._base import results
 from skllm_ray.models._base.constraints import A_MAPPING, A_STR, Constraints, OneOf, Text, Whole, check_values
 from skllm_ray.models._base.hiding import hidden, refuse_credentials

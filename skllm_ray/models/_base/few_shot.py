@@ -13,6 +13,7 @@ from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError, InputError, MissingExtraError
 from skllm_ray.execution.plan import Plan, Step
 from skllm_ray.llm.base import BackendSpec
+from skllm_ray.llm.registry import provider_of
 from skllm_ray.memory import IndexConstructor, MemoryIndex, SklearnMemoryIndex
 from skllm_ray.models._base.classifier import LLMClassifier
 from skllm_ray.models._base.constraints import Constraints, Has, Is, Text, Whole, shorten
@@ -201,14 +202,14 @@ class DynamicFewShotClassifier(FewShotClassifier):
 
     def _vectorizer_parameters(self) -> dict[str, Any]:
         """Return the parameters of the vectorizer that is made where none is given."""
-        namespace, separator, _ = self.model.partition("::")
-        if separator and namespace not in {"gguf", "openai", "vertex"}:  # texts go only where they were sent
+        embedder = provider_of(self.model, self._family).embedder
+        if embedder == "unknown":  # texts go only where they were sent
             raise ConfigurationError(
                 f"vectorizer is None, and model={self.model!r} says nothing about who embeds the texts.",
-                f"Pass one, such as GPTVectorizer(model='{namespace}::<embedding model>').",
+                f"Pass one, such as GPTVectorizer(model='{self.model.partition('::')[0]}::<embedding model>').",
             )
         parameters: dict[str, Any] = {"key": self.key, "org": self.org} if self._family == "gpt" else {}
-        return {**parameters, "model": self.model} if namespace == "gguf" and separator else parameters
+        return {**parameters, "model": self.model} if embedder == "itself" else parameters
 
     def _embedding_step(self) -> Step:
         own = isinstance(self.vectorizer_, TransformerSpec)

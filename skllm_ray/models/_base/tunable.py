@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -313,13 +312,7 @@ class VertexTunable(Tunable):
 
     def _resolve(self) -> BackendSpec:
         """Return the tuned endpoint's spec in the region where it is, or the base model's before there is one."""
-        tuned = self._tuned
-        spec: Any = resolve(tuned or self.base_model, None, None, self.request_options, "vertex")
-        parts = (tuned or "").split("/")
-        if len(parts) > 3 and parts[2] == "locations":
-            spec = replace(spec, location=parts[3])
-        found: BackendSpec = spec
-        return found
+        return resolve(self._tuned or self.base_model, None, None, self.request_options, "vertex")
 
 
 def whole_texts(X: Any, name: str = "X") -> Texts:

@@ -6,12 +6,13 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Self
 
-from skllm_ray.config import GGUFResources, Price, RateLimit
-from skllm_ray.llm.base import Capabilities, Placement, SecretResolver, StatefulSpec, Wanted
+from skllm_ray.config import GGUFResources, Price, RateLimit, SKLLMConfig
+from skllm_ray.llm.base import Capabilities, ModelChoice, Placement, SecretResolver, StatefulSpec, Wanted
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
-from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name, supported_models
+from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name, is_path, supported_models
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
 from skllm_ray.llm.gpt.clients.llama_cpp.download import file_if_here, local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.embedding import CutText
@@ -170,3 +171,18 @@ class GGUFSpec(StatefulSpec):
 
 def _own_threads() -> int:
     return min(8, os.cpu_count() or 1)
+
+
+def gguf(choice: ModelChoice) -> GGUFSpec:
+    """Return the spec of a GGUF model; a file's name becomes a path that means the same in every process."""
+    name = choice.name
+    if name not in supported_models and is_path(name):
+        name = str(Path(name).expanduser().absolute())
+    return GGUFSpec(
+        name=name,
+        n_gpu_layers=SKLLMConfig.get_gguf_max_gpu_layers(),
+        download_path=SKLLMConfig.get_gguf_download_path(),
+        verbose=SKLLMConfig.get_gguf_verbose(),
+        resources=SKLLMConfig.get_gguf_resources(choice.name),
+        options=GGUFOptions.parse(choice.options),
+    )

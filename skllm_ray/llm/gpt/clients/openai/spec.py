@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from skllm_ray.config import Price, Secret, SecretRef, checked_key, checked_url, resolve_secret
-from skllm_ray.errors import ConfigurationError, MissingKeyError
+from skllm_ray.config import (
+    OPENAI_KEY_ENV,
+    Price,
+    Secret,
+    SecretRef,
+    SKLLMConfig,
+    checked_key,
+    checked_org,
+    checked_url,
+    resolve_secret,
+)
+from skllm_ray.errors import ConfigurationError, MissingKeyError, warn
 from skllm_ray.llm.api.options import refuse_options, thaw_options
-from skllm_ray.llm.base import SecretResolver
+from skllm_ray.llm.base import ModelChoice, SecretResolver
+from skllm_ray.llm.credentials import key_reference
 from skllm_ray.llm.model_facts import ModelFacts, end_notice, facts_of, price_of
-from skllm_ray.llm.spec import ApiSpec
+from skllm_ray.llm.spec import ApiSpec, api_settings
 
 if TYPE_CHECKING:
     from datetime import date
@@ -133,3 +144,43 @@ class OpenAISpec(ApiSpec):
             if self.api != "custom_url":
                 raise
             return _NO_KEY  # the SDK refuses to start without one
+
+
+def openai(choice: ModelChoice) -> OpenAISpec:
+    """Return the spec of a model at OpenAI itself, or at what ``OPENAI_BASE_URL`` names."""
+    if SKLLMConfig.get_gpt_url() is not None:
+        warn(
+            f"A custom URL is set (SKLLMConfig.set_gpt_url), but model={choice.name!r} goes to OpenAI itself. For the "
+            f"custom URL write model='custom_url::{choice.name}'; to silence this, call SKLLMConfig.reset_gpt_url()."
+        )
+    return _spec("openai", choice, base_url=SKLLMConfig.get_openai_base_url())
+
+
+def azure(choice: ModelChoice) -> OpenAISpec:
+    """Return the spec of a deployment at Azure."""
+    base_url, version = SKLLMConfig.get_azure_api_base(), SKLLMConfig.get_azure_api_version()
+    return _spec("azure", choice, base_url=base_url, api_version=version)
+
+
+def custom_url(choice: ModelChoice) -> OpenAISpec:
+    """Return the spec of a model behind the custom URL."""
+    return _spec("custom_url", choice, base_url=SKLLMConfig.get_gpt_url())
+
+
+def _spec(api: Literal["openai", "azure", "custom_url"], choice: ModelChoice, **endpoint: Any) -> OpenAISpec:
+    # OPENAI_API_KEY is meant for OpenAI: a custom URL gets only a key that was set for this library.
+    env = OPENAI_KEY_ENV[:1] if api == "custom_url" else OPENAI_KEY_ENV
+    of_settings = SKLLMConfig.get_openai_key(include_standard_env=api != "custom_url")
+    reference = key_reference("openai_key", env, choice.key, of_settings)
+    headers = SKLLMConfig.get_extra_headers().items()
+    return OpenAISpec(
+        api=api,
+        org=checked_org(choice.org) if choice.org else SKLLMConfig.get_openai_org(),
+        key_ref=reference,
+        headers=tuple(
+            (name, SecretRef(f"extra_headers[{name!r}]", (), value.fingerprint, reference.resolver))
+            for name, value in headers
+        ),
+        **endpoint,
+        **api_settings(choice),
+    )

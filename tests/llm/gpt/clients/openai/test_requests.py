@@ -8,7 +8,8 @@ import pytest
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import Price, SKLLMConfig, resolve_secret
 from skllm_ray.errors import ConfigurationError
-from skllm_ray.llm.registry import resolve, secrets_of
+from skllm_ray.llm.credentials import secrets_of
+from skllm_ray.llm.registry import resolve
 from skllm_ray.testing import ChatServer
 from tests.llm.gpt.clients.openai.test_chat import KEY, ask, complete, spec_for
 
