@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -30,10 +31,11 @@ from scipy import stats
 
 from skllm_ray.errors import ConfigurationError
 
-__all__ = ["Certificate", "certify", "draw_sample", "random_keys", "sample_size"]
+__all__ = ["Certificate", "certify", "draw_sample", "random_keys", "sample_size", "smallest_sample", "text_keys"]
 
 _STEP: Final = 256  # numbers of disagreements that are tried at once
 _FEWEST_SAMPLED, _MOST_SAMPLED = 300, 10_000
+_LOW_BITS: Final = (1 << 20) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,25 @@ def sample_size(n_rows: int) -> int:
     return min(n_rows, max(_FEWEST_SAMPLED, min(_MOST_SAMPLED, int(n_rows ** (2 / 3) + 0.5))))
 
 
+def smallest_sample(n_rows: int | None, *, max_disagreement: float, confidence: float) -> int:
+    """Return the smallest sample that can carry a promise, if both models agree on all of it.
+
+    Parameters
+    ----------
+    n_rows : int or None
+        The rows that the promise is about; None is a stream.
+    max_disagreement, confidence : float in (0, 1)
+        As for :func:`certify`.
+
+    Examples
+    --------
+    >>> smallest_sample(None, max_disagreement=0.05, confidence=0.95)
+    59
+    """
+    share, delta = _share("max_disagreement", max_disagreement), float(1 - _share("confidence", confidence))
+    return _n_needed(n_rows, share, delta)
+
+
 def draw_sample(n_rows: int, n_sampled: int, seed: int) -> NDArray[np.int64]:
     """Return the sampled positions, in order: a uniform draw without replacement that depends on the seed alone.
 
@@ -241,6 +262,25 @@ def random_keys(seed: int, purpose: str, positions: ArrayLike) -> NDArray[np.uin
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def text_keys(seed: int, purpose: str, texts: Sequence[str]) -> NDArray[np.uint64]:
+    """Return a random number for each text, which depends on the seed, the purpose and the text alone.
+
+    For rows that have no position, such as those of a stream. The lowest 20 bits are 0, so that a sample can tell rows
+    with equal texts apart in them.
+
+    Examples
+    --------
+    >>> one, other, again = text_keys(0, "ties", ["a", "b", "a"])
+    >>> bool(one == again), bool(one == other)
+    (True, False)
+    """
+    key = f"{seed}\0{purpose}".encode()
+    digests = b"".join(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=key[:64]).digest() for text in texts
+    )
+    return np.frombuffer(digests, ">u8").astype(np.uint64) & ~np.uint64(_LOW_BITS)
 
 
 @lru_cache(maxsize=256)

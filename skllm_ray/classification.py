@@ -1,5 +1,6 @@
 """All classifiers."""
 
+from skllm_ray.models.cascade import CascadeClassifier
 from skllm_ray.models.gpt.classification.few_shot import (
     DynamicFewShotGPTClassifier,
     FewShotGPTClassifier,
@@ -30,6 +31,7 @@ GPTClassifier = TunableGPTClassifier
 VertexClassifier = TunableVertexClassifier
 
 __all__ = [
+    "CascadeClassifier",
     "CoTGPTClassifier",
     "CoTVertexClassifier",
     "DynamicFewShotGPTClassifier",

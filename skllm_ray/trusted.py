@@ -23,8 +23,11 @@ def trusted_types() -> list[str]:
     import skllm_ray.classification as classification
     import skllm_ray.text2text as text2text
     import skllm_ray.vectorization as vectorization
+    from skllm_ray.cascade import Certificate
     from skllm_ray.llm.base import Placement
     from skllm_ray.memory import IndexConstructor, SklearnMemoryIndex
+    from skllm_ray.models._base.agreement import AgreementScore
+    from skllm_ray.models._base.taught import TaughtRows
     from skllm_ray.models._base.transformer_backend import TransformerSpec
     from skllm_ray.models.gpt.extraction import GPTExtractor
     from skllm_ray.models.gpt.tagging.ner import GPTExplainableNER
@@ -38,5 +41,6 @@ def trusted_types() -> list[str]:
     estimators += [GPTExplainableNER, VertexExplainableNER, GPTExtractor, VertexExtractor]
     settings = [config.Settings, config.Timeouts, config.RateLimit, config.Price, config.GGUFResources, config.Secret]
     parts = [IndexConstructor, SklearnMemoryIndex, ExampleMemory, TransformerSpec, Placement]
+    parts += [Certificate, AgreementScore, TaughtRows]
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in (*estimators, *settings, *parts)}
     return sorted({*names, "skllm_ray.memory._annoy.AnnoyMemoryIndex"})

@@ -27,14 +27,16 @@ LAYERS = {
     "llm": {"llm", "tasks.base", "config", "errors"},
     "execution": {"execution", "tasks", "llm", "config", "errors"},
     "models": {
-        "models", "tasks", "prompts", "memory", "execution", "config", "errors", "plain_text",
+        "models", "tasks", "prompts", "memory", "execution", "config", "errors", "plain_text", "cascade",
         "llm.registry", "llm.base", "llm.credentials", "llm.model_facts", "llm.tuning", "llm.tuning_services",
     },
     "cascade": {"errors"},
     "classification": {"models"},
     "text2text": {"models"},
     "vectorization": {"models"},
-    "trusted": {"classification", "text2text", "vectorization", "models", "memory", "tasks", "llm.base", "config"},
+    "trusted": {
+        "cascade", "classification", "text2text", "vectorization", "models", "memory", "tasks", "llm.base", "config",
+    },
     "tuning": {"execution.tuning_jobs", "execution.tuning_watcher", "llm.tuning", "errors"},
     "batch": {
         "", "batch", "tasks", "llm.registry", "llm.base", "llm.cancellation", "execution", "config", "errors",

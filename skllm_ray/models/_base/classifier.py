@@ -293,6 +293,9 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
     _can_score: ClassVar[bool] = True
     """Whether the task asks for a label alone, so that its probability can be told."""
 
+    _gives_scores: ClassVar[bool] = True
+    """Whether the answer that it gives has a probability."""
+
     def _probabilities(self, row: Row[Any], failed: NDArray[np.float64]) -> NDArray[np.float64]:
         if row.error is not None:
             return failed

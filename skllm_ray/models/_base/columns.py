@@ -57,6 +57,15 @@ def as_wide_as(X: Any, found: NDArray[Any]) -> NDArray[Any]:
     return found.reshape(-1, 1) if is_table and found.ndim == 1 else found
 
 
+def check_new_columns(known: Sequence[str] | None, text_column: str, new: Iterable[str]) -> None:
+    """Raise ``InputError`` unless a Dataset has the text column, and none of the new ones; `known` may be None."""
+    if known is not None and text_column not in known:
+        raise InputError(f"ds has no column {text_column!r}; text_column names it.", f"Columns: {', '.join(known)}.")
+    both = sorted(set(known or ()) & set(new))
+    if both:
+        raise InputError(f"ds has a column {both[0]!r} already.", "Pass output_prefix='…' to rename the new ones.")
+
+
 def _foreign(X: Any, name: str) -> Column:
     """Return the column of another library's object, told by the name of its type."""
     library, kind = type(X).__module__.partition(".")[0], type(X).__name__

@@ -57,6 +57,17 @@ class Number:
         return f"a number {'of at least' if self.zero else 'above'} 0"
 
 
+class Share:
+    """A number between 0 and 1, both excluded. True, False and NaN are none."""
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        """Return whether `val` is one."""
+        return not isinstance(val, bool) and isinstance(val, Real) and 0 < float(val) < 1
+
+    def __str__(self) -> str:
+        return "a number between 0 and 1, both excluded"
+
+
 class Text:
     """A str that is not blank."""
 
@@ -129,8 +140,9 @@ class Texts:
 
 def check_values(estimator: BaseEstimator) -> None:
     """Raise ``ConfigurationError`` for the first parameter that is not what its constraints allow."""
+    values = estimator.get_params(deep=False)
     for name, rules in _rules_of(type(estimator)).items():  # type: ignore[arg-type]
-        value = getattr(estimator, name)
+        value = values[name]
         if not any(value is None if rule is None else rule.is_satisfied_by(value) for rule in rules):
             given = type(value).__name__ if name in _HIDDEN else shorten(value)
             raise ConfigurationError(f"{name} must be {_either(rules)}; got {given}.")

@@ -21,6 +21,7 @@ class CoTClassifier(LLMClassifier):
     """Base of the classifiers that give a label and an explanation."""
 
     _can_score: ClassVar[bool] = False
+    _gives_scores: ClassVar[bool] = False
 
     def predict(self, X: Any, num_workers: int | None = None, *, on_error: OnError | None = None) -> NDArray[Any]:
         """Return the label of every text and the explanation of it.
@@ -67,6 +68,8 @@ class CoTClassifier(LLMClassifier):
 
 class MultiLabelCoTClassifier(MultiLabelClassifier):
     """Base of the classifiers that give any number of labels and an explanation."""
+
+    _gives_scores: ClassVar[bool] = False
 
     def predict(self, X: Any, num_workers: int | None = None, *, on_error: OnError | None = None) -> NDArray[Any]:
         """Return the labels of every text and the explanation of them.

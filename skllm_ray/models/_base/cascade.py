@@ -1,0 +1,192 @@
+"""What a cascade keeps and knows: its parameters, its two classifiers, and the path from rows to what is delivered."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, get_args
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from skllm_ray.cascade import Certificate
+from skllm_ray.errors import ConfigurationError, InputError
+from skllm_ray.models._base import results
+from skllm_ray.models._base.agreement import SCORES, AgreementScore
+from skllm_ray.models._base.classifier import LLMClassifier
+from skllm_ray.models._base.columns import column
+from skllm_ray.models._base.constraints import Constraints, Has, OneOf, Share, Whole, check_values
+from skllm_ray.models._base.delivery import Delivery
+from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.inputs import Texts, refuse_missing
+from skllm_ray.models._base.labelling import Rows, innermost, labels_of
+from skllm_ray.models._base.pair import check_pair, is_fitted
+from skllm_ray.models._base.taught import TaughtClassifier, TaughtRows
+from skllm_ray.models._base.two_stages import Asked, Decision, Stages, Terms, ask_finite, ask_stream
+
+
+class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Base of a cascade: all but what users call."""
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "fast": [Has("fit", "a classifier")],
+        "strong": [Has("fit", "a classifier")],
+        "max_disagreement": [Share()],
+        "confidence": [Share()],
+        "n_samples": [Whole(1), None],
+        "score": [OneOf(*SCORES)],
+        "random_state": [Whole(0, 2**32 - 1), None],
+    }
+
+    fast_: Any
+    strong_: Any
+    certificate_: Certificate
+    agreement_: AgreementScore
+    """What scores the fast labels."""
+
+    fast: Any
+    strong: Any
+    max_disagreement: float
+    confidence: float
+    n_samples: int | None
+    random_state: int | None
+
+    @property
+    def score(self) -> Any:
+        """The method ``score(X, y, sample_weight=None)``, which returns the accuracy of the labels.
+
+        The parameter of the same name is in ``get_params()["score"]``.
+        """
+        return self._accuracy
+
+    @score.setter
+    def score(self, value: str) -> None:
+        self.__dict__["score"] = value
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to add those of both classifiers.
+
+        Returns
+        -------
+        dict
+            By name.
+        """
+        return {**super().get_params(deep), "score": vars(self)["score"]}
+
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """The strong classifier's labels."""
+        return np.asarray(self._pair()[1].classes_)
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "fast_" in vars(self) or (is_fitted(self.fast) and is_fitted(self.strong))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
+        tags.non_deterministic = True
+        return tags
+
+    def _accuracy(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        check_is_fitted(self)
+        truth = column(y, "y")[0]
+        if len(Rows.of(X)) != len(truth):
+            raise InputError(f"X has {len(Rows.of(X))} rows but y has {len(truth)} labels.", "Pass one label per row.")
+        results.check_truth(truth, sample_weight, self.classes_)
+        return results.accuracy(self.predict(X).tolist(), truth, sample_weight)
+
+    def _pair(self) -> tuple[Any, Any]:
+        """Return both classifiers, fitted."""
+        check_is_fitted(self)
+        return (self.fast_, self.strong_) if "fast_" in vars(self) else (self.fast, self.strong)
+
+    def _check(self) -> None:
+        """Raise what cannot work, before anything is asked."""
+        check_values(self)
+        check_pair(*self._pair())
+
+    def _paid(self) -> TaughtRows:
+        """Return the strong labels that were paid for when the strong classifier taught the fast one.
+
+        Where another one taught it, the rows that taught it count as all others do: they were chosen before the sample.
+        """
+        student, _ = innermost(self._pair()[0])
+        is_strong = isinstance(student, TaughtClassifier) and student.teacher_ is self._pair()[1]
+        return student.taught_ if is_strong else TaughtRows({})
+
+    def _known(self, rows: Rows) -> dict[int, Any]:
+        """Return the strong labels that are there already, by position."""
+        paid = self._paid()
+        if rows.texts is None or not paid.labels:
+            return {}
+        at = rows.present[paid.among(rows.take(rows.present))]
+        return dict(zip(at.tolist(), paid.labels_of(rows.take(at)), strict=True))
+
+    def _deliver(self, X: Any, on_error: OnError | None) -> tuple[Delivery, OnError]:
+        """Ask, and return what is to be delivered; all that is known to fail is raised before."""
+        mode = self._mode(on_error)
+        self._check()
+        rows = Rows.of(X)
+        if mode == "raise" and rows.texts is not None:
+            refuse_missing(Texts(rows.texts, rows.index))
+        known = self._known(rows)
+        chosen = np.setdiff1d(rows.present, list(known))
+        if not len(chosen):
+            return Delivery(rows, chosen, Stages.empty(), np.zeros(0), known), mode
+        asked = Asked(*self._pair(), rows, chosen)
+        decision = self._of_stream()
+        if decision is None:
+            stages, decision = ask_finite(asked, self._terms())
+            self._keep(decision)
+        else:
+            stages = ask_stream(asked, decision, self._seed)
+        return Delivery(rows, chosen, stages, decision.score.of(stages.fast), known), mode
+
+    def _keep(self, decision: Decision) -> None:
+        self.certificate_, self.agreement_ = decision.certificate, decision.score
+
+    def _of_stream(self) -> Decision | None:
+        """Return what `calibrate` decided, if it did."""
+        certificate = vars(self).get("certificate_")
+        if certificate is None or certificate.population != "stream":
+            return None
+        return Decision(certificate, self.agreement_)
+
+    def _terms(self) -> Terms:
+        learns = vars(self)["score"] == "learned"
+        return Terms(self.max_disagreement, self.confidence, self.n_samples, learns, self._seed)
+
+    @property
+    def _seed(self) -> int:
+        return int(self.random_state or 0)
+
+    def _mode(self, on_error: OnError | None) -> OnError:
+        strong, _ = innermost(self._pair()[1])
+        mode = on_error or (strong.on_error if isinstance(strong, LLMClassifier) else "raise")
+        if mode not in get_args(OnError):
+            raise ConfigurationError(f"on_error must be 'raise', 'default' or 'coerce'; got {mode!r}.")
+        return mode
+
+    def _filled(self, delivery: Delivery, mode: OnError) -> NDArray[np.object_]:
+        """Return the labels, with a strong language model's default where a row failed and that is wanted."""
+        labels, strong = delivery.labels(), innermost(self._pair()[1])[0]
+        if mode == "default" and isinstance(strong, LLMClassifier) and delivery.rows.texts is not None:
+            for position in (*delivery.failed(), *delivery.rows.missing):
+                labels[position] = labels_of(strong, [strong._default(delivery.rows.texts[position])])[0]
+        return labels
+
+    def _label_type(self) -> pa.DataType:
+        return pa.string() if self.classes_.dtype.kind in "UO" else pa.from_numpy_dtype(self.classes_.dtype)
+
+    def _array(self, labels: NDArray[np.object_]) -> NDArray[Any]:
+        known = set(self.classes_.tolist())
+        return labels.astype(self.classes_.dtype) if set(labels.tolist()) <= known else labels

@@ -1,0 +1,96 @@
+"""Cascades over Ray Datasets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import ray
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from skllm_ray.classification import CascadeClassifier, ZeroShotGPTClassifier
+from skllm_ray.config import SKLLMConfig
+from skllm_ray.errors import ConfigurationError, InputError
+from skllm_ray.testing import ChatServer
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
+LABELS = ["even", "odd"]
+
+
+def student(texts, seed=0):
+    """A classifier that is sometimes wrong, and then unsure."""
+    rng = np.random.default_rng(seed)
+    y = np.array([LABELS[int(text.split()[1]) % 2] for text in texts])
+    y = np.where(rng.random(len(y)) < 0.1, rng.permutation(y), y)
+    return make_pipeline(TfidfVectorizer(analyzer="char", ngram_range=(1, 2)), LogisticRegression(C=10)).fit(texts, y)
+
+
+class Parity(ChatServer):
+    """Says of "row i" whether i is even."""
+
+    def __init__(self):
+        super().__init__(lambda prompt: LABELS[int(prompt.rpartition("row ")[2].split()[0].strip("`")) % 2])
+
+
+@pytest.fixture
+def strong():
+    with Parity() as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        yield server, ZeroShotGPTClassifier(model="custom_url::m").fit(None, LABELS)
+
+
+def test_a_dataset_is_counted_sampled_and_labelled(strong):
+    server, teacher = strong
+    texts = [f"row {i} of the file" for i in range(2000)]
+    ds = ray.data.from_items([{"text": text, "at": i} for i, text in enumerate([*texts, None])]).repartition(7)
+    clf = CascadeClassifier(student(texts[:500]), teacher)
+    found = clf.predict_dataset(ds, details=True, on_error="coerce").to_pandas().sort_values("at")
+    assert (clf.certificate_.n_rows, clf.certificate_.n_sampled) == (2000, 300)
+    stages = found["stage"].value_counts()
+    assert stages["sample"] == 300 and stages.sum() == 2000
+    assert server.n_requests == 300 + stages.get("strong", 0) < 2000
+    truth = [LABELS[i % 2] for i in range(2000)]
+    assert (found["prediction"][:2000] != truth).mean() <= 0.05 and found["prediction"].iloc[2000] is None
+    asked = found["stage"].isin(["sample", "strong"])
+    assert (found["strong_label"].notna() == asked).all()
+    assert set(found.columns) == {"text", "at", "prediction", "stage", "score", "fast_label", "strong_label", "error"}
+
+
+def test_a_calibrated_cascade_reads_a_dataset_once(strong):
+    server, teacher = strong
+    texts = [f"row {i} of the file" for i in range(1500)]
+    clf = CascadeClassifier(student(texts[:500]), teacher).calibrate(texts[:1000])
+    before = server.n_requests
+    ds = ray.data.from_items([{"text": text} for text in texts[1000:]])
+    found = clf.predict_dataset(ds).to_pandas()
+    assert list(found.columns) == ["text", "prediction"] and server.n_requests - before < 500
+    assert found["prediction"].tolist() == clf.predict(found["text"]).tolist()
+
+
+def test_language_models_on_both_sides(strong):
+    _, teacher = strong
+    texts = [f"row {i} of the file" for i in range(400)]
+    fast = ZeroShotGPTClassifier(model="gguf::demo").fit(None, LABELS)
+    found = CascadeClassifier(fast, teacher, n_samples=100).predict_dataset(
+        ray.data.from_items([{"text": text} for text in texts])
+    )
+    rows = found.to_pandas()
+    parity = [LABELS[int(text.split()[1]) % 2] for text in rows["text"]]
+    assert (rows["prediction"] != parity).mean() <= 0.05
+
+
+def test_what_cannot_work_is_refused_before_anything_is_asked(strong):
+    server, teacher = strong
+    texts = [f"row {i} of the file" for i in range(1000)]
+    ds = ray.data.from_items([{"text": text} for text in texts])
+    clf = CascadeClassifier(student(texts[:500]), teacher)
+    with pytest.raises(InputError, match="no column 'body'"):
+        clf.predict_dataset(ds, text_column="body")
+    with pytest.raises(InputError, match="has a column 'text' already"):
+        clf.predict_dataset(ds.rename_columns({"text": "prediction"}).add_column("text", lambda t: t["prediction"]))
+    with pytest.raises(ConfigurationError, match="n_samples=40"):
+        clf.set_params(n_samples=40).predict_dataset(ds)
+    with pytest.raises(TypeError, match="must be a Ray Dataset"):
+        clf.predict_dataset(texts)
+    assert server.n_requests == 0

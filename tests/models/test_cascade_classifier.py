@@ -1,0 +1,496 @@
+"""Cascades: what is asked of which model, what is delivered, what is promised, and what is refused before it costs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from dataclasses import dataclass, replace
+from itertools import count
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_array
+from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.svm import LinearSVC
+
+import skllm_ray.models._base.estimator
+from skllm_ray.cascade import draw_sample
+from skllm_ray.classification import CascadeClassifier, CoTGPTClassifier, ZeroShotGPTClassifier
+from skllm_ray.errors import (
+    ConfigurationError,
+    InputError,
+    JobFailedError,
+    NotSupportedError,
+    PartialResultError,
+    SkllmRayWarning,
+)
+from skllm_ray.tasks.base import Reply, RowError, Usage
+from skllm_ray.testing import FakeBackend, FakeSpec
+
+pytestmark = pytest.mark.usefixtures("local_mode")
+LABELS = ["blue", "green", "red"]
+
+
+class Known(ClassifierMixin, BaseEstimator):
+    """Says of the text "i: label p other" the label with the probability p; strong ones say the other label."""
+
+    def __init__(self, strong=False, fails=(), classes=tuple(LABELS)):
+        self.strong, self.fails, self.classes = strong, fails, classes
+
+    def fit(self, X, y=None):
+        self.classes_ = np.asarray(self.classes)
+        self.asked_ = []
+        return self
+
+    def predict(self, X):
+        self.asked_ += list(X)
+        return np.asarray([None if text in self.fails else text.split()[3 if self.strong else 1] for text in X], object)
+
+    def predict_proba(self, X):
+        self.asked_ += list(X)
+        found = np.zeros((len(X), len(self.classes_)))
+        for row, text in enumerate(X):
+            label, p = text.split()[1:3]
+            found[row] = (1 - float(p)) / (len(self.classes_) - 1)
+            found[row, list(self.classes_).index(label)] = float(p)
+            if text in self.fails:
+                found[row] = np.nan
+        return found
+
+
+def rows(n_rows, wrong_below=0.5, seed=0):
+    """Return texts of which the unsure ones differ."""
+    rng = np.random.default_rng(seed)
+    sure = rng.uniform(0.4, 1, n_rows)
+    label = rng.integers(0, 3, n_rows)
+    other = np.where(sure < wrong_below, (label + 1) % 3, label)
+    return [f"{i}: {LABELS[a]} {p:.6f} {LABELS[b]}" for i, (a, p, b) in enumerate(zip(label, sure, other, strict=True))]
+
+
+def pair(**options):
+    return Known(**options).fit(None), Known(strong=True, **options).fit(None)
+
+
+def truth(texts):
+    return np.array([text.split()[3] for text in texts])
+
+
+# --- what is asked and delivered ----------------------------------------------------------------------------------
+
+
+def test_each_row_is_asked_once_and_the_strong_one_about_the_sample_and_the_unsure():
+    texts, (fast, strong) = rows(3000, 0.55), pair()
+    clf = CascadeClassifier(fast, strong)
+    details = clf.predict_details(texts)
+    assert sorted(fast.asked_) == sorted(texts)
+    sample = draw_sample(3000, 300, 0)
+    assert np.flatnonzero(details["stage"] == "sample").tolist() == sample.tolist()
+    escalated = [texts[i] for i in np.flatnonzero(details["stage"] != "fast")]
+    assert sorted(strong.asked_) == sorted(escalated) and len(escalated) < 1500
+    assert strong.asked_[:300] == [texts[i] for i in sample]
+    assert (details.loc[details["stage"] != "fast", "prediction"] == truth(escalated)).all()
+    assert details["prediction"].tolist() == clf.predict(texts).tolist()
+    assert (details["prediction"] != truth(texts)).mean() <= 0.05
+    kept = details[details["stage"] == "fast"]
+    assert (kept["score"] > clf.certificate_.threshold).all() and kept["strong_label"].isna().all()
+    unsure = details[details["stage"] == "strong"]
+    assert (unsure["score"] <= clf.certificate_.threshold).all() and unsure["fast_label"].notna().all()
+    assert details["fast_label"].tolist() == [text.split()[1] for text in texts]
+
+
+def test_the_promise_is_kept_by_the_estimator():
+    """Over many populations of which a plain cascade would deliver too much wrongly; the pure test has 2,000 seeds."""
+    broken = 0
+    for seed in range(100):
+        texts, (fast, strong) = rows(900, 0.46, seed), pair()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = CascadeClassifier(fast, strong, random_state=seed).predict(texts)
+        broken += (found != truth(texts)).mean() > 0.05
+    assert broken <= 12  # binom.ppf(.999, 100, .05) is 13
+
+
+def test_certificates_and_samples_depend_on_the_seed_alone():
+    texts = rows(2000)
+    one, again, other = (CascadeClassifier(*pair(), random_state=seed) for seed in (None, 0, 1))
+    stages = [clf.predict_details(texts)["stage"].tolist() for clf in (one, again, other)]
+    assert stages[0] == stages[1] != stages[2]
+    assert one.certificate_ == again.certificate_
+    assert (one.certificate_.n_rows, one.certificate_.n_sampled, one.certificate_.population) == (2000, 300, "finite")
+
+
+def test_few_rows_are_all_asked_of_the_strong_one_and_it_is_said():
+    texts, (fast, strong) = rows(100), pair()
+    with pytest.warns(SkllmRayWarning, match="All 100 rows were sampled"):
+        found = CascadeClassifier(fast, strong).predict(texts)
+    assert found.tolist() == truth(texts).tolist() and sorted(strong.asked_) == sorted(texts)
+
+
+def test_a_fast_one_that_is_no_help_is_told():
+    texts = [f"{i}: blue 0.9{i:05d} red" for i in range(1000)]
+    with pytest.warns(SkllmRayWarning, match="of 1,000 fast labels were kept"):
+        found = CascadeClassifier(*pair()).predict(texts)
+    assert 0 < (found != "red").mean() <= 0.05  # so many may differ, and they do
+
+
+def test_equal_scores_are_kept_by_chance_and_not_by_their_place():
+    texts = [f"{i}: blue 0.900000 {'red' if i < 300 else 'blue'}" for i in range(3000)]
+    details = CascadeClassifier(*pair()).predict_details(texts)
+    kept = np.flatnonzero(details["stage"] == "fast")
+    assert 500 < len(kept) < 2500 and abs(np.median(kept) - 1500) < 200
+    assert (details["prediction"] != truth(texts)).mean() <= 0.05
+
+
+def test_failed_fast_rows_are_escalated_and_failed_strong_rows_are_disagreements():
+    texts = rows(1000, 0.0)
+    fast, strong = Known(fails=frozenset(texts[100:200])).fit(None), Known(strong=True).fit(None)
+    details = CascadeClassifier(fast, strong).predict_details(texts)
+    assert set(details["stage"][100:200]) == {"strong", "sample"}
+    assert details["prediction"].tolist() == truth(texts).tolist()
+    sample = draw_sample(1000, 300, 0)
+    strong = Known(strong=True, fails=frozenset(texts[i] for i in sample[:40])).fit(None)
+    clf = CascadeClassifier(Known().fit(None), strong)
+    with pytest.warns(SkllmRayWarning, match="no valid answer for 40 of 300 sampled rows"):
+        details = clf.predict_details(texts)
+    assert clf.certificate_.n_disagreed == 40
+    assert details["prediction"][sample[:40]].isna().all()  # no fast label stands in for them
+    with pytest.warns(SkllmRayWarning), pytest.raises(PartialResultError, match="40 of 1000 rows failed") as caught:
+        clf.predict(texts)
+    assert len(caught.value.details) == 1000 and caught.value.details["prediction"].notna().sum() == 960
+    with pytest.warns(SkllmRayWarning):
+        assert [label is None for label in clf.predict(texts, on_error="coerce")].count(True) == 40
+
+
+def test_models_that_answer_nothing_are_found_out_with_the_sample():
+    texts = rows(1000)
+    fast, strong = Known(fails=frozenset(texts)).fit(None), Known(strong=True).fit(None)
+    with pytest.raises(JobFailedError, match="fast classifier gave no label with a probability for any of 300"):
+        CascadeClassifier(fast, strong).predict(texts)
+    assert (len(fast.asked_), strong.asked_) == (300, [])
+    fast, strong = Known().fit(None), Known(strong=True, fails=frozenset(texts)).fit(None)
+    with pytest.raises(JobFailedError, match="strong classifier failed for all 300"):
+        CascadeClassifier(fast, strong).predict(texts)
+    assert (len(fast.asked_), len(strong.asked_)) == (300, 300)
+
+
+def test_missing_texts_are_no_rows():
+    texts = [*rows(1000), None, " "]
+    fast, strong = pair()
+    clf = CascadeClassifier(fast, strong)
+    with pytest.raises(InputError, match="2 missing"):
+        clf.predict(texts)
+    assert fast.asked_ == []
+    found = clf.predict_details(pd.Series(texts, index=range(5, 1007)))
+    assert found.index.tolist() == list(range(5, 1007))
+    assert found["error_kind"].tolist()[-2:] == ["missing_text"] * 2 and found["stage"].isna().sum() == 2
+    assert clf.certificate_.n_rows == 1000
+    assert clf.predict([None, None], on_error="coerce").tolist() == [None, None]
+
+
+def test_tables_and_arrays_are_rows_too():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2000, 4))
+    y = np.where(X.sum(axis=1) > 0, 1, 0)
+    strong, fast = LogisticRegression().fit(X, y), RandomForestClassifier(5, random_state=0).fit(X[:200], y[:200])
+    expected = CascadeClassifier(fast, strong).predict(X)
+    assert expected.dtype == y.dtype and (expected != strong.predict(X)).mean() <= 0.05
+    for form in (csr_array(X), pd.DataFrame(X)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn's, of names of columns
+            assert CascadeClassifier(fast, strong).predict(form).tolist() == expected.tolist()
+
+
+# --- streams ------------------------------------------------------------------------------------------------------
+
+
+def test_calibrate_certifies_once_and_predict_then_samples_nothing():
+    fast, strong = pair()
+    clf = CascadeClassifier(fast, strong).calibrate(rows(2000, 0.55))
+    assert (clf.certificate_.population, clf.certificate_.n_sampled, len(strong.asked_)) == ("stream", 2000, 2000)
+    before, later = clf.certificate_, rows(1000, 0.55, seed=7)
+    details = clf.predict_details(later)
+    assert set(details["stage"]) == {"fast", "strong"} and clf.certificate_ == before
+    assert (details["prediction"] != truth(later)).mean() < 0.05
+    one_by_one = [clf.predict([text])[0] for text in later[:50]]
+    assert one_by_one == details["prediction"].tolist()[:50]  # a row's stage depends on its text alone
+    few = CascadeClassifier(*pair(), n_samples=100).calibrate(rows(2000))
+    assert few.certificate_.n_sampled == 100
+    assert few.fit(None, None).predict(rows(500)).shape == (500,) and few.certificate_.population == "finite"
+
+
+def test_texts_that_repeat_in_a_calibration_are_kept_together():
+    texts = [f"{i}: blue 0.900000 {'red' if i < 3 else 'blue'}" for i in range(10)] * 40
+    clf = CascadeClassifier(*pair()).calibrate(texts)
+    details = clf.predict_details(texts)
+    assert details.groupby("fast_label").size().sum() == 400
+    assert pd.Series(details["stage"].to_numpy()).groupby(pd.Series(texts)).nunique().max() == 1
+    assert (details["prediction"] != truth(texts)).mean() <= 0.05
+
+
+def test_a_stream_of_equal_rows_needs_enough_of_them():
+    fast, strong = pair()
+    with pytest.raises(InputError, match="takes at least 59"):
+        CascadeClassifier(fast, strong).calibrate(rows(50))
+    assert fast.asked_ == strong.asked_ == []
+
+
+# --- a learned score ----------------------------------------------------------------------------------------------
+
+
+def test_a_learned_score_sees_what_the_probability_does_not():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 8000)  # the fast one is sure of "red", and always wrong about it
+    sure = np.where(label == 2, rng.uniform(0.8, 1, 8000), rng.uniform(0.5, 0.9, 8000))
+    other = np.where((label == 2) & (np.arange(8000) % 2 == 0), 0, label)
+    texts = [
+        f"{i}: {LABELS[a]} {p:.5f} {LABELS[b]}" for i, (a, p, b) in enumerate(zip(label, sure, other, strict=True))
+    ]
+    asked = {}
+    for score in ("probability", "learned"):
+        fast, strong = pair()
+        clf = CascadeClassifier(fast, strong, score=score, n_samples=600)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = clf.predict(texts)
+        assert (found != truth(texts)).mean() <= 0.05
+        asked[score] = len(strong.asked_)
+    assert asked["learned"] < 0.7 * asked["probability"]
+    assert (clf.certificate_.n_sampled, clf.certificate_.n_rows) == (300, 7700)
+
+
+def test_a_learned_score_without_disagreements_stays_the_probability():
+    texts, (fast, strong) = rows(1000, 0.0), pair()
+    clf = CascadeClassifier(fast, strong, score="learned")
+    clf.predict(texts)
+    assert clf.agreement_.model is None and len(strong.asked_) == 300
+
+
+def test_the_parameter_and_the_method_share_a_name():
+    texts = rows(1000)
+    clf = CascadeClassifier(*pair(), score="learned")
+    assert clf.get_params(deep=False)["score"] == clone(clf).get_params()["score"] == "learned"
+    assert clf.set_params(score="probability").get_params()["score"] == "probability"
+    assert "score" not in repr(clf) and "learned" in repr(CascadeClassifier(*pair(), score="learned"))
+    assert clf.score(texts, truth(texts)) >= 0.95
+    with pytest.raises(InputError, match="1000 rows but y has 1"):
+        clf.score(texts, ["blue"])
+
+
+# --- scikit-learn -------------------------------------------------------------------------------------------------
+
+
+def student():
+    return make_pipeline(TfidfVectorizer(token_pattern=r"\S+"), LogisticRegression(C=100))
+
+
+def test_fit_fits_copies_of_what_is_not_fitted_and_leaves_the_fitted_alone():
+    texts = rows(1500, 0.0)
+    y = truth(texts)
+    fast, strong = student(), Known(strong=True)
+    clf = CascadeClassifier(fast, strong).fit(texts, y)
+    assert clf.fast_ is not fast and clf.strong_ is not strong and clf.classes_.tolist() == LABELS
+    with pytest.raises(NotFittedError):
+        CascadeClassifier(fast, strong).predict(texts)
+    fitted = student().fit(texts, y)
+    clf = CascadeClassifier(fitted, Known(strong=True)).fit(None, y)
+    assert clf.fast_ is fitted
+    assert cross_val_score(CascadeClassifier(student(), Known(strong=True), n_samples=100), texts, y, cv=3).min() > 0.9
+    piped = Pipeline([("lower", FunctionTransformer(list)), ("cascade", clf)])
+    assert piped.predict(texts).tolist() == y.tolist()
+    assert is_classifier(clf) and is_classifier(piped)
+
+
+def test_pickles_keep_the_certificate_and_clones_forget_it():
+    texts, (fast, strong) = rows(1000, 0.55), pair()
+    clf = CascadeClassifier(fast, strong).calibrate(texts)
+    loaded = pickle.loads(pickle.dumps(clf))
+    assert loaded.certificate_ == clf.certificate_
+    assert loaded.predict(texts).tolist() == clf.predict(texts).tolist()
+    assert "certificate_" not in vars(clone(clf))
+    with pytest.raises(NotFittedError):
+        clone(clf).predict(texts)
+    assert CascadeClassifier(FrozenEstimator(fast), FrozenEstimator(strong)).predict(texts).shape == (1000,)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"max_disagreement": 0}, "max_disagreement must be a number between 0 and 1, both excluded; got 0"),
+        ({"max_disagreement": 1.0}, "max_disagreement"),
+        ({"max_disagreement": "5%"}, "max_disagreement"),
+        ({"confidence": 95}, "confidence must be a number between 0 and 1"),
+        ({"confidence": float("nan")}, "confidence"),
+        ({"n_samples": 0}, "n_samples must be an int of at least 1"),
+        ({"n_samples": 40}, "n_samples=40: 40 sampled rows of 1,000 are too few.*takes at least 56"),
+        ({"n_samples": 100, "score": "learned"}, "takes at least 57 in the half that certifies"),
+        ({"max_disagreement": 0.001}, "n_samples=None: 300 sampled rows of 1,000 are too few"),
+        ({"score": "margin"}, "score must be 'probability' or 'learned'"),
+        ({"random_state": -1}, "random_state"),
+        ({"fast": "gpt"}, "fast must be a classifier; got 'gpt'"),
+        ({"strong": Known}, "strong must be a classifier"),
+    ],
+)
+def test_bad_parameters_are_named_before_anything_is_asked(parameters, message):
+    fast, strong = pair()
+    with pytest.raises(ConfigurationError, match=message):
+        clf = CascadeClassifier(**{"fast": fast, "strong": strong, **parameters})
+        clf.fit(None, None)
+        clf.predict(rows(1000))
+    assert fast.asked_ == strong.asked_ == []
+
+
+def test_pairs_that_make_no_cascade_are_refused_before_anything_is_asked():
+    texts = rows(1000)
+    fast, strong = Known(classes=("blue", "green", "violet")).fit(None), Known(strong=True).fit(None)
+    with pytest.raises(ConfigurationError, match="fast=Known knows 'violet', which strong=Known does not"):
+        CascadeClassifier(fast, strong).predict(texts)
+    numbers = Known(classes=(0, 1)).fit(None)
+    with pytest.raises(ConfigurationError, match="fast=Known knows 0"):
+        CascadeClassifier(numbers, strong).predict(texts)
+    support = make_pipeline(TfidfVectorizer(), LinearSVC()).fit(texts[:100], truth(texts)[:100])
+    with pytest.raises(NotSupportedError, match=r"fast=Pipeline gives no probabilities.*CalibratedClassifierCV"):
+        CascadeClassifier(support, strong).predict(texts)
+    assert fast.asked_ == strong.asked_ == []
+    fewer = Known(classes=("blue", "green")).fit(None)  # a student that never saw a rare label
+    CascadeClassifier(fewer, strong).fit(None, None)
+
+
+# --- language models ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoringSpec(FakeSpec):
+    """Answers with a label and the probabilities of all."""
+
+    tells: bool = True
+    log_probs: bool = False
+
+    @property
+    def capabilities(self):
+        return replace(super().capabilities, gives_log_probs=self.tells)
+
+    def asked_for(self, wanted):
+        return replace(self, log_probs=self.log_probs or wanted == "log_probs")
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """Models by name, each with the number of requests it got; "fast" tells probabilities."""
+    asked = {"fast": [], "strong": []}
+    script = {"fast": lambda text: None, "strong": lambda text: None}
+
+    class Fake(FakeBackend):
+        def __init__(self, model, tells):
+            self.model, self.tells = model, tells
+
+        def complete(self, requests):
+            return [self.reply(request) for request in requests]
+
+        def reply(self, request):
+            text = request.messages[-1]["content"].rpartition("\n```\n")[2].removesuffix("\n```")
+            asked[self.model].append(text)
+            error = script[self.model](text)
+            if error is not None:
+                return Reply(error=error, model=self.model)
+            label, p, other = text.split()[1:]
+            named = other if self.model == "strong" else label
+            labels = request.choices.labels if request.choices else tuple(LABELS)
+            rest = np.log((1 - float(p)) / 2)
+            told = tuple(np.log(float(p)) if one == named else rest for one in labels) if self.tells else None
+            usage = Usage(10, 1, cost_usd=0.01 if self.model == "strong" else 0.001)
+            return Reply(json.dumps({"explanation": "why", "label": named}), told, usage, model=self.model)
+
+        def close(self):
+            pass
+
+    numbers = count()
+
+    class Spec(ScoringSpec):
+        def open(self, resolve_secret):
+            return Fake(self.answer, self.log_probs)
+
+    def resolve(model, *rest):
+        return Spec(model, key=f"fake-{model}-{next(numbers)}", tells=model == "fast")
+
+    monkeypatch.setattr(skllm_ray.models._base.estimator, "resolve", resolve)
+    return asked, script
+
+
+def language_models(**options):
+    return (
+        ZeroShotGPTClassifier(model="fast").fit(None, LABELS),
+        ZeroShotGPTClassifier(model="strong", **options).fit(None, LABELS),
+    )
+
+
+def test_language_models_are_asked_once_and_their_costs_are_summed(models):
+    (asked, _), texts = models, rows(2000, 0.55)
+    details = CascadeClassifier(*language_models()).predict_details(texts)
+    assert sorted(asked["fast"]) == sorted(texts)
+    assert sorted(asked["strong"]) == sorted(np.array(texts)[details["stage"] != "fast"])
+    both = details["stage"] != "fast"
+    assert details["cost_usd"].to_numpy() == pytest.approx(np.where(both, 0.011, 0.001))
+    assert details["attempts"].tolist() == np.where(both, 2, 1).tolist()
+    assert details["model"].tolist() == np.where(both, "strong", "fast").tolist()
+    assert (details["prediction"] != truth(texts)).mean() <= 0.05
+
+
+def test_a_strong_model_that_explains_gives_its_label_and_a_fast_one_is_refused(models):
+    texts = rows(1000)
+    explains = CoTGPTClassifier(model="strong").fit(None, LABELS)
+    fast, _ = language_models()
+    found = CascadeClassifier(fast, explains).predict(texts)
+    assert set(found) == set(LABELS)
+    with pytest.raises(NotSupportedError, match="fast=CoTGPTClassifier"):
+        CascadeClassifier(explains, explains).predict(texts)
+    silent = ZeroShotGPTClassifier(model="strong").fit(None, LABELS)
+    models[0]["strong"].clear()
+    with pytest.raises(NotSupportedError, match=r"fast=ZeroShotGPTClassifier\(model='strong'\) gives no probabilities"):
+        CascadeClassifier(silent, silent).predict(texts)
+    assert models[0]["strong"] == []
+
+
+def test_a_model_that_refuses_every_row_ends_the_call_after_the_sample(models):
+    (asked, script), texts = models, rows(1000)
+    script["strong"] = lambda text: RowError("authentication", "no", fatal=True)
+    with pytest.raises(JobFailedError, match="refused every row"):
+        CascadeClassifier(*language_models()).predict(texts)
+    assert len(asked["fast"]) == 300
+
+
+def test_what_was_answered_is_kept_where_the_strong_model_is_lost_later(models):
+    (_, script), texts = models, rows(2000, 0.55)
+    sample = {texts[i] for i in draw_sample(2000, 300, 0)}
+    script["strong"] = lambda text: None if text in sample else RowError("insufficient_quota", "empty", fatal=True)
+    with pytest.raises(PartialResultError, match="refused every row") as caught:
+        CascadeClassifier(*language_models()).predict(texts)
+    table = caught.value.details
+    assert table["prediction"].notna().sum() == (table["stage"] != "strong").sum() > 300
+    found = CascadeClassifier(*language_models(on_error="default", default_label="none")).predict(texts)
+    assert (found == "none").sum() == (table["stage"] == "strong").sum()
+
+
+def test_a_pipeline_around_a_language_model_is_asked_once(models):
+    (asked, script), texts = models, rows(1000)
+    script["fast"] = lambda text: RowError("timeout", "no") if text.endswith("7") else None
+    fast, strong = language_models()
+    texts = [f"{text}" for text in texts]
+    piped = make_pipeline(FunctionTransformer(lambda X: [text.strip() for text in X]), fast)
+    clf = CascadeClassifier(piped, FrozenEstimator(strong))
+    found = clf.predict_details([f" {text} " for text in texts])
+    assert sorted(asked["fast"]) == sorted(texts)
+    assert (found["prediction"] != truth(texts)).mean() <= 0.05
+    assert pickle.loads(pickle.dumps(CascadeClassifier(fast, strong))).predict(texts).shape == (1000,)
