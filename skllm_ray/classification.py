@@ -1,6 +1,7 @@
 """All classifiers."""
 
 from skllm_ray.models.cascade import CascadeClassifier
+from skllm_ray.models.distilled import DistilledClassifier
 from skllm_ray.models.gpt.classification.few_shot import (
     DynamicFewShotGPTClassifier,
     FewShotGPTClassifier,
@@ -34,6 +35,7 @@ __all__ = [
     "CascadeClassifier",
     "CoTGPTClassifier",
     "CoTVertexClassifier",
+    "DistilledClassifier",
     "DynamicFewShotGPTClassifier",
     "DynamicFewShotVertexClassifier",
     "FewShotGPTClassifier",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import skllm_ray.config as config
 
 
@@ -27,6 +29,7 @@ def trusted_types() -> list[str]:
     from skllm_ray.llm.base import Placement
     from skllm_ray.memory import IndexConstructor, SklearnMemoryIndex
     from skllm_ray.models._base.agreement import AgreementScore
+    from skllm_ray.models._base.student import WordCharacters, words_and_pairs
     from skllm_ray.models._base.taught import TaughtRows
     from skllm_ray.models._base.transformer_backend import TransformerSpec
     from skllm_ray.models.gpt.extraction import GPTExtractor
@@ -40,7 +43,7 @@ def trusted_types() -> list[str]:
     ]
     estimators += [GPTExplainableNER, VertexExplainableNER, GPTExtractor, VertexExtractor]
     settings = [config.Settings, config.Timeouts, config.RateLimit, config.Price, config.GGUFResources, config.Secret]
-    parts = [IndexConstructor, SklearnMemoryIndex, ExampleMemory, TransformerSpec, Placement]
-    parts += [Certificate, AgreementScore, TaughtRows]
+    parts: list[Any] = [IndexConstructor, SklearnMemoryIndex, ExampleMemory, TransformerSpec, Placement]
+    parts += [Certificate, AgreementScore, TaughtRows, WordCharacters, words_and_pairs]
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in (*estimators, *settings, *parts)}
     return sorted({*names, "skllm_ray.memory._annoy.AnnoyMemoryIndex"})

@@ -27,7 +27,7 @@ LAYERS = {
     "llm": {"llm", "tasks.base", "config", "errors"},
     "execution": {"execution", "tasks", "llm", "config", "errors"},
     "models": {
-        "models", "tasks", "prompts", "memory", "execution", "config", "errors", "plain_text", "cascade",
+        "", "models", "tasks", "prompts", "memory", "execution", "config", "errors", "plain_text", "cascade",
         "llm.registry", "llm.base", "llm.credentials", "llm.model_facts", "llm.tuning", "llm.tuning_services",
     },
     "cascade": {"errors"},
@@ -61,6 +61,7 @@ HOMES = {
     "llama_cpp": "llm.gpt.clients.llama_cpp",
     "huggingface_hub": "llm.gpt.clients.llama_cpp",
     "sklearn": "models",
+    "skops": "models",
     "pydantic": "models",
 }
 """Packages that one layer alone may import."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import ray
@@ -30,7 +32,12 @@ class Parity(ChatServer):
     """Says of "row i" whether i is even."""
 
     def __init__(self):
-        super().__init__(lambda prompt: LABELS[int(prompt.rpartition("row ")[2].split()[0].strip("`")) % 2])
+        super().__init__(self.parity)
+
+    @staticmethod
+    def parity(body):
+        text = body["messages"][-1]["content"].rpartition("row ")[2]
+        return json.dumps({"label": LABELS[int(text.split()[0].strip("`")) % 2]})
 
 
 @pytest.fixture

@@ -154,9 +154,8 @@ def _asked(ds: Any, text_column: str, classifier: Any, to_columns: Any, *, score
     if isinstance(model, LLMClassifier):
         from skllm_ray.execution.dataset import map_dataset
 
-        spec = model._checked_spec()
-        spec = spec.asked_for("log_probs") if scored else spec
-        return map_dataset(ds, text_column, to_columns, model._ready_task(spec), spec, model._secrets())
+        plan = model._ready(model._checked_plan(log_probs=scored))
+        return map_dataset(ds, text_column, to_columns, plan, model._secrets())
     return ds.map_batches(
         _on_worker, fn_kwargs={"to_columns": to_columns, "text_column": text_column}, batch_size=None,
         batch_format="pyarrow", zero_copy_batch=True,
