@@ -54,6 +54,7 @@ LAYERS = {
 """Each layer, and what of skllm_ray it may import besides."""
 HOMES = {
     "ray": "execution",
+    "genai_prices": "llm",
     "openai": "llm",
     "aiohttp": "llm",
     "httpx": "llm",

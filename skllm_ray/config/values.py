@@ -85,7 +85,7 @@ class Price:
     cached_input: float | None = None
     """For the input that the provider had cached; None is the price of other input."""
     as_of: str = ""
-    """The day on which this was the price, such as ``2026-11-23``."""
+    """The day on which this was the price, such as ``2026-11-23``, or the release of a price list that has it."""
 
     def cost_usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
         """Return the price of a reply; `cached_tokens` are a part of `prompt_tokens`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, Literal
 
@@ -12,6 +13,8 @@ from skllm_ray.config import Price
 
 AnswerForm = Literal["json_schema", "json_object", "plain"]
 """What a model can be held to: a JSON schema, any JSON object, or nothing."""
+Vendor = Literal["openai", "google"]
+"""Whose list prices there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +24,7 @@ class ModelFacts:
     names: str = ""
     """A regular expression of the names that the row is about, without the date of a snapshot."""
     price: Price | None = None
-    """The list price, without discounts; None where it is not known, so that rows tell tokens only."""
+    """The list price, without discounts; None leaves it to `genai-prices`."""
     ends: date | None = None
     """The day on which the provider turns it off; None where none is announced."""
     successor: str = ""
@@ -63,7 +66,7 @@ MODELS: Final[tuple[ModelFacts, ...]] = (
     _priced("gpt-4.1", Price(2.0, 8.0, 0.5, _AS_OF), **_END_2027, successor=_LARGE),
     _priced("gpt-4.1-mini", Price(0.4, 1.6, 0.1, _AS_OF), **_END_2027, successor=_SMALL),
     _priced("gpt-4.1-nano", Price(0.1, 0.4, 0.025, _AS_OF), **_OLD),
-    _priced("gpt-4o-2024-05-13", Price(2.5, 10.0, 1.25, _AS_OF), **_OLD, answer_form="json_object"),
+    _priced("gpt-4o-2024-05-13", Price(5.0, 15.0, as_of=_AS_OF), **_OLD, answer_form="json_object"),
     _priced("gpt-4o", Price(2.5, 10.0, 1.25, _AS_OF), **_END_2027, successor=_LARGE),
     _priced("gpt-4o-mini", Price(0.15, 0.6, 0.075, _AS_OF), **_END_2027, successor=_SMALL),
     _priced("text-embedding-3-small", Price(0.02, as_of=_AS_OF)),
@@ -130,15 +133,41 @@ def facts_of(model: str, api: str = "openai") -> ModelFacts:
     return next((row for row in MODELS if any(re.fullmatch(row.names, form) for form in forms)), _UNKNOWN)
 
 
-def price_of(model: str) -> Price | None:
-    """Return the list price of an OpenAI model, be it named with the date of its snapshot or without.
+@lru_cache(maxsize=1024)
+def price_of(model: str, vendor: Vendor = "openai") -> Price | None:
+    """Return the list price of a model, be it named with the date of its snapshot or without.
+
+    Where the table above is silent, the data of the package ``genai-prices`` speak: those that are installed, for the
+    network is never asked. A name that they do not have, as it is or without its date, has no price, and neither has a
+    model that costs more for long prompts.
 
     Examples
     --------
     >>> price_of("gpt-4o-mini-2024-07-18").input
     0.15
+    >>> price_of("gemini-3.5-flash", "google").output
+    9.0
     """
-    return None if model.startswith("ft:") else facts_of(model).price  # tuned models have prices of their own
+    if model.startswith("ft:") or "search" in model:  # tuned models have prices of their own; searches cost extra
+        return None
+    return (facts_of(model).price if vendor == "openai" else None) or _published(model, vendor)
+
+
+def _published(model: str, vendor: Vendor) -> Price | None:
+    import genai_prices
+
+    try:
+        found = genai_prices.calc_price(genai_prices.Usage(input_tokens=1), model, provider_id=vendor)
+    except LookupError:
+        return None
+    prices: dict[str, object] = {name: one for name, one in vars(found.model_price).items() if one is not None}
+    told = [prices.get(name, Decimal(0)) for name in ("input_mtok", "output_mtok", "cache_read_mtok")]
+    plain = all(isinstance(one, Decimal) for one in told) and "input_mtok" in prices and "requests_kcount" not in prices
+    if not plain or found.model.id not in {model, _SNAPSHOT.sub("", model)}:  # it also finds what is merely named alike
+        return None
+    fresh, output, cached = map(float, told)  # type: ignore[arg-type]  # decimals all
+    as_of = f"genai-prices {genai_prices.__version__}"
+    return Price(fresh, output, cached if "cache_read_mtok" in prices else None, as_of)
 
 
 def end_notice(model: str, today: date) -> str | None:

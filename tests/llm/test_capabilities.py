@@ -71,7 +71,7 @@ def test_each_backend_says_what_it_can_do(tmp_path):
     assert those(lambda one: one.streams) == those(lambda one: one.retry) == those(lambda one: one.cache)
     assert those(lambda one: one.streams) == {"openai", "vertex"}
     assert those(lambda one: not one.stays_open) == {"transformer"}
-    assert those(lambda one: one.price is None) == {"vertex", "fake"}
+    assert those(lambda one: one.price is None) == {"fake"}
     assert those(lambda one: one.gives_log_probs) == {"openai", "vertex", "gguf"}
     assert those(lambda one: one.embeds) == set(can)
 

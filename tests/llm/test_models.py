@@ -2,14 +2,16 @@
 
 import re
 import warnings
+from dataclasses import replace
 from datetime import date
 
 import pytest
 
 from skllm_ray.classification import ZeroShotGPTClassifier, ZeroShotVertexClassifier
-from skllm_ray.config import SKLLMConfig
+from skllm_ray.config import Price, SKLLMConfig
 from skllm_ray.errors import SkllmRayWarning
-from skllm_ray.llm.model_facts import DEFAULTS, MODELS, end_notice, facts_of, price_of
+from skllm_ray.llm.model_facts import DEFAULTS, MODELS, _published, end_notice, facts_of, price_of
+from skllm_ray.llm.vertex.spec import VertexSpec
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,60 @@ def test_a_name_says_nothing_of_another_server():
 def test_a_tuned_model_has_no_list_price():
     assert price_of("gpt-4.1-mini").input == 0.4
     assert price_of("ft:gpt-4.1-mini-2025-04-14:mine::abc") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "vendor", "price"),
+    [
+        ("gpt-5.4-mini", "openai", (0.75, 4.5, 0.075)),  # the table's
+        ("gpt-5.4-nano", "openai", (0.2, 1.25, 0.02)),
+        ("o3", "openai", (2.0, 8.0, 0.5)),  # since a date: it was dearer before
+        ("o3-2025-04-16", "openai", (2.0, 8.0, 0.5)),
+        ("gpt-3.5-turbo", "openai", (0.5, 1.5, None)),
+        ("gemini-3.5-flash", "google", (1.5, 9.0, 0.15)),
+        ("gemini-embedding-001", "google", (0.15, 0.0, None)),
+        ("gemini-2.5-pro", "google", None),  # its price depends on the prompt's length
+        ("gpt-5.4-nano-of-ours", "openai", None),
+        ("gpt-6", "openai", None),
+        ("gpt-4o-search-preview", "openai", None),
+        ("gpt-5.4-mini", "google", None),
+        ("projects/1/locations/global/endpoints/2", "google", None),
+        ("", "google", None),
+    ],
+)
+def test_where_the_table_is_silent_a_dated_price_list_speaks(model, vendor, price):
+    found = price_of(model, vendor)
+    assert (found and (found.input, found.output, found.cached_input)) == price
+    assert found is None or found.as_of.startswith("2026-" if model == "gpt-5.4-mini" else "genai-prices 0.")
+
+
+def test_the_table_agrees_with_the_price_list(monkeypatch):
+    rows = [row for row in MODELS if row.price]
+    names = [row.names.replace("\\", "") for row in rows]
+    assert "gpt-4o-2024-05-13" in names
+    for name, row in zip(names, rows, strict=True):
+        listed = _published(name, "openai")
+        if listed is not None:  # some are in tiers there
+            assert (listed.input, listed.output) == (row.price.input, row.price.output), name
+
+
+def test_a_price_is_looked_up_without_the_network(monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a price was fetched")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    price_of.cache_clear()
+    assert price_of("o4-mini").output == 4.4
+
+
+@pytest.mark.parametrize(
+    "more", [{"location": "europe-west4"}, {"base_url": "http://x"}, {"request_options": {"service_tier": "flex"}}]
+)
+def test_a_gemini_model_costs_the_list_price_where_that_holds(more):
+    spec = VertexSpec(model="gemini-3.5-flash", project="p")
+    assert spec.capabilities.price.input == 1.5
+    assert replace(spec, **more).capabilities.price is None
+    assert replace(spec, **more, price=Price(1.0)).capabilities.price.input == 1.0
 
 
 def test_every_successor_and_every_default_outlives_what_it_replaces():

@@ -47,6 +47,7 @@ class VertexBackend(Backend):
 
     def __init__(self, spec: VertexSpec, token: str | None) -> None:
         self._spec = spec
+        self._price = spec.capabilities.price
         token = None if token is None else Secret(token)
         self._token = token
         self._http = client(spec.patience.timeout_s)
@@ -143,9 +144,9 @@ class VertexBackend(Backend):
         return Reply(None if error else whole(text), log_probs, error=error, usage=usage, model=answer.model)
 
     def _priced(self, usage: Usage) -> Usage:
-        if self._spec.price is None or usage == Usage():  # who tells nothing has not said that it cost nothing
+        if self._price is None or usage == Usage():  # who tells nothing has not said that it cost nothing
             return usage
-        cost = self._spec.price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+        cost = self._price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
         return replace(usage, cost_usd=cost)
 
     async def _send(self, question: Question[ChatRequest], config: dict[str, Any]) -> Any:

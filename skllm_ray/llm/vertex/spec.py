@@ -10,7 +10,7 @@ from skllm_ray.config import Price, SecretRef, SKLLMConfig, checked_key
 from skllm_ray.errors import ConfigurationError, MissingExtraError
 from skllm_ray.llm.api.options import RequestOptions, refuse_options, thaw_options
 from skllm_ray.llm.base import ModelChoice, SecretResolver, Wanted
-from skllm_ray.llm.model_facts import ModelFacts, end_notice, facts_of
+from skllm_ray.llm.model_facts import ModelFacts, end_notice, facts_of, price_of
 from skllm_ray.llm.spec import ApiSpec, api_settings
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._-]*")
 _ENDPOINT = re.compile(r"projects/[^/]+/locations/([^/]+)/")
+_PRICED_APART = {"service_tier", "serviceTier", "cached_content", "cachedContent"}
 _RESERVED = {"http_options", "system_instruction", "candidate_count"}
 
 
@@ -71,8 +72,10 @@ class VertexSpec(ApiSpec):
 
     @property
     def list_price(self) -> Price | None:
-        """Google's prices are in no table here."""
-        return None
+        """Google's price; not known elsewhere than at the location ``global``, nor for what has prices of its own."""
+        special = _PRICED_APART & set(thaw_options(self.request_options))
+        plain = self.location == "global" and self.base_url is None and not special
+        return price_of(self.model, "google") if plain else None
 
     def asked_for(self, wanted: Wanted) -> Self:
         """Return the spec for a call that wants the probabilities of labels, or vectors."""
