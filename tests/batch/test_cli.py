@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 from pathlib import Path
@@ -23,7 +25,7 @@ from skllm_ray.cli import main
 from skllm_ray.cli.job_file import JobFile, job_schema, prepare, read_columns, read_job
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.llm.open_models import ModelCache
-from skllm_ray.testing import ChatServer, StatusFault, prompt_of
+from skllm_ray.testing import ChatServer, RawAnswer, StatusFault, prompt_of
 from tests.batch.worlds import LABELS, api_classifier, read, texts, write
 
 
@@ -477,6 +479,49 @@ def test_a_csv_file_is_read_by_tune_as_by_run(tmp_path):
     refused = call("tune", "submit", "GPTClassifier", "--data", path, "--answer-column", "nope")
     assert refused.exit_code == 1
     assert "no column 'nope' (answer_column). Columns: text, label." in refused.output
+
+
+@pytest.mark.parametrize(
+    ("fault", "cost"),
+    [("", "price not known"), ("cut", "price not known"), ("refused", "0.0000 USD")],
+)
+def test_no_cost_is_shown_that_is_not_known(tmp_path, fault, cost):
+    """Of answers that failed, those that were paid for have a cost that nobody knows; refusals cost nothing."""
+    source = write(tmp_path / "in.parquet", texts(30))
+    whole = {"choices": [{"message": {"content": '{"lab'}, "finish_reason": "length"}]}
+    cut = RawAnswer({**whole, "usage": {"prompt_tokens": 9, "completion_tokens": 9}})
+    answers = {"": '{"label": "good"}', "cut": cut, "refused": StatusFault(400, "no such")}
+    with ChatServer(lambda body: answers[fault]) as server:
+        flags = ["--model", "custom_url::m", "--gpt-url", server.url, "--labels", "good,bad", "--input", source]
+        done = call("run", "classify", *flags, "--output", tmp_path / "out", "--limit", 30)
+    told = re.sub(r"[\s│]+", " ", done.output)
+    assert f" cost {cost} " in told, told
+
+
+def test_answers_of_unknown_price_that_are_in_no_part_yet_have_no_price():
+    from skllm_ray.batch import JobResult
+    from skllm_ray.batch.output.budget import Progress
+    from skllm_ray.cli.batch import _show
+
+    paid = Progress(rows=0, asked=7, unpriced=7)
+    result = JobResult("out", 100, 0, {}, {}, "interrupted", paid, paid, 0.0, 1.0, 100, pending=paid)
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        _show(result)
+    assert "7 answers that are paid for, price not known" in re.sub(r"[\s│]+", " ", shown.getvalue())
+
+
+def test_a_sample_whose_answers_are_of_no_use_says_so(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(30))
+    with ChatServer(lambda body: "it depends") as server:
+        flags = ["--model", "custom_url::m", "--gpt-url", server.url, "--labels", "good,bad", "--input", source]
+        done = call("estimate", "classify", *flags, "--sample", 20)
+        told = re.sub(r"[\s│]+", " ", done.output)
+        assert done.exit_code == 4
+        assert "20 rows asked, 20 of them failed" in told
+        assert "invalid_answer: " in told
+        assert "rows/s, as the sample" in told  # how fast it answers is known
+        ran = call("run", "classify", *flags, "--output", tmp_path / "out")
+        assert ran.exit_code == 4  # the run that it foretells
 
 
 # --- samples, within a budget and with failures -------------------------------------------------------------------

@@ -92,6 +92,7 @@ def test_without_log_probabilities_there_is_no_predict_proba_however_often_it_is
         assert clf.predict(["so odd"]).tolist() == ["odd"]
 
 
+@pytest.mark.filterwarnings("ignore:.* rows failed and")
 def test_log_probabilities_that_fit_no_answer_are_no_silent_nan():
     class Confused(Spoken):
         @staticmethod

@@ -168,6 +168,7 @@ def test_what_needs_weights_says_so():
 # --- scores -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.* rows failed and")
 @pytest.mark.parametrize("cls", [ZeroShotGPTClassifier, CoTGPTClassifier])
 def test_a_failed_row_counts_as_wrong(fake, cls):
     clf = cls(on_error="coerce").fit(None, ["cat", "dog"])
@@ -185,9 +186,12 @@ def test_a_score_of_unequal_lengths_is_refused_before_anything_is_asked(fake):
     ):
         with pytest.raises(InputError, match="2 texts but y has 1"):
             clf.score(["cat", "dog"], y)
+        with pytest.raises(InputError, match=r"^X holds no texts, and y no labels"):
+            clf.score([], [])
     assert fake == []
 
 
+@pytest.mark.filterwarnings("ignore:.* rows failed and")
 def test_scikit_learns_own_scorers_take_a_default_that_is_no_label_for_failed_rows(fake):
     """They cannot compare None with texts; as a label that no row has, a failed row is wrong."""
     X, y = [*TEXTS_OF_LABELS, "boom", "dog"], ["cat", "dog"] * 3
@@ -251,6 +255,7 @@ def test_the_binarizer_s_array_goes_in_and_comes_out(fake, cls, sparse):
         cls(label_names=["cat"]).fit(["a", "b", "c", "d"], y)
 
 
+@pytest.mark.filterwarnings("ignore:.* rows failed and")
 @pytest.mark.parametrize("cls", [MultiLabelZeroShotGPTClassifier, MultiLabelCoTGPTClassifier])
 def test_scores_of_lists_are_of_exact_matches_in_any_order(fake, cls):
     clf = cls(on_error="coerce").fit(None, ["cat", "cow", "dog"])

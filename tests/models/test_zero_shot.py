@@ -381,9 +381,56 @@ def test_raise_tries_all_rows_first_and_keeps_them(failing):
     ],
 )
 def test_failed_and_missing_rows_get_what_on_error_says(failing, parameters, per_call, expected):
-    found = fitted(**parameters).predict(["good", "slow", None], on_error=per_call)
+    with pytest.warns(SkllmRayWarning, match="1 of 2 rows failed and") as caught:
+        found = fitted(**parameters).predict(["good", "slow", None], on_error=per_call)
+    assert len(caught) == 1
     assert found.tolist() == expected
     assert (found.dtype == object) == (not set(expected) <= set(LABELS))
+
+
+@pytest.mark.parametrize(
+    ("on_error", "what"), [("default", "failed and took the default"), ("coerce", "failed and have no result")]
+)
+def test_a_dead_server_is_told_in_one_warning_with_its_address(on_error, what):
+    with ChatServer() as server:
+        url = server.url
+    SKLLMConfig.set_gpt_url(url)
+    SKLLMConfig.set_timeouts(row_s=0.5)
+    clf = ZeroShotGPTClassifier(model="custom_url::m", on_error=on_error, default_label="good").fit(None, LABELS)
+    with pytest.warns(SkllmRayWarning) as caught:
+        clf.predict(["good", "bad", None, " "])
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    told = str(caught[0].message)
+    assert told.startswith(f"2 of 2 rows {what}: 2 × connection. custom_url::m failed first with connection: ")
+    assert url in told
+    assert "predict_details(X) shows each row's error; on_error='raise' raises instead." in told
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert clf.predict_details(["good"])["error_kind"].tolist() == ["connection"]  # the table tells it
+        assert clf.predict([None, " "]).tolist() == ["good" if on_error == "default" else None] * 2
+
+
+def test_each_kind_of_call_tells_failed_rows_once(failing):
+    calls = {
+        "score": lambda: fitted(on_error="coerce").score(["good", "slow"], ["good", "bad"]),
+        "several labels": lambda: fitted(MultiLabelZeroShotGPTClassifier).predict(["good", "slow"], on_error="default"),
+        "folds": lambda: cross_val_predict(fitted(on_error="coerce"), ["good", "slow"] * 3, ["good", "bad"] * 3, cv=3),
+    }
+    for name, call in calls.items():
+        with pytest.warns(SkllmRayWarning) as caught:
+            call()
+        told = [str(one.message) for one in caught if "rows failed and" in str(one.message)]
+        assert len(told) == (3 if name == "folds" else 1), name
+        assert all("1 of 2 rows failed" in one for one in told), name
+
+
+@pytest.mark.parametrize("wrong", ["yes", "no", 1, None])
+def test_flags_of_a_call_are_true_or_false(fake, wrong):
+    with pytest.raises(ConfigurationError, match="include_io must be True or False"):
+        fitted().predict_details(["good"], include_io=wrong)
+    with pytest.raises(ConfigurationError, match="details must be True or False"):
+        fitted().predict_dataset(None, details=wrong)
 
 
 def test_on_error_of_a_call_is_checked(fake):
@@ -543,7 +590,8 @@ def test_rows_without_an_answer_have_probabilities_as_on_error_says():
     y = ["a", "b", "b", "b"]
     clf = ZeroShotGPTClassifier(model="gguf::demo").fit(list("wxyz"), y)
     overlong = "word " * 5000
-    coerced = clf.predict_proba([None, "text", overlong], on_error="coerce")
+    with pytest.warns(SkllmRayWarning, match="1 of 2 rows failed and have no result: 1 × context_length"):
+        coerced = clf.predict_proba([None, "text", overlong], on_error="coerce")
     assert np.isnan(coerced[[0, 2]]).all()
     assert coerced[1].sum() == pytest.approx(1)
     assert clf.predict_proba([None, "text"], on_error="default")[0].tolist() == [0.25, 0.75]
@@ -573,6 +621,7 @@ def test_true_is_never_a_label(fake):
         assert clf.predict(["u"]).tolist() == [["mixed", ""]]
 
 
+@pytest.mark.filterwarnings("ignore:.* rows failed and")
 def test_several_labels_fail_as_one_does(failing):
     clf = fitted(MultiLabelZeroShotGPTClassifier, max_labels=2, default_label="bad")
     failing.answers["good"] = {"label": ["good"]}

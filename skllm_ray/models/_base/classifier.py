@@ -153,6 +153,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
                 "GGUF models do: model='gguf::…', and so do many servers behind a custom URL. Use predict instead.",
             )
         _, rows, mode = self._run(X, on_error, log_probs=True)
+        results.warn_failed(self.model, rows, mode)
         results.warn_invalid(rows, "named none of the labels", "the class frequencies")
         results.warn_low_mass(self.model, rows)
         failed = self.class_probabilities_ if mode == "default" else np.full(len(self.classes_), np.nan)

@@ -21,7 +21,7 @@ Constraints: TypeAlias = Mapping[str, Sequence[Any]]
 """For each parameter, what it may be: None, or objects such as those below."""
 
 _LONGEST: Final = 80
-_HIDDEN: Final = frozenset({"key", "request_options"})
+_HIDDEN: Final = frozenset({"key", "org", "request_options"})
 """Parameters whose values may hold a credential, so that messages name their type alone."""
 
 
@@ -163,6 +163,18 @@ A_STR: Final = Is(str, "a str")
 A_FLAG: Final = Is((bool, np.bool_), "True or False")
 A_MAPPING: Final = Is(Mapping, "a mapping")
 TEXTS: Final = Texts()
+
+
+def at_least_one(name: str, value: object) -> None:
+    """Raise ``ConfigurationError`` unless the argument `name` is a positive int."""
+    if not Whole(1).is_satisfied_by(value):
+        raise ConfigurationError(f"{name} must be {Whole(1)}; got {value!r}.")
+
+
+def true_or_false(name: str, value: object) -> None:
+    """Raise ``ConfigurationError`` unless the argument `name` is True or False: ``"no"`` would count as True."""
+    if not A_FLAG.is_satisfied_by(value):
+        raise ConfigurationError(f"{name} must be {A_FLAG}; got {shorten(value)}.")
 
 
 @cache

@@ -24,7 +24,6 @@ from skllm_ray.errors import (
     JobFailedError,
     NotSupportedError,
     PartialResultError,
-    warn,
 )
 from skllm_ray.execution.inherited_secrets import recalled
 from skllm_ray.execution.plan import Plan, Step
@@ -32,7 +31,16 @@ from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.credentials import left_behind, secrets_of, warn_of_another_key
 from skllm_ray.llm.registry import resolve, warn_if_ended
 from skllm_ray.models._base import results
-from skllm_ray.models._base.constraints import A_MAPPING, A_STR, Constraints, OneOf, Text, Whole, check_values
+from skllm_ray.models._base.constraints import (
+    A_MAPPING,
+    A_STR,
+    Constraints,
+    OneOf,
+    Text,
+    at_least_one,
+    check_values,
+    true_or_false,
+)
 from skllm_ray.models._base.hiding import hidden, refuse_credentials
 from skllm_ray.models._base.inputs import Texts, as_texts, refuse_missing
 from skllm_ray.prompts import check_template
@@ -121,8 +129,10 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         pandas.DataFrame of shape (n_samples, 11 or 13)
             With the index of `X` and always the same columns.
         """
+        true_or_false("include_io", include_io)
         mode = self._mode(on_error)
         texts, rows, mode = self._run(X, "coerce" if mode == "raise" else mode, keeps_requests=include_io)
+        results.warn_ended(self.model, rows)
         results.warn_low_mass(self.model, rows)
         requests = [row.request for row in rows] if include_io else None
         return results.details(self._predictions(texts, rows, mode), rows, texts.index, requests)
@@ -194,6 +204,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
     ) -> Any:
         check_is_fitted(self)
         self._validate_params()
+        true_or_false("details", details)
         mode = self._mode(on_error)
         from skllm_ray.execution.dataset import column_names, map_dataset
 
@@ -237,12 +248,13 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _results(self, X: Any, on_error: OnError | None, num_workers: int | None = None, **wanted: bool) -> Any:
         texts, rows, mode = self._run(X, on_error, num_workers, **wanted)
+        results.warn_failed(self.model, rows, mode)
         self._warn_invalid(rows)
         results.warn_low_mass(self.model, rows)
         return self._array(self._predictions(texts, rows, mode))
 
     def _raise_failures(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> None:
-        """Raise where every row failed for one reason, and, with "raise", where any did; tell what ended a call."""
+        """Raise where every row failed for one reason, and, with "raise", where any did."""
         failed = [row for row in rows if row.reply.error is not None and row.reply.error.kind != "missing_text"]
         if not failed:
             return
@@ -250,12 +262,9 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         if fatal is not None and len(failed) == len(texts.present):
             refusal = NotSupportedError if fatal.kind == "not_supported" else JobFailedError
             raise refusal(f"{self.model} refused every row ({fatal.kind}): {fatal.message}", fatal.hint)
-        ended = "" if fatal is None else results.describe_end(self.model, rows, fatal)
         if mode == "raise":
             table = results.details(self._predictions(texts, rows, "coerce"), rows, texts.index)
-            raise PartialResultError(*results.tell_failures(self.model, rows, ended), table)
-        if ended:
-            warn(ended)
+            raise PartialResultError(*results.tell_failures(self.model, rows), table)
 
     def _predictions(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> list[Any]:
         read = self._reader()
@@ -388,16 +397,12 @@ def _to_columns(
     process: Process,
 ) -> dict[str, pa.Array]:
     """Turn a block of a text column into output columns, on a worker."""
-    columns, _ = estimator._columns_of(values, process, mode, details=details)
+    columns, rows = estimator._columns_of(values, process, mode, details=details)
+    if not details:
+        results.warn_failed_block(estimator.model, rows)
     return {name: pa.array(column, kind) for (name, kind), column in zip(types.items(), columns, strict=True)}
 
 
 def wrap_secret(key: str | None) -> str | None:
     """Return `key` so that it shows itself nowhere; the same object if it is wrapped already, or is no text."""
     return Secret(key) if isinstance(key, str) else key
-
-
-def at_least_one(name: str, value: object) -> None:
-    """Raise ``ConfigurationError`` unless the argument `name` is a positive int."""
-    if not Whole(1).is_satisfied_by(value):
-        raise ConfigurationError(f"{name} must be {Whole(1)}; got {value!r}.")

@@ -34,6 +34,8 @@ def hidden(name: str, value: Any) -> Any:
     {'top_p': 1, 'api_key': Secret(***)}
     """
     if name == "key":
+        if value is not None and not isinstance(value, str):  # it may be a key in a list, which no repr may show
+            raise ConfigurationError(f"key must be a str or None; got {_article(type(value).__name__)}.")
         return Secret(value) if isinstance(value, str) else value
     return _wrapped(value) if name == "request_options" else value
 
@@ -46,6 +48,10 @@ def refuse_credentials(options: object) -> None:
             f"request_options holds what looks like a credential, under {'.'.join(where)!r}.",
             "A key goes into key=… or SKLLMConfig.set_openai_key(…), where nothing shows it.",
         )
+
+
+def _article(name: str) -> str:
+    return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"
 
 
 def _wrapped(value: Any, name: str = "") -> Any:

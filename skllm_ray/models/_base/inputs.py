@@ -90,6 +90,8 @@ def refuse_missing(texts: Texts, name: str = "X") -> None:
 def check_length(X: Any, y: Sequence[Any]) -> None:
     """Raise ``InputError`` unless there is one label, or list of labels, for each text."""
     n_texts = len(column(X, "X")[0])
+    if not n_texts and not len(y):
+        raise InputError("X holds no texts, and y no labels.", "Pass at least one of each.")
     if n_texts != len(y):
         raise InputError(f"X has {n_texts} texts but y has {len(y)} labels.", "Pass one label per text.")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score
 
 from skllm_ray.errors import InputError, warn
-from skllm_ray.tasks.base import ChatRequest, Reply, Row, RowError, Usage
+from skllm_ray.tasks.base import NOT_ALLOWED, ChatRequest, Reply, Row, RowError, Usage
 from skllm_ray.tasks.label_mass import low_mass
 
 _DTYPES: Final = {
@@ -104,20 +104,55 @@ def describe_failures(rows: Sequence[Row[Any]]) -> str:
     return ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
 
 
-def tell_failures(model: str, rows: Sequence[Row[Any]], ended: str) -> tuple[str, str]:
+def tell_failures(model: str, rows: Sequence[Row[Any]]) -> tuple[str, str]:
     """Return the message of a call's error: its failed rows, the first reason, and what to do."""
-    failed = [row.error for row in rows if row.error is not None]
-    first = next((error for error in failed if error.kind != "cancelled"), failed[0])
-    why = ended or f"{model} failed first with {first.kind}: {first.message}"
-    message = f"{len(failed)} of {len(rows)} rows failed: {describe_failures(rows)}. {why}".rstrip(". ") + "."
-    if len(failed) == len(rows):
-        return message, first.hint
+    message, hint = _told(model, rows, "failed")
+    if all(row.error is not None for row in rows):
+        return message, hint
     where = "The finished rows are in this error's .details; on_error='default' or 'coerce' returns instead."
-    return message, where if ended else f"{first.hint} {where}"
+    return message, f"{hint} {where}".strip()
 
 
-def describe_end(model: str, rows: Sequence[Row[Any]], cause: RowError) -> str:
-    """Return why a call ended before all rows were asked, how many were not, and what to do."""
+def warn_failed(model: str, rows: Sequence[Row[Any]], mode: str) -> None:
+    """Warn once of rows that failed and did not stop the call; a row without a text is no failure."""
+    present = [row for row in rows if row.error is None or row.error.kind != "missing_text"]
+    if any(row.error is not None for row in present):
+        what = "took the default" if mode == "default" else "have no result"
+        message, hint = _told(model, present, f"failed and {what}")
+        more = "predict_details(X) shows each row's error; on_error='raise' raises instead."
+        warn(" ".join(filter(None, (message, hint, more))))
+
+
+def warn_failed_block(model: str, rows: Sequence[Row[Any]]) -> None:
+    """Warn of a Dataset's failed rows on the worker, whose log the driver shows; without counts, so once a reason."""
+    first = next((row.error for row in rows if row.error is not None and row.error.kind != "missing_text"), None)
+    if first is not None:
+        told = f"Rows of a Dataset failed: {model} failed with {first.kind}: {first.message} {first.hint}".strip()
+        warn(f"{told} details=True adds a column with each row's error.")
+
+
+def warn_ended(model: str, rows: Sequence[Row[Any]]) -> None:
+    """Warn once where a row's failure kept others from being asked."""
+    ended = _end(model, rows)
+    if ended:
+        warn(ended)
+
+
+def _told(model: str, rows: Sequence[Row[Any]], failed: str) -> tuple[str, str]:
+    """Return how many rows failed and why the first one did, and what to do about it."""
+    errors = [row.error for row in rows if row.error is not None]
+    first = next((error for error in errors if error.kind != "cancelled"), errors[0])
+    ended = _end(model, rows)
+    why = ended or f"{model} failed first with {first.kind}: {first.message}"
+    message = f"{len(errors)} of {len(rows)} rows {failed}: {describe_failures(rows)}. {why}".rstrip(". ") + "."
+    return message, "" if ended else first.hint
+
+
+def _end(model: str, rows: Sequence[Row[Any]]) -> str:
+    """Return why a call ended before all rows were asked, how many were not, and what to do; empty if it did not."""
+    cause = next((row.error for row in rows if row.error is not None and row.error.fatal), None)
+    if cause is None:
+        return ""
     n_not_asked = sum(row.error is not None and row.error.kind == "cancelled" for row in rows)
     why = f"{cause.kind}: {cause.message} {cause.hint}".rstrip()
     return f"{model} failed for all rows alike, so {n_not_asked} of {len(rows)} rows were not asked ({why})"
@@ -205,7 +240,7 @@ def _kind(row: Row[Any]) -> str | None:
 def _message(row: Row[Any]) -> str | None:
     if row.error is not None:
         return row.error.message
-    return None if row.valid else row.reason or "The answer is not one that the task allows."
+    return None if row.valid else row.reason or NOT_ALLOWED
 
 
 def _costs(costs: Sequence[float | None], attempts: Sequence[int], models: Sequence[str]) -> list[float]:

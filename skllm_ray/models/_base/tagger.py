@@ -123,7 +123,8 @@ class ExplainableNER(TextTransformer):
         return self.num_workers if self.num_workers > 1 else None
 
     def _spans(self, X: Any, on_error: OnError | None) -> tuple[Texts, list[list[Span] | None]]:
-        texts, rows, _ = self._run(X, on_error, self._n_workers)
+        texts, rows, mode = self._run(X, on_error, self._n_workers)
+        results.warn_failed(self.model, rows, mode)
         self._warn_invalid(rows)
         return texts, [None if row.value is None else list(row.value) for row in rows]
 

@@ -168,6 +168,7 @@ def test_a_vector_of_another_length_costs_its_text_alone(odd):
     assert [i for i, one in enumerate(found) if one.error is not None] == list(range(2, 240, 4))
 
 
+@pytest.mark.filterwarnings("ignore:.* rows failed and")
 def test_a_vector_of_another_length_loses_no_paid_vector():
     from skllm_ray.config import SKLLMConfig
     from skllm_ray.errors import PartialResultError
