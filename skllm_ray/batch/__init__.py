@@ -89,7 +89,7 @@ def run(
         How long a server that gives no answer is waited for, in seconds, before the run ends.
     keep_going : bool, default=False
         Whether to go on though nearly all rows fail. By default a run ends when all of its first 200 rows with a text
-        fail, or 95% of any 5,000.
+        fail, or 95% of any 5,000, and writes down no row as failed where the server has answered nobody.
     storage_options : mapping or None, default=None
         What opens the filesystem: the arguments of ``pyarrow.fs.S3FileSystem`` or ``GcsFileSystem`` for ``s3://`` and
         ``gs://``, those of fsspec's filesystem otherwise.

@@ -259,15 +259,16 @@ def _ray(job: JobFile) -> Iterator[None]:
 
 
 def _show(result: JobResult) -> None:
+    from skllm_ray.batch.job.progress_display import cost_of
+
     total = result.total
-    cost = "not known" if total.unpriced and not total.cost_usd else f"{total.cost_usd:,.4f} USD"
     pending = result.pending
     facts = {
         "rows": f"{result.rows_done:,} of {result.rows_total:,}",
         "failed rows": ", ".join(f"{n:,} {kind}" for kind, n in sorted(result.errors.items())) or "none",
         "tokens": f"{total.prompt_tokens:,} in, {total.completion_tokens:,} out",
-        "cost": cost + (f", and up to {result.unknown_usd:,.4f} for lost requests" if result.unknown_usd else ""),
-        "not in a part yet": f"{pending.asked:,} answers that are paid for, {pending.cost_usd:,.4f} USD",
+        "cost": cost_of(total),
+        "not in a part yet": f"{pending.asked:,} answers that are paid for, {cost_of(pending)}",
         "this run": f"{result.this_run.rows:,} rows in {result.seconds:,.1f} s",
         "output": result.output,
     }
@@ -316,8 +317,8 @@ def _comparison(found: Any) -> Iterator[Any]:
     if found[0].stopped:
         yield cell(f"Fewer rows were asked: {found[0].stopped}.")
     for one in found:
-        if one.errors:
-            yield cell(f"{one.model}: {one.errors:,} rows have no answer; the first reason: {one.reason}")
+        if one.failed:
+            yield cell(f"{one.model}: {one.failed:,} rows have no label; the first reason: {one.reason}")
     if found[0].foreign:
         yield f"{found[0].foreign:,} rows have a true label that is no candidate: no answer can be right there."
     for one in found if not several else ():

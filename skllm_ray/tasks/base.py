@@ -40,6 +40,9 @@ ErrorKind = Literal[
 LOST: frozenset[ErrorKind] = frozenset({"timeout", "connection", "malformed_response"})
 """Those which leave open whether the server did the work, and wants to be paid for it."""
 
+NOT_ALLOWED: Final = "The answer is not one that the task allows."
+"""Why a row has no result, where its answer does not tell."""
+
 HINTS: Final[Mapping[ErrorKind, str]] = {
     "missing_text": "Fill the text in, or drop the row.",
     "invalid_answer": "Say in the prompt or in label_descriptions what is meant, or take a larger model.",

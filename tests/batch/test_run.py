@@ -570,6 +570,26 @@ def test_a_server_that_stays_down_ends_the_run_and_keeps_what_is_done(tmp_path, 
         assert server.n_requests == 200
 
 
+@pytest.mark.parametrize("n_rows", [1, 15, 40])
+def test_a_server_that_never_answers_ends_a_run_of_any_size(tmp_path, n_rows):
+    source = write(tmp_path / "in.parquet", texts(n_rows))
+    with ChatServer() as server:
+        clf = api_classifier(server)
+        port = int(server.url.rpartition(":")[2].partition("/")[0])
+    result = batch.run(clf, source, str(tmp_path / "out"), wait_for_server_s=0.0)
+    assert result.stopped.startswith("outage: the model's server did not answer (connection: ")
+    assert server.url in result.stopped
+    assert (result.complete, result.rows_done, result.errors) == (False, 0, {})
+    assert result.next_step == "run the same command again"
+    if n_rows < 16:  # who wants a part whatever comes of it
+        kept = batch.run(clf, source, str(tmp_path / "kept"), wait_for_server_s=0.0, keep_going=True)
+        assert (kept.complete, kept.errors, kept.mostly_failed) == (True, {"connection": n_rows}, True)
+    ModelCache.clear()
+    with ChatServer(port=port) as server:
+        assert batch.run(clf, source, str(tmp_path / "out")).complete
+        assert server.n_requests == n_rows
+
+
 def test_one_row_that_always_fails_does_not_stop_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr("skllm_ray.batch.job.journalled_backend._PAUSES_S", (0.1,))
     source = write(tmp_path / "in.parquet", [*texts(99), "POISON"])

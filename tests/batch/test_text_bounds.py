@@ -75,6 +75,12 @@ def test_a_line_that_nests_beyond_all_use_is_a_row_without_columns(tmp_path):
     assert [row["text"] for row in found] == ["a", None, "c"]
 
 
+@pytest.mark.parametrize("depth", [600, 5000])
+def test_a_file_of_lines_that_nest_beyond_all_use_says_so(tmp_path, depth):
+    told = error(put(tmp_path / "a.jsonl", '{"text": "a", "x": ' + "[" * depth + "]" * depth + "}"))
+    assert "no JSON object in any of its 1 lines (line 1 nests deeper than 500 levels)" in told
+
+
 def test_objects_keyed_by_data_are_kept_as_texts_in_linear_time(tmp_path):
     lines = [{"text": "a", "m": {f"user{i}": i}, "in": {"deep": [{f"key{i}": {"a": 1}}]}} for i in range(20_000)]
     path = put(tmp_path / "a.jsonl", *lines)

@@ -36,7 +36,7 @@ def scan_jsonl(folder: Folder, file: InputFile) -> Look:
     """
     start = text_start(folder, file)
     index, types, n_rows, n_objects, utf8 = list[int](), dict[str, JsonType](), 0, 0, Utf8Check()
-    first_other = 0
+    other = ""
     for lines in _blocks(folder, file, start):
         records = []
         for at, number, line in lines:
@@ -48,14 +48,14 @@ def scan_jsonl(folder: Folder, file: InputFile) -> Look:
             n_rows += 1
             record = _numbered(line, number)
             if record is None:
-                first_other = first_other or number
+                other = other or _described(line, number)
             else:
                 records.append(record)
         n_objects += len(records)
         _learn(types, records, lines[-1][1])
     utf8.check()
     if n_rows > 4 * n_objects:
-        raise ValueError(_no_objects(n_rows, n_objects, first_other))
+        raise ValueError(_no_objects(n_rows, n_objects, other))
     schema = pa.schema([(name, one.arrow()) for name, one in types.items()])
     return Look(indexed(file, index, n_rows), schema, lambda name: types[name].bounds)
 
@@ -112,9 +112,13 @@ def _record(line: bytes, hook: Any = None) -> dict[str, Any] | None:
         raise
     except (ValueError, RecursionError):
         return None
-    if line.count(b"[") + line.count(b"{") > _MOST_DEPTH and _depth(found) > _MOST_DEPTH:
+    if _may_be_deep(line) and _depth(found) > _MOST_DEPTH:
         return None
     return found if isinstance(found, dict) else None
+
+
+def _may_be_deep(line: bytes) -> bool:
+    return line.count(b"[") + line.count(b"{") > _MOST_DEPTH
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -152,10 +156,18 @@ def _learn(types: dict[str, JsonType], records: Sequence[dict[str, Any]], number
         )
 
 
-def _no_objects(n_rows: int, n_objects: int, first_other: int) -> str:
+def _described(line: bytes, number: int) -> str:
+    """Return what is wrong with a line that gives no row."""
+    if _may_be_deep(line):
+        return f"line {number:,} nests deeper than {_MOST_DEPTH} levels"
+    return f"line {number:,} holds none"
+
+
+def _no_objects(n_rows: int, n_objects: int, other: str) -> str:
     if not n_objects:
-        return f"it holds no JSON object in any of its {n_rows:,} lines; each line must hold one, from {{ to }}"
+        told = f"it holds no JSON object in any of its {n_rows:,} lines ({other})"
+        return f"{told}; each line must hold one, from {{ to }}, that nests no deeper than {_MOST_DEPTH} levels"
     return (
-        f"only {n_objects:,} of its {n_rows:,} lines hold a JSON object, and line {first_other:,} none; "
+        f"only {n_objects:,} of its {n_rows:,} lines hold a JSON object, and {other}; "
         "write an object into each line, without brackets around and commas between them"
     )

@@ -20,7 +20,7 @@ from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.execution.block import opened_all, process
 from skllm_ray.execution.plan import Block
-from skllm_ray.tasks.base import Row
+from skllm_ray.tasks.base import NOT_ALLOWED, Row
 
 if TYPE_CHECKING:
     from skllm_ray.batch.job.job import Job
@@ -47,9 +47,16 @@ class Asked:
         return Counter(str(row.error.kind) for row in self.rows if row.error is not None)
 
     @property
+    def n_invalid(self) -> int:
+        """How many rows have an answer that the task cannot use."""
+        return sum(row.error is None and not row.valid for row in self.rows)
+
+    @property
     def reason(self) -> str:
-        """Why the first row without an answer has none; empty where all have one."""
-        return next((f"{row.error.kind}: {row.error.message}" for row in self.rows if row.error is not None), "")
+        """Why the first row without an answer has none, or else why the first one of no use is; empty without such."""
+        told = (f"{row.error.kind}: {row.error.message}" for row in self.rows if row.error is not None)
+        useless = (row.reason or NOT_ALLOWED for row in self.rows if row.error is None and not row.valid)
+        return next(told, "") or next((f"invalid_answer: {why}" for why in useless), "")
 
     @property
     def rows_per_s(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,6 +85,7 @@ class JournalledBackend(Backend):
         self._news = Progress()
         self._failed_early: Counter[str] = Counter()
         self._reason = ""
+        self._ever_answered = False
         self._told_at = time.monotonic()
         self._checked_at = time.monotonic()
         self.total = Progress()
@@ -205,7 +207,7 @@ class JournalledBackend(Backend):
         """Wait before asking again; return False where the rows are to be given up."""
         pause_s = patience.pause_s(n_missing, answered=answered)
         if pause_s is None:
-            if answered or n_missing < _FEW:
+            if answered or (n_missing < _FEW and self._gives_up_few()):
                 return False
             raise UnitStopped("outage", f"the model's server did not answer ({error.kind}: {error.message})")
         self._journal.flush()
@@ -216,6 +218,10 @@ class JournalledBackend(Backend):
             self._check_stopped()
             time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
         return True
+
+    def _gives_up_few(self) -> bool:
+        """Return whether a few rows without an answer are rows that fail: they are where others were answered."""
+        return self._ever_answered or self._terms.keep_going or self._ledger.answered_within(math.inf, self._model)
 
     def _granted(
         self, keys: Sequence[str], questions: Mapping[str, Q], most_usd: Callable[[Q], float]
@@ -304,6 +310,7 @@ class JournalledBackend(Backend):
         """Keep answers, and count them. Called from a client's event loop."""
         good = {key: answer for key, answer in answers.items() if answer.error is None}
         if good:
+            self._ever_answered = True
             self._journal.add(good, urgent=urgent, free=self._terms.free)
         news = self._news
         self._answered = self._answered or any(answer.attempts > 0 for answer in good.values())
@@ -321,8 +328,8 @@ class JournalledBackend(Backend):
         costs = [usage.cost_usd for usage in usages if usage.cost_usd is not None]
         news.cost_usd += sum(costs)
         if len(costs) < len(usages) and not self._terms.free:
-            paid = [a.usage.cost_usd is None and a.attempts > 0 for a in good.values()]
-            news.unpriced += sum(paid)
+            paid = answers if self._terms.price is None else good
+            news.unpriced += sum(map(_is_unpriced, paid.values()))
         self.tell_if_due()
 
     def _fail_early(self, errors: Sequence[RowError]) -> None:
@@ -391,6 +398,15 @@ def journalled(
         )
         for n, backend in enumerate(backends)
     ]
+
+
+def _is_unpriced(answer: Answer) -> bool:
+    """Return whether nobody knows what an answer cost: one that failed may have been paid for too."""
+    usage, error = answer.usage, answer.error
+    if answer.attempts == 0 or usage.cost_usd is not None:
+        return False
+    may_be_paid = error is None or (error.kind in LOST and not error.down)
+    return may_be_paid or bool(usage.prompt_tokens or usage.completion_tokens)
 
 
 def _is_there(error: RowError, n_rows: int) -> bool:

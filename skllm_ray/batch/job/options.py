@@ -27,7 +27,7 @@ OneOrMore = Annotated[
 ]
 """A list of texts; one text stands for a list of it."""
 
-PRIVATE: Final = frozenset({"storage_options", "request_options"})
+PRIVATE: Final = frozenset({"storage_options", "request_options", "gpt_url"})
 """Options that may hold a credential: what was given there is never shown."""
 _MUST_BE: Final = {
     "int_type": "an int of at least 1",

@@ -124,6 +124,7 @@ class Pricing:
             bound,
             spec,
             self._options.wait_for_server_s if outage_s is None else outage_s,
+            self._options.keep_going or outage_s is not None,
             rows,
             capped=capped,
             streams=spec.capabilities.streams,

@@ -88,7 +88,7 @@ class State:
         found = {
             "rate": f"{self.rate:,.1f} rows/s",
             "tokens": f"{done.prompt_tokens:,} in, {done.completion_tokens:,} out",
-            "cost": _cost(done),
+            "cost": cost_of(done),
             "workers": f"{self.n_tasks} at {self.n_units - self.units_done:,} of {self.n_units:,} units",
         }
         if self.status.replicas:
@@ -250,7 +250,14 @@ def _replicas(model: str, n: int, n_nodes: int) -> str:
     return f"{n:,} of {model} on {n_nodes:,} node{'s' if n_nodes != 1 else ''}"
 
 
-def _cost(done: Progress) -> str:
+def cost_of(done: Progress) -> str:
+    """Return what something did cost, in words that show no figure which is not known.
+
+    Examples
+    --------
+    >>> cost_of(Progress(cost_usd=1.5)), cost_of(Progress(unpriced=3)), cost_of(Progress(cost_usd=1.5, unpriced=3))
+    ('1.5000 USD', 'price not known', '1.5000 USD and more of unknown price')
+    """
     if done.unpriced and not done.cost_usd:
         return "price not known"
     lost = f", and up to {done.unknown_usd:,.4f} for lost requests" if done.unknown_usd else ""

@@ -32,6 +32,8 @@ class Terms:
     """Who is asked: the model's own options may allow an answer more than the request says."""
     outage_s: float = 600.0
     """How long a server that does not answer is waited for, in seconds."""
+    keep_going: bool = False
+    """Whether a few rows without an answer are given up, though the server has answered nobody."""
     block_rows: int = 1024
     """Requests that are asked together."""
     streams: bool = field(kw_only=True)

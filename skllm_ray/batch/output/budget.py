@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -234,9 +235,9 @@ class Ledger:
                 self._waiting.pop(worker, None)
 
     def answered_within(self, seconds: float, model: str = "") -> bool:
-        """Return whether the model's server answered any worker within the last `seconds`."""
+        """Return whether the model's server answered any worker within the last `seconds`; within infinity: ever."""
         with self._lock:
-            return time.monotonic() - self._answered_at.get(model, 0.0) < seconds
+            return time.monotonic() - self._answered_at.get(model, -math.inf) < seconds
 
     def stop(self, reason: str) -> None:
         """Tell all workers to begin nothing more; the first reason stands."""

@@ -40,7 +40,7 @@ class Estimate:
     sample_cost_usd: float | None = None
     """What the sample that was asked did cost."""
     sample_failed: int = 0
-    """How many rows of the sample have no answer."""
+    """How many rows of the sample have no answer, or one that the task cannot use."""
     sample_reason: str = ""
     """Why the first of them has none."""
     sample_stopped: str = ""
@@ -49,7 +49,7 @@ class Estimate:
 
     @property
     def sample_mostly_failed(self) -> bool:
-        """Whether more than half of the sample has no answer, so that it says little."""
+        """Whether more than half of the sample failed: a run would end so too."""
         return 2 * self.sample_failed > self.sample_rows
 
     def facts(self) -> dict[str, str]:
@@ -116,7 +116,7 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
         limited_by=limited_by,
         sample_rows=len(asked.rows),
         sample_cost_usd=_sample_cost(job, asked),
-        sample_failed=asked.failures.total(),
+        sample_failed=asked.failures.total() + asked.n_invalid,
         sample_reason=asked.reason,
         sample_stopped=asked.stopped,
     )
