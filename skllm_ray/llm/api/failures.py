@@ -25,7 +25,7 @@ _MANY_REFUSALS: Final = 200
 _MOST_TOKENS: Final = 1_000_000_000
 _RETRYABLE: Final = {"timeout", "connection", "server_error", "malformed_response", "rate_limit"}
 _FATAL: Final = {"authentication", "permission", "model_not_found", "insufficient_quota"}
-_ABOUT_THE_ROW: Final = {"bad_request", "context_length", "content_filter"}
+_ABOUT_THE_ROW: Final = {"context_length", "content_filter"}
 _SOMEWHERE: Final = "the server"
 _DOWN: Final = {502, 503, 521, 522, 523, 530}  # from 521 on, Cloudflare's
 

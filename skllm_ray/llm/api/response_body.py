@@ -8,6 +8,8 @@ import zlib
 from contextvars import ContextVar
 from typing import Any, Final
 
+from skllm_ray.llm.api.server_message import is_bare_failure
+
 CHAT_BYTES: Final = 8_000_000
 """The largest answer of a chat: 200,000 tokens, each character of them escaped."""
 _MOST_OF_AN_ERROR: Final = 65_536
@@ -59,7 +61,7 @@ def response_type() -> Any:
 
 
 def parsed(content: bytes | str) -> Any:
-    """Return the JSON in an answer.
+    """Return the JSON in an answer; a failure that is told in a few words stands as a str.
 
     Raises
     ------
@@ -71,6 +73,9 @@ def parsed(content: bytes | str) -> Any:
     except RecursionError:
         raise UnreadableError("The answer is JSON that is nested too deeply.", again=False) from None
     except (ValueError, UnicodeDecodeError):
+        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
+        if is_bare_failure(text.strip()):
+            return text.strip()
         raise UnreadableError(f"The answer is {_described(content)}.") from None
 
 

@@ -16,6 +16,7 @@ _MESSAGE_NAMES: Final = ("message", "detail", "msg", "error_description", "error
 _OWN_FIELDS: Final = {"error", "errors", "code", "type", "detail", "statusCode"}
 _ANSWERS: Final = {"choices", "data", "candidates", "embedding", "embeddings", "predictions"}
 _LONGEST: Final = 4000
+_MOST_DIGITS: Final = 10
 
 _INVALID: Final = re.compile(r"^\W*\d+ validation errors?\b")
 _TOO_LONG: Final = re.compile(
@@ -86,6 +87,35 @@ _BY_STATUS: Final[dict[int, ErrorKind]] = {
     429: "rate_limit",
     504: "timeout",
 }
+_MINIMAX: Final = {
+    1001: "timeout",
+    1002: "rate_limit_error",
+    1004: "authentication_error",
+    1008: "insufficient_balance",
+    1026: "content_filter",
+    1027: "content_filter",
+    1039: "rate_limit_error",
+    1041: "rate_limit_error",
+    2013: "invalid_request_error",
+    2045: "rate_limit_error",
+    2049: "invalid_api_key",
+    2056: "insufficient_quota",
+}
+"""Numbers in MiniMax's ``base_resp``, as codes of others; those that are not here may pass."""
+_BY_WORDS: Final[tuple[tuple[re.Pattern[str], ErrorKind], ...]] = (
+    (
+        re.compile(
+            r"\bauthenticat\w+ (?:error|fail\w*|required)\b|\bunauthori[sz]ed\b|\bnot authori[sz]ed\b|\blogin fail"
+            r"|\b(?:invalid|incorrect|wrong|missing|no) (?:api[ _-]?)?(?:key|token|credentials)\b",
+            re.IGNORECASE,
+        ),
+        "authentication",
+    ),
+    (re.compile(r"\binsufficient (?:balance|quota|credits?|funds)\b", re.IGNORECASE), "insufficient_quota"),
+    (re.compile(r"\brate limit|\btoo many requests\b", re.IGNORECASE), "rate_limit"),
+)
+"""What the message says, where neither a status nor a code tells anything."""
+_LONGEST_BARE: Final = 200
 _VAGUE: Final = {None, 200, 400, 422, 500, 502}
 """Statuses under which a gateway may hand on a failure that has another one of its own."""
 
@@ -119,8 +149,13 @@ def told_in(body: object) -> Told | None:
     """
     if isinstance(body, list) and len(body) == 1:  # Google wraps an error so
         body = body[0]
+    if isinstance(body, str):
+        return Told(body[:_LONGEST]) if _kind_by_words(body) else None
     if not isinstance(body, Mapping):
         return None
+    basic = body.get("base_resp")
+    if isinstance(basic, Mapping) and basic.get("status_code"):
+        return _told_by_minimax(basic)
     inner = body.get("error") or body.get("errors")
     if isinstance(inner, list):
         inner = inner[0] if inner else None
@@ -153,7 +188,7 @@ def kind_of(status: int | None, told: Told) -> ErrorKind:
         return "bad_request"  # llama-cpp-python's server answers so to a parameter that it does not know
     if status in {None, 400, 422} and _TOO_LONG.search(told.message):
         return "context_length"
-    kind = _plain_kind(status, told.codes)
+    kind = _plain_kind(status, told.codes) or _kind_by_words(told.message) or "server_error"
     return "context_length" if kind == "rate_limit" and never_fits(told.message) else kind
 
 
@@ -175,9 +210,36 @@ def never_fits(message: str) -> bool:
     return limit is None or asked is None or _number(asked) > _number(limit)
 
 
-def _plain_kind(status: int | None, codes: tuple[str, ...]) -> ErrorKind:
+def is_bare_failure(text: str) -> bool:
+    """Return whether an answer that is no JSON is a few words of a failure.
+
+    Examples
+    --------
+    >>> is_bare_failure("Authentication error"), is_bare_failure("plain words")
+    (True, False)
+    """
+    return len(text) <= _LONGEST_BARE and "<" not in text and _kind_by_words(text) is not None
+
+
+def _kind_by_words(message: str) -> ErrorKind | None:
+    return next((kind for words, kind in _BY_WORDS if words.search(message)), None)
+
+
+def _told_by_minimax(basic: Mapping[Any, Any]) -> Told:
+    number = basic["status_code"]
+    code = _MINIMAX.get(number) if isinstance(number, int) else None
+    message = basic.get("status_msg")
+    return Told(
+        message[:_LONGEST] if isinstance(message, str) else "",
+        (code,) if code else (),
+        str(number)[:_MOST_DIGITS] if isinstance(number, int) else "",
+        own=True,
+    )
+
+
+def _plain_kind(status: int | None, codes: tuple[str, ...]) -> ErrorKind | None:
     if status is None:
-        return next((_BY_TYPE[code.lower()] for code in codes if code.lower() in _BY_TYPE), "server_error")
+        return next((_BY_TYPE[code.lower()] for code in codes if code.lower() in _BY_TYPE), None)
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     return "server_error" if status >= 500 else "bad_request"

@@ -120,6 +120,52 @@ def test_a_parameter_refused_inside_a_200_is_left_out():
         assert complete(spec_for(server), [ask("x")])[0].text == "fine"
 
 
+def minimax(code: int, message: str = "told so") -> bytes:
+    told = {"id": "1", "choices": None, "base_resp": {"status_code": code, "status_msg": message}}
+    return json.dumps(told).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "message", "tries"),
+    [
+        (minimax(1004, "login fail"), "authentication", "HTTP 200 1004: login fail", 1),
+        (minimax(2049, "invalid api key"), "authentication", "HTTP 200 2049: invalid api key", 1),
+        (minimax(1008), "insufficient_quota", "HTTP 200 1008", 1),
+        (minimax(2056), "insufficient_quota", "HTTP 200 2056", 1),
+        (minimax(1026), "content_filter", "HTTP 200 1026", 1),
+        (minimax(2013), "bad_request", "HTTP 200 2013", 1),
+        (minimax(1000), "server_error", "HTTP 200 1000", 5),
+        (minimax(1001), "timeout", "HTTP 200 1001", 5),
+        (b"Authentication error", "authentication", "HTTP 200: Authentication error", 1),
+        (b'"Authentication error"', "authentication", "HTTP 200: Authentication error", 1),
+        (b'{"message": "Authentication failed"}', "authentication", "HTTP 200: Authentication failed", 1),
+        (b"401 Unauthorized\n", "authentication", "Unauthorized", 1),
+        (b"Invalid API key", "authentication", "Invalid API key", 1),
+        (b'{"detail": "Insufficient balance"}', "insufficient_quota", "Insufficient balance", 1),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_failures_inside_a_200_in_forms_of_their_own(body, kind, message, tries):
+    with ChatServer(lambda _: RawAnswer(body)) as server:
+        (reply,) = complete(spec_for(server), [ask("x")])
+    assert (reply.error.kind, reply.attempts) == (kind, tries)
+    assert message in reply.error.message
+    assert server.url in reply.error.message or kind == "content_filter"
+
+
+def test_a_good_answer_with_minimaxs_own_field_is_one():
+    good = {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}], "base_resp": {"status_code": 0}}
+    with ChatServer(lambda _: RawAnswer(good)) as server:
+        assert complete(spec_for(server), [ask("x")])[0].text == "fine"
+
+
+def test_twenty_bare_authentication_errors_end_a_call():
+    with ChatServer(lambda _: RawAnswer(b"Authentication error")) as server:
+        replies = complete(spec_for(server), [ask(f"x{i}") for i in range(400)])
+        assert server.n_requests < 100
+    assert {reply.error.kind for reply in replies} == {"authentication", "cancelled"}
+
+
 ODD = [
     (b"", "empty", 5),
     (b"  \n", "empty", 5),
