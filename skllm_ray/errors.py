@@ -31,7 +31,7 @@ import inspect
 import warnings
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from skllm_ray.plain_text import printable
+from skllm_ray.plain_text import printable, without_passwords
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +72,7 @@ class SkllmRayError(Exception):
     """Whether the same call may succeed when it is tried again unchanged."""
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message, hint = without_passwords(message), without_passwords(hint)
         super().__init__(message, hint)
         self.message = message
         self.hint = hint
@@ -152,7 +153,7 @@ class AmbiguousSubmission(SkllmRayError):  # noqa: N818  it is a state of the jo
 
     def __init__(self, message: str, hint: str = "", key: str = "") -> None:
         super().__init__(message, hint)
-        self.args = (message, hint, key)
+        self.args = (self.message, self.hint, key)
         self.key = key
 
 
@@ -169,7 +170,7 @@ class PartialResultError(SkllmRayError):
 
     def __init__(self, message: str, hint: str = "", details: pd.DataFrame | None = None) -> None:
         super().__init__(message, hint)
-        self.args = (message, hint, details)
+        self.args = (self.message, self.hint, details)
         self.details = details
 
 

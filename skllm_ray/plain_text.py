@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
 
 _HALF: Final = re.compile("[\ud800-\udfff]")
+_PASSWORD: Final = re.compile(r"(?<=://)([^/\s:@'\"]*):[^/\s@'\"]+@")
 
 
 def whole(text: str) -> str:
@@ -40,8 +41,21 @@ def has_half(value: object) -> bool:
     return isinstance(value, (list, tuple)) and any(map(has_half, value))
 
 
+def without_passwords(text: str) -> str:
+    """Return a text in which addresses show stars in place of their passwords.
+
+    Examples
+    --------
+    >>> without_passwords("output='s3://AKIA:secret@bucket/out' is there")
+    "output='s3://AKIA:***@bucket/out' is there"
+    """
+    return _PASSWORD.sub(r"\1:***@", text) if "://" in text else text
+
+
 def printable(text: object) -> str:
     r"""Return a text that a terminal only shows: control characters, which it would obey, are written out.
+
+    Passwords in addresses are stars.
 
     Line breaks and tabs stay. So do all other characters, those that are right-to-left among them; marks that turn the
     direction of what follows are written out.
@@ -51,7 +65,7 @@ def printable(text: object) -> str:
     >>> printable("\x1b[31mred\x00")
     '\\x1b[31mred\\x00'
     """
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], whole(str(text)))
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], whole(without_passwords(str(text))))
 
 
 def cell(text: object) -> Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -14,8 +15,17 @@ import pytest
 
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import Secret, SecretRef, SKLLMConfig, resolve_secret
-from skllm_ray.errors import ConfigurationError, MissingKeyError, SkllmRayError
+from skllm_ray.config.checks import checked_key
+from skllm_ray.errors import (
+    AmbiguousSubmission,
+    ConfigurationError,
+    InputError,
+    MissingKeyError,
+    PartialResultError,
+    SkllmRayError,
+)
 from skllm_ray.llm.gpt.clients.openai.backend import OpenAIBackend
+from skllm_ray.plain_text import cell
 from skllm_ray.testing import ChatServer, StatusFault
 
 KEY = "sk-planted-0123456789abcdef"
@@ -111,6 +121,7 @@ def test_no_frame_of_ours_holds_a_key_while_a_server_is_asked(local_mode: None) 
     assert "planted" not in told
 
 
+@pytest.mark.filterwarnings("ignore:.* rows failed and")
 def test_no_frame_holds_a_key_while_an_answer_is_classified(local_mode: None, monkeypatch) -> None:
     """Whoever fails in our own code on the way back, as an odd server makes it do."""
     SKLLMConfig.set_openai_key(KEY)
@@ -198,3 +209,53 @@ def test_an_address_with_a_password_is_refused_and_shows_in_no_frame_of_ours(way
 def test_a_key_with_half_a_surrogate_pair_is_refused_as_any_key_that_no_request_can_carry():
     with pytest.raises(ConfigurationError, match="not ASCII"):
         SKLLMConfig.set_openai_key("sk-\ud800")
+
+
+# --- what cannot be a credential, or is in the wrong place ------------------------------------------------------------
+
+
+WRONG = [[KEY], (KEY,), {KEY}, {"key": KEY}, KEY.encode(), f"{KEY}\n{KEY}", f"{KEY}\ud800"]
+TAKERS = {
+    "set_openai_key": SKLLMConfig.set_openai_key,
+    "set_openai_org": SKLLMConfig.set_openai_org,
+    "set_gpt_url": SKLLMConfig.set_gpt_url,
+    "set_azure_api_base": SKLLMConfig.set_azure_api_base,
+    "set_secret_resolver": SKLLMConfig.set_secret_resolver,
+    "set_extra_headers": lambda value: SKLLMConfig.set_extra_headers({"x-key": value}),
+    "names of headers": lambda value: SKLLMConfig.set_extra_headers({_hashable(value): "x"}),
+    "key": lambda value: ZeroShotGPTClassifier(key=value).fit(None, ["a", "b"]),
+    "set_params": lambda value: ZeroShotGPTClassifier().set_params(key=value).fit(None, ["a", "b"]),
+    "org": lambda value: ZeroShotGPTClassifier(org=value).fit(None, ["a", "b"]),
+    "request_options": lambda value: ZeroShotGPTClassifier(request_options={"api_key": value}).fit(None, ["a", "b"]),
+    "resolve_secret": lambda value: checked_key("key", value),
+}
+
+
+def _hashable(value: object) -> object:
+    return str(value) if isinstance(value, (list, set, dict)) else value
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("taker", TAKERS)
+def test_no_message_repeats_what_was_given_as_a_credential(taker, value) -> None:
+    with pytest.raises((ConfigurationError, TypeError)) as caught:
+        TAKERS[taker](value)
+    assert "planted" not in str(caught.value)
+    assert "planted" not in repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: InputError(f"input='http://u:{KEY}@host/in.csv' does not exist.", f"Or s3://a:{KEY}@b/c."),
+        lambda: ConfigurationError(f"tuning_store='redis://u:{KEY}@host/1' cannot be opened."),
+        lambda: PartialResultError(f"http://:{KEY}@host/v1 failed"),
+        lambda: AmbiguousSubmission(f"http://:{KEY}@host/v1 failed", "", "k"),
+    ],
+)
+def test_no_error_shows_the_password_of_an_address(make) -> None:
+    error = make()
+    for shown in (str(error), repr(error), str(error.args), str(vars(error)), str(pickle.loads(pickle.dumps(error)))):
+        assert "planted" not in shown
+        assert ":***@" in shown or "'k'" in shown
+    assert "planted" not in str(cell(f"output: s3://AKIA:{KEY}@bucket/out"))

@@ -68,7 +68,8 @@ def checked_url(name: str, value: object) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise ConfigurationError(
-            f"{name} must be an http:// or https:// URL; got {text!r}.", "For example http://localhost:11434/v1."
+            f"{name} must be a URL that begins with http:// or https://, and what was given does not.",
+            "For example http://localhost:11434/v1.",
         )
     _refuse(name, _fault_in(text))
     return text.rstrip("/")

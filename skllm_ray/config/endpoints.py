@@ -61,7 +61,7 @@ class EndpointSettings:
         """
         if function is not None and not re.fullmatch(r"[\w.]+:\w+", _text("secret_resolver", function)):
             raise ConfigurationError(
-                f"secret_resolver must be written package.module:function; got {function!r}.",
+                "secret_resolver must be written package.module:function, and what was given is not.",
                 "For example my_company.vault:get_secret.",
             )
         write("secret_resolver", function)
@@ -208,7 +208,10 @@ class EndpointSettings:
 
 def _header(name: object) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_|~-]+", name):
-        raise ConfigurationError(f"extra_headers must have names of headers; got {name!r}.")
+        raise ConfigurationError(
+            "extra_headers must map names of headers to values, and a name in it is none.",
+            "A name is letters, digits and hyphens: {'x-portkey-api-key': '…'}.",
+        )
     if name.lower() in _OWN_HEADERS:
         raise ConfigurationError(f"extra_headers may not hold {name!r}: the client writes it itself.")
     return name
