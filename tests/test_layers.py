@@ -39,8 +39,8 @@ LAYERS = {
     },
     "tuning": {"execution.tuning_jobs", "execution.tuning_watcher", "llm.tuning", "errors"},
     "batch": {
-        "", "batch", "tasks", "llm.registry", "llm.base", "llm.cancellation", "execution", "config", "errors",
-        "plain_text",
+        "", "batch", "cascade", "tasks", "llm.registry", "llm.base", "llm.cancellation", "execution", "config",
+        "errors", "plain_text",
     },
     "testing": {"testing", "llm.base", "tasks.base", "config", "errors"},
     "testing_tuning": {"testing"},

@@ -10,6 +10,8 @@ fast one was unsure, and those that were sampled.
     all (the default)          those with a valid answer so far              goes on from the one before
     Unsure(…)                  those with a score at or below a threshold    takes the place of the one before
     Sampled(…)                 those at some positions                       takes the place of the one before
+    Audited(…)                 a share of them, by chance                    takes the place of the one before
+    Promised(…)                all, until a certificate tells a threshold    takes the place of the one before
 
 A row's result is what the last step that took it made of it; its cost is that of all steps. A row that fails in a step
 is taken by no later step that takes all, and by one that takes unsure rows: it has no score. What fails for a reason
@@ -96,6 +98,49 @@ class Sampled:
 
 
 @dataclass(frozen=True)
+class Promised:
+    """Stands for the threshold that a certificate will tell; until there is one, it takes all rows.
+
+    The terms are those of `skllm_ray.cascade.certify`. They stand here, since they are part of what a job asks.
+    """
+
+    max_disagreement: float
+    """The largest share of all rows whose label may differ from the strong model's."""
+    confidence: float
+    """The probability with which that holds."""
+    n_samples: int | None
+    """Rows about which both models are asked; None takes a number by the size of the input."""
+    seed: int
+    """What the sample is drawn by."""
+    audit_share: float = 0.0
+    """The share of kept rows that the strong model is asked about all the same."""
+    stage: str = ""
+    """What the rows that it takes are called, where not by their step's name."""
+
+    def takes(self, block: Block, rows: Sequence[Row[Any]]) -> NDArray[np.bool_]:
+        """Return which rows are taken."""
+        del rows
+        return np.ones(len(block), np.bool_)
+
+
+@dataclass(frozen=True)
+class Audited:
+    """Takes a share of the rows by chance, whatever their answer so far."""
+
+    share: float
+    """How many, between 0 and 1."""
+    keys: Callable[[Block], NDArray[np.uint64]]
+    """Returns a number for each row, evenly spread over all of 64 bits, the same whenever the row is asked about."""
+    stage: str = ""
+    """What the rows that it takes are called, where not by their step's name."""
+
+    def takes(self, block: Block, rows: Sequence[Row[Any]]) -> NDArray[np.bool_]:
+        """Return which rows are taken."""
+        del rows
+        return np.asarray(self.keys(block) < np.uint64(min(self.share, 1) * (2**64 - 1)))
+
+
+@dataclass(frozen=True)
 class Step:
     """One question to one model."""
 
@@ -103,7 +148,7 @@ class Step:
     """How texts become requests, and replies become answers."""
     spec: BackendSpec
     """Which model answers."""
-    takes: tuple[Unsure | Sampled, ...] = ()
+    takes: tuple[Unsure | Sampled | Promised | Audited, ...] = ()
     """Which rows are asked about: those that any of these takes; without any, all with a valid answer so far."""
     stage: str = ""
     """What the rows that it answers are called in `Row.stage`."""

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from skllm_ray.batch.input.files import Unit, cut
+from skllm_ray.batch.job.certify import certified_work
 from skllm_ray.batch.job.driver import Budget, Outcome, work_off
 from skllm_ray.batch.job.options import BatchEstimator, JobOptions
 from skllm_ray.batch.job.plan import Planner, limited, remaining_calls, wanted_rows
@@ -202,6 +203,10 @@ class Job:
             return outcome
 
         ready = ready_work(self._work(manifest, lock), self.output, state, lock.check, ask_prior)
+        if isinstance(ready, UnitWork):
+            spent = 0.0 if given.budget_usd is None else OutputState(self.output, ()).spent_usd(pricing.dearest)
+            left = None if given.budget_usd is None else given.budget_usd - spent
+            ready = certified_work(ready, (self.source, self.output, manifest), state, left, ask_prior)
         if isinstance(ready, Outcome):
             return ready
         return work_off(calls, ready, budget, self.secrets, given.workers, state, divide, watch)

@@ -106,6 +106,11 @@ class JournalledBackend(Backend):
             keys, texts, terms.most_usd_of_text, lambda some, _: self._backend.embed(some), streams=False
         )
 
+    @property
+    def answers(self) -> Mapping[str, Answer]:
+        """What the journal holds by now, of all steps, by key."""
+        return self._journal.answers
+
     def forget(self, requests: Sequence[ChatRequest]) -> None:
         """Keep no reply to `requests` for later jobs, since the task cannot use it; this job's are in its parts."""
         self._backend.forget(self._bounded(requests))

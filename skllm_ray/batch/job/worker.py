@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Final
 
@@ -22,7 +22,7 @@ from skllm_ray.batch.job.terms import Terms
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import SPENT, Progress, SharedLedger
 from skllm_ray.batch.output.fence import Fence
-from skllm_ray.batch.output.journal import Journal
+from skllm_ray.batch.output.journal import Answer, Journal
 from skllm_ray.batch.output.manifest import Manifest, read_schema
 from skllm_ray.batch.output.part import JOURNAL, PART_META, SYSTEM, OldPart, UnitSummary, summary_of, table_bytes
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
@@ -95,6 +95,8 @@ class UnitWork:
     """The estimator's output columns; None for values that have no type of their own."""
     token: str = ""
     """The run's, in the output's lock."""
+    known: Mapping[str, Answer] = field(default_factory=dict)
+    """Answers that were paid for already, beside the units, by the keys that journals have."""
 
     def __call__(
         self,
@@ -165,6 +167,7 @@ class UnitWork:
             return Unfinished("unreadable", short(error))
         try:
             journal = Journal(folder, resumes=call.resumes, settled=old.summary.attempts if old else ())
+            journal.resumed = {**self.known, **journal.resumed}
         except OSError as error:
             return Unfinished("storage", short(error))
         return _Begun(call, table, old, journal)

@@ -260,6 +260,16 @@ def _is_sound(told: Mapping[str, Any]) -> bool:
     return all(map(is_amount, amounts))
 
 
+def packed(answer: Answer) -> dict[str, Any]:
+    """Return an answer as plain data; what it cost stands elsewhere."""
+    return _dump(answer, free=False)
+
+
+def unpacked(told: Mapping[str, Any]) -> Answer:
+    """Return the answer in what `packed` made."""
+    return _load(told)
+
+
 def _dump(answer: Answer, free: bool) -> dict[str, Any]:
     usage = replace(answer.usage, cost_usd=0.0) if free else answer.usage
     told: dict[str, Any] = {"u": list(asdict(usage).values()), "m": answer.model, "a": answer.attempts}

@@ -23,6 +23,12 @@ PRIOR: Final = "prior"
 """The key of what stands for a unit where the labels' prior is asked for."""
 PRIOR_PART: Final = f"{SYSTEM}/prior.parquet"
 """Where the labels' prior stands, with what it cost."""
+CERTIFICATE: Final = "certificate"
+"""The key of what stands for a unit where the sample of a cascade is asked about."""
+CERTIFICATE_PART: Final = f"{SYSTEM}/certificate.parquet"
+"""Where its answers stand, with what they cost."""
+BESIDE: Final = {PRIOR: PRIOR_PART, CERTIFICATE: CERTIFICATE_PART}
+"""What stands beside the parts, and costs something as they do."""
 PART_META: Final = b"skllm_ray"
 """Where a part tells of itself."""
 

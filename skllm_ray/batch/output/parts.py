@@ -15,7 +15,7 @@ from typing import Final
 from skllm_ray.batch.input.files import Unit
 from skllm_ray.batch.output.budget import Progress
 from skllm_ray.batch.output.journal import paid, split
-from skllm_ray.batch.output.part import JOURNAL, PRIOR, PRIOR_PART, SYSTEM, UnitSummary, summary_of
+from skllm_ray.batch.output.part import BESIDE, JOURNAL, SYSTEM, UnitSummary, summary_of
 from skllm_ray.batch.storage import Folder
 from skllm_ray.config import Price
 
@@ -72,8 +72,8 @@ class OutputState:
             if one is not None:  # else it is damaged, and done again
                 known[one.unit] = one
                 self._unsaved.append(one)
-        prior = summary_of(output, PRIOR_PART)
-        known |= {} if prior is None else {PRIOR: prior}
+        beside = {key: summary_of(output, name) for key, name in BESIDE.items()}
+        known |= {key: one for key, one in beside.items() if one is not None}
         self.lost = {key: one for key, one in logged.items() if key not in known}
         self._known = known
         self.summaries = {unit.key: known[unit.key] for unit in units if unit.key in known}
@@ -125,7 +125,7 @@ class OutputState:
         self._known[summary.unit] = summary
         self.lost.pop(summary.unit, None)
         self._unsaved.append(summary)
-        if summary.unit != PRIOR:
+        if summary.unit not in BESIDE:
             self.summaries[summary.unit] = summary
 
     def save(self, *, force: bool = False) -> None:

@@ -11,9 +11,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.cascade import Certificate
+from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError, InputError
+from skllm_ray.execution.plan import Plan, Promised
 from skllm_ray.models._base import results
 from skllm_ray.models._base.agreement import SCORES, AgreementScore
+from skllm_ray.models._base.cascade_job import CascadeOfModels
 from skllm_ray.models._base.classifier import LLMClassifier
 from skllm_ray.models._base.columns import column
 from skllm_ray.models._base.constraints import Constraints, Has, OneOf, Share, Whole, check_values
@@ -24,6 +27,7 @@ from skllm_ray.models._base.labelling import Rows, innermost, labels_of
 from skllm_ray.models._base.pair import check_pair, is_fitted
 from skllm_ray.models._base.taught import TaughtClassifier, TaughtRows
 from skllm_ray.models._base.two_stages import Asked, Decision, Stages, Terms, ask_finite, ask_stream
+from skllm_ray.tasks.base import Task
 
 
 class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -83,6 +87,46 @@ class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def classes_(self) -> NDArray[Any]:
         """The strong classifier's labels."""
         return np.asarray(self._pair()[1].classes_)
+
+    # --- as a batch job's estimator ----------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> str:
+        """The strong model's name."""
+        return str(innermost(self._pair()[1])[0].model)
+
+    @property
+    def on_error(self) -> OnError:
+        """What becomes of rows for which the strong classifier fails."""
+        return self._mode(None)
+
+    def _of_models(self) -> CascadeOfModels:
+        """Return the pair as one estimator; what cannot work in a batch job is raised."""
+        self._check()
+        if vars(self)["score"] != "probability":
+            raise ConfigurationError("A batch cascade keeps labels by their probability: score='probability'.")
+        terms = self._terms()
+        promise = Promised(float(terms.max_disagreement), float(terms.confidence), terms.n_samples, terms.seed)
+        return CascadeOfModels(*self._pair(), promise)
+
+    def _task(self) -> Task[Any]:
+        return self._of_models().task()
+
+    def _checked_plan(self) -> Plan:
+        return self._of_models().plan()
+
+    def _secrets(self) -> dict[str, Secret]:
+        return self._of_models().secrets()
+
+    def _output_types(self) -> dict[str, pa.DataType | None]:
+        return self._of_models().output_types()
+
+    def _column_types(self) -> dict[str, pa.DataType | None]:
+        return {"prediction": self._of_models().output_types()["prediction"]}
+
+    def _columns_of(self, values: list[Any], process: Any, mode: Any, *, details: bool = True) -> Any:
+        del details
+        return self._of_models().columns_of(values, process, mode)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from skllm_ray.cascade import random_keys, text_keys
 from skllm_ray.errors import InputError, PartialResultError
 from skllm_ray.models._base import results
 from skllm_ray.models._base.classifier import LLMClassifier
+from skllm_ray.models._base.columns import check_new_columns
 from skllm_ray.models._base.estimator import OnError
 from skllm_ray.models._base.inputs import as_texts, refuse_missing
 from skllm_ray.models._base.labelling import Labelling, Rows, label_rows, labels_of, of_model
@@ -219,6 +220,7 @@ def _delivered(batch: pa.Table, wanted: Wanted) -> pa.Table:
     strong = pc.coalesce(batch[_KNOWN], batch[_STRONG])
     kept = pc.equal(batch[_STAGE], "fast")
     values = [pc.if_else(kept, batch[_FAST], strong), batch[_STAGE], batch[_SCORE], batch[_FAST], strong, batch[_ERROR]]
+    check_new_columns(batch.column_names, next(iter(batch.column_names)), wanted.types)
     for (name, kind), column in zip(wanted.types.items(), values, strict=False):
         batch = batch.append_column(name, column.cast(kind))
     return batch.drop_columns(list(_HANDED_ON))

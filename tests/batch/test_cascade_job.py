@@ -1,0 +1,294 @@
+"""Batch jobs with a fast and a strong model: what is asked, once; what is promised; what survives a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+import skllm_ray
+from skllm_ray import batch
+from skllm_ray.batch.job.certify import read_certified
+from skllm_ray.batch.storage import StorageOptions, open_folder
+from skllm_ray.classification import CascadeClassifier, CoTGPTClassifier, ZeroShotGPTClassifier
+from skllm_ray.config import Price, SKLLMConfig
+from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError, OutputMismatchError
+from skllm_ray.execution.plan import Promised
+from skllm_ray.tasks.base import Reply, RowError, Usage
+from skllm_ray.testing import FakeBackend, FakeSpec
+from tests.batch.worlds import read, write
+
+LABELS = ["blue", "green", "red"]
+asked = {"fast": Counter(), "strong": Counter()}
+script = {}
+
+
+class Fake(FakeBackend):
+    """Says of "i: label p other" the label with the probability p; the strong one says the other label."""
+
+    def complete(self, requests):
+        return [self.reply(request) for request in requests]
+
+    def reply(self, request):
+        name = self.answer
+        text = request.messages[-1]["content"].rpartition("\n```\n")[2].removesuffix("\n```")
+        if script.get("die") is not None:
+            script["die"] -= 1
+            if script["die"] < 0:
+                raise KeyboardInterrupt
+        asked[name][text] += 1
+        error = script.get(name, lambda text: None)(text)
+        if error is not None:
+            return Reply(error=error, model=name)
+        label, p, other = text.split()[1:]
+        named = label if name == "fast" else other
+        rest = math.log((1 - float(p)) / 2)
+        told = tuple(math.log(float(p)) if one == named else rest for one in LABELS) if name == "fast" else None
+        usage = Usage(10, 1, cost_usd=0.01 if name == "strong" else 0.001)
+        return Reply(json.dumps({"label": named}), told, usage, model=name)
+
+
+@dataclass(frozen=True)
+class Spec(FakeSpec):
+    """A fast or a strong model."""
+
+    @property
+    def model(self):
+        return self.answer
+
+    @property
+    def capabilities(self):
+        prices = {"fast": Price(10.0, 0.0), "strong": Price(100.0, 0.0)}
+        return replace(super().capabilities, gives_log_probs=self.answer == "fast", price=prices[self.answer])
+
+    def most_output_tokens(self, bound):
+        return bound
+
+    def with_price(self, price):
+        return self
+
+    def open(self, resolve_secret):
+        return Fake(self.answer)
+
+
+class Model(ZeroShotGPTClassifier):
+    """Asks `Fake`."""
+
+    def _resolve(self):
+        return Spec(self.model, key=f"cascade-{self.model}")
+
+
+@pytest.fixture(autouse=True)
+def _world():
+    skllm_ray.init(local_mode=True)
+    script.clear()
+    for counts in asked.values():
+        counts.clear()
+    yield
+    skllm_ray.shutdown()
+    SKLLMConfig.reset()
+
+
+def cascade(**parameters):
+    fast, strong = (Model(model=name, on_error="coerce").fit(None, LABELS) for name in ("fast", "strong"))
+    return CascadeClassifier(fast, strong, **parameters)
+
+
+def rows(n_rows, wrong_below=0.5, seed=0):
+    rng = np.random.default_rng(seed)
+    sure = rng.uniform(0.4, 1, n_rows)
+    label = rng.integers(0, 3, n_rows)
+    other = np.where(sure < wrong_below, (label + 1) % 3, label)
+    return [f"{i}: {LABELS[a]} {p:.6f} {LABELS[b]}" for i, (a, p, b) in enumerate(zip(label, sure, other, strict=True))]
+
+
+def files(tmp_path, texts, n_files=3):
+    for number, part in enumerate(np.array_split(np.asarray(texts, object), n_files)):
+        write(tmp_path / "in" / f"{number}.parquet", part.tolist())
+    return str(tmp_path / "in")
+
+
+def run(source, output, estimator=None, **options):
+    options = {"unit_rows": 100, **options}
+    return batch.run(estimator or cascade(), source, str(output), **options)
+
+
+def truth(texts):
+    return np.array([text.split()[3] for text in texts])
+
+
+def certified(output, **terms):
+    folder = open_folder(str(output), StorageOptions.of(None), {})
+    return read_certified(folder, Promised(terms.get("share", 0.05), terms.get("confidence", 0.95), None, 0))
+
+
+def test_both_models_are_asked_about_the_sample_and_the_strong_one_about_the_unsure(tmp_path):
+    texts = rows(2000, 0.55, seed=1)
+    result = run(files(tmp_path, texts), tmp_path / "out")
+    assert (result.complete, result.rows_done, result.errors) == (True, 2000, {})
+    found = read(tmp_path / "out")
+    stages = found["stage"].value_counts()
+    assert stages["sample"] == 300 and stages["fast"] > 1000
+    assert max(asked["fast"].values()) == max(asked["strong"].values()) == 1
+    assert set(asked["fast"]) == set(texts)
+    assert set(asked["strong"]) == set(found["text"][found["stage"] != "fast"])
+    assert (found["prediction"] != truth(texts)).mean() <= 0.05
+    assert found["fast_label"].tolist() == [text.split()[1] for text in texts]
+    known = certified(tmp_path / "out")
+    assert (known.certificate.n_rows, known.certificate.n_sampled) == (2000, 300)
+    kept = found["stage"] == "fast"
+    assert (found["score"][kept] > known.certificate.threshold).all()
+    assert (found["score"][found["stage"] == "strong"] <= known.certificate.threshold).all()
+    n_strong = (~kept).sum()
+    assert result.total.cost_usd == pytest.approx(2000 * 0.001 + n_strong * 0.01)
+    assert found["cost_usd"].sum() == pytest.approx(result.total.cost_usd)
+    assert result.total.asked == 2000 + n_strong
+    assert set(found["stage"][found["id"] < 300]) == {"fast", "strong", "sample"}  # not the first rows of files
+
+
+def test_missing_texts_are_no_rows(tmp_path):
+    texts = rows(1000)
+    texts[3], texts[700] = None, " "
+    result = run(files(tmp_path, texts), tmp_path / "out")
+    assert result.errors == {"missing_text": 2} and certified(tmp_path / "out").certificate.n_rows == 998
+    found = read(tmp_path / "out")
+    assert found["prediction"].isna().sum() == found["stage"].isna().sum() == 2
+
+
+@pytest.mark.parametrize("after", [0, 1, 150, 299, 300, 450, 599, 600, 601, 900, 1500, 2000])
+def test_a_job_that_is_killed_goes_on_without_asking_or_drawing_anything_twice(tmp_path, after):
+    texts = rows(1500, 0.55)
+    source = files(tmp_path, texts)
+    script["die"] = after
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "out")
+    before = certified(tmp_path / "out")
+    del script["die"]
+    result = run(source, tmp_path / "out")
+    assert result.complete and (before is None or before.certificate == certified(tmp_path / "out").certificate)
+    found = read(tmp_path / "out")
+    lost = sum(n - 1 for counts in asked.values() for n in counts.values() if n > 1)
+    assert lost <= 256  # this backend tells its answers block by block: one is lost with the process
+    assert set(asked["strong"]) == set(found["text"][found["stage"] != "fast"])
+    assert (found["prediction"] != truth(texts)).mean() <= 0.05
+    again = run(source, tmp_path / "out")
+    assert again.this_run.asked == 0 and again.complete
+
+
+def test_a_failed_strong_answer_is_a_disagreement_and_is_asked_again(tmp_path):
+    texts = rows(1000, 0.0)
+    refused = set(texts[::50])
+    script["strong"] = lambda text: RowError("content_filter", "no") if text in refused else None
+    source = files(tmp_path, texts)
+    result = run(source, tmp_path / "out")
+    known, found = certified(tmp_path / "out"), read(tmp_path / "out")
+    n_failed = int((found["error_kind"] == "content_filter").sum())
+    assert known.certificate.n_disagreed == n_failed > 0
+    assert found["stage"][found["error_kind"].notna()].eq("sample").all() and result.errors == {
+        "content_filter": n_failed
+    }
+    script.clear()
+    assert run(source, tmp_path / "out", retry_errors=True).errors == {}
+    assert certified(tmp_path / "out").certificate == known.certificate
+    assert (read(tmp_path / "out")["prediction"] == truth(texts)).all()
+
+
+def test_failed_fast_answers_are_escalated(tmp_path):
+    texts = rows(1000, 0.0)
+    script["fast"] = lambda text: RowError("content_filter", "no") if text in set(texts[::10]) else None
+    assert run(files(tmp_path, texts), tmp_path / "out").errors == {}
+    found = read(tmp_path / "out")
+    assert not (found["stage"][::10] == "fast").any() and (found["prediction"] == truth(texts)).all()
+
+
+def test_models_that_answer_nothing_end_the_job_with_the_first_block(tmp_path):
+    source = files(tmp_path, rows(1000))
+    for name in ("fast", "strong"):
+        script[name] = lambda text: RowError("content_filter", "no")
+        result = run(source, tmp_path / name)
+        assert not result.complete and f"the {name} model gave no valid answer" in result.stopped.lower()
+        assert asked["strong"].total() <= 512 and asked["fast"].total() <= 512
+        script.clear()
+
+
+def test_a_budget_makes_the_sample_smaller_before_the_first_request(tmp_path):
+    texts = rows(2000, 0.55)
+    source = files(tmp_path, texts)
+    with pytest.raises(ConfigurationError, match=r"budget_usd leaves 1 USD.*the certificate takes at least 5"):
+        run(source, tmp_path / "small", budget_usd=1.0)
+    assert asked["fast"].total() == asked["strong"].total() == 0
+    most = 0.11 * 700 / 1000  # an upper bound of what a row may cost: prompts have fewer bytes
+    run(source, tmp_path / "out", budget_usd=200 * most)
+    drawn = json.loads((tmp_path / "out" / "_skllm_ray" / "sample.json").read_text())
+    assert 59 <= drawn["n_sampled"] < 300
+    assert certified(tmp_path / "out").certificate.n_sampled == drawn["n_sampled"]
+    run(source, tmp_path / "out", budget_usd=1000.0)  # more money draws no other sample
+    assert certified(tmp_path / "out").certificate.n_sampled == drawn["n_sampled"]
+
+
+def test_the_promise_belongs_to_the_output(tmp_path):
+    source = files(tmp_path, rows(1000))
+    run(source, tmp_path / "out")
+    for other in ({"max_disagreement": 0.1}, {"confidence": 0.9}, {"random_state": 1}, {"n_samples": 400}):
+        with pytest.raises(OutputMismatchError, match=next(iter(other))):
+            run(source, tmp_path / "out", cascade(**other))
+    damaged = tmp_path / "out" / "_skllm_ray" / "certificate.parquet"
+    damaged.write_bytes(b"no")
+    next((tmp_path / "out").glob("part-*.parquet")).unlink()
+    with pytest.raises(OutputMismatchError, match="the sample that the output's promise rests on, cannot be read"):
+        run(source, tmp_path / "out")
+
+
+def test_a_limit_changes_nothing_of_the_sample(tmp_path):
+    texts = rows(1500)
+    source = files(tmp_path, texts)
+    run(source, tmp_path / "out", limit=200)
+    known = certified(tmp_path / "out")
+    assert known.certificate.n_rows == 1500 and len(read(tmp_path / "out")) == 200
+    run(source, tmp_path / "out")
+    assert len(read(tmp_path / "out")) == 1500 and certified(tmp_path / "out").certificate == known.certificate
+    assert max(asked["strong"].values()) == max(asked["fast"].values()) == 1
+
+
+def test_what_cannot_work_is_refused_before_anything_is_asked(tmp_path):
+    source = files(tmp_path, rows(1000))
+    with pytest.raises(ConfigurationError, match="n_samples=40: 40 sampled rows of 1,000"):
+        run(source, tmp_path / "a", cascade(n_samples=40))
+    with pytest.raises(ConfigurationError, match="score='probability'"):
+        run(source, tmp_path / "a", cascade(score="learned"))
+    fast, strong = (Model(model=name).fit(None, LABELS) for name in ("fast", "strong"))
+    with pytest.raises(NotSupportedError, match="fast=Model"):
+        run(source, tmp_path / "a", CascadeClassifier(strong, strong))
+    explains = CoTGPTClassifier(model="gguf::demo").fit(None, LABELS)
+    with pytest.raises(NotSupportedError, match="strong=CoTGPTClassifier"):
+        run(source, tmp_path / "a", CascadeClassifier(fast, explains))
+    (tmp_path / "in" / "9.parquet").write_bytes(b"no")
+    with pytest.raises(InputError, match=r"A certificate is about all rows, and .*9\.parquet cannot be read"):
+        run(source, tmp_path / "b")
+    assert asked["fast"].total() == asked["strong"].total() == 0
+
+
+def test_equal_texts_are_asked_once_in_a_unit_and_the_sample_serves_all(tmp_path):
+    texts = rows(400, 0.5) * 3
+    result = run(files(tmp_path, texts), tmp_path / "out")
+    found = read(tmp_path / "out")
+    assert result.complete and (found["prediction"] != truth(texts)).mean() <= 0.05
+    sampled = set(found["text"][found["stage"] == "sample"])
+    assert all(asked["strong"][text] == asked["fast"][text] == 1 for text in sampled)
+
+
+def test_the_answers_of_the_sample_are_in_the_parts_with_what_they_cost(tmp_path):
+    texts = rows(1000, 0.55)
+    run(files(tmp_path, texts), tmp_path / "out")
+    found = read(tmp_path / "out")
+    of_sample = found[found["stage"] == "sample"]
+    assert of_sample["cost_usd"].to_numpy() == pytest.approx(np.full(300, 0.011))
+    told = pq.read_schema(tmp_path / "out" / "_skllm_ray" / "certificate.parquet").metadata[b"skllm_ray"]
+    assert json.loads(told)["cost_usd"] == pytest.approx(300 * 0.011)
+    assert isinstance(found, pd.DataFrame)
