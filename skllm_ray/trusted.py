@@ -25,7 +25,7 @@ def trusted_types() -> list[str]:
     import skllm_ray.classification as classification
     import skllm_ray.text2text as text2text
     import skllm_ray.vectorization as vectorization
-    from skllm_ray.cascade import Certificate
+    from skllm_ray.cascade import Audit, Certificate
     from skllm_ray.llm.base import Placement
     from skllm_ray.memory import IndexConstructor, SklearnMemoryIndex
     from skllm_ray.models._base.agreement import AgreementScore
@@ -44,6 +44,6 @@ def trusted_types() -> list[str]:
     estimators += [GPTExplainableNER, VertexExplainableNER, GPTExtractor, VertexExtractor]
     settings = [config.Settings, config.Timeouts, config.RateLimit, config.Price, config.GGUFResources, config.Secret]
     parts: list[Any] = [IndexConstructor, SklearnMemoryIndex, ExampleMemory, TransformerSpec, Placement]
-    parts += [Certificate, AgreementScore, TaughtRows, WordCharacters, words_and_pairs]
+    parts += [Audit, Certificate, AgreementScore, TaughtRows, WordCharacters, words_and_pairs]
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in (*estimators, *settings, *parts)}
     return sorted({*names, "skllm_ray.memory._annoy.AnnoyMemoryIndex"})

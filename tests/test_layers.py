@@ -30,7 +30,7 @@ LAYERS = {
         "", "models", "tasks", "prompts", "memory", "execution", "config", "errors", "plain_text", "cascade",
         "llm.registry", "llm.base", "llm.credentials", "llm.model_facts", "llm.tuning", "llm.tuning_services",
     },
-    "cascade": {"errors"},
+    "cascade": {"cascade", "errors"},
     "classification": {"models"},
     "text2text": {"models"},
     "vectorization": {"models"},

@@ -49,6 +49,10 @@ class CascadeClassifier(CascadeBase):
     score : {"probability", "learned"}, default="probability"
         By what fast labels are kept: their probability, or a score that one half of the sample teaches and the other
         certifies.
+    audit_share : float, default=0.0
+        The share of kept labels that `strong` is asked about all the same, with the threshold that `calibrate` found
+        and in batch jobs; the row then has its label. ``audit_`` tells what comes of it, and a warning when more differ
+        than was promised.
     random_state : int or None, default=None
         Seeds the sample; None is 0, so that the same call draws the same rows.
 
@@ -60,6 +64,8 @@ class CascadeClassifier(CascadeBase):
         The strong classifier's labels.
     certificate_ : Certificate
         Of the last call of `predict` or `calibrate`.
+    audit_ : Audit
+        Of all calls of `predict` since `calibrate`, with an `audit_share`.
 
     Notes
     -----
@@ -99,6 +105,7 @@ class CascadeClassifier(CascadeBase):
         confidence: float = 0.95,
         n_samples: int | None = None,
         score: str = "probability",
+        audit_share: float = 0.0,
         random_state: int | None = None,
     ) -> None:
         self.fast = fast
@@ -107,6 +114,7 @@ class CascadeClassifier(CascadeBase):
         self.confidence = confidence
         self.n_samples = n_samples
         self.score = score
+        self.audit_share = audit_share
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> Self:
@@ -134,7 +142,7 @@ class CascadeClassifier(CascadeBase):
         fast, strong = (one if is_fitted(one) else clone(one).fit(X, y) for one in (self.fast, self.strong))
         check_pair(fast, strong)
         self.fast_, self.strong_ = fast, strong
-        for name in ("certificate_", "agreement_"):
+        for name in ("certificate_", "agreement_", "audit_"):
             self.__dict__.pop(name, None)
         return self
 
@@ -183,8 +191,9 @@ class CascadeClassifier(CascadeBase):
         -------
         pandas.DataFrame of shape (n_samples, 15)
             The columns of a language model's ``predict_details``, and: ``stage``, "fast" where the fast label was kept,
-            "sample" where the row was sampled, "strong" where it was asked of the strong classifier for another
-            reason; ``score``; ``fast_label`` and ``strong_label`` where each was asked.
+            "sample" where the row was sampled, "audit" where a kept one was audited, "strong" where the row was asked
+            of the strong classifier for another reason; ``score``; ``fast_label`` and ``strong_label`` where each was
+            asked.
         """
         mode = self._mode(on_error)
         delivery, mode = self._deliver(X, "coerce" if mode == "raise" else mode)

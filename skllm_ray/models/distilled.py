@@ -159,7 +159,7 @@ class DistilledClassifier(TaughtClassifier):
 
     def as_cascade(
         self, *, max_disagreement: float = 0.05, confidence: float = 0.95, n_samples: int | None = None,
-        score: str = "probability", random_state: int | None = None,
+        score: str = "probability", audit_share: float = 0.0, random_state: int | None = None,
     ) -> CascadeClassifier:  # fmt: skip
         """Return a cascade of the student and its teacher.
 
@@ -168,7 +168,7 @@ class DistilledClassifier(TaughtClassifier):
 
         Parameters
         ----------
-        max_disagreement, confidence, n_samples, score, random_state
+        max_disagreement, confidence, n_samples, score, audit_share, random_state
             As for :class:`CascadeClassifier`.
 
         Returns
@@ -182,7 +182,7 @@ class DistilledClassifier(TaughtClassifier):
             )
         return CascadeClassifier(
             self, self.teacher_, max_disagreement=max_disagreement, confidence=confidence, n_samples=n_samples,
-            score=score, random_state=random_state,
+            score=score, audit_share=audit_share, random_state=random_state,
         )  # fmt: skip
 
     def save(self, path: str | PathLike[str], *, certificate: Certificate | None = None) -> None:

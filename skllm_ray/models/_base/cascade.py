@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from skllm_ray.cascade import Certificate
+from skllm_ray.cascade import Audit, Certificate
 from skllm_ray.config import Secret
-from skllm_ray.errors import ConfigurationError, InputError
+from skllm_ray.errors import ConfigurationError, InputError, warn
 from skllm_ray.execution.plan import Plan, Promised
 from skllm_ray.models._base import results
 from skllm_ray.models._base.agreement import SCORES, AgreementScore
@@ -40,6 +40,7 @@ class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         "confidence": [Share()],
         "n_samples": [Whole(1), None],
         "score": [OneOf(*SCORES)],
+        "audit_share": [Share(zero=True)],
         "random_state": [Whole(0, 2**32 - 1), None],
     }
 
@@ -48,12 +49,14 @@ class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     certificate_: Certificate
     agreement_: AgreementScore
     """What scores the fast labels."""
+    audit_: Audit
 
     fast: Any
     strong: Any
     max_disagreement: float
     confidence: float
     n_samples: int | None
+    audit_share: float
     random_state: int | None
 
     @property
@@ -106,7 +109,8 @@ class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if vars(self)["score"] != "probability":
             raise ConfigurationError("A batch cascade keeps labels by their probability: score='probability'.")
         terms = self._terms()
-        promise = Promised(float(terms.max_disagreement), float(terms.confidence), terms.n_samples, terms.seed)
+        given, audit = (float(terms.max_disagreement), float(terms.confidence)), float(self.audit_share)
+        promise = Promised(*given, terms.n_samples, terms.seed, audit)
         return CascadeOfModels(*self._pair(), promise)
 
     def _task(self) -> Task[Any]:
@@ -192,11 +196,26 @@ class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             stages, decision = ask_finite(asked, self._terms())
             self._keep(decision)
         else:
-            stages = ask_stream(asked, decision, self._seed)
+            stages = ask_stream(asked, decision, self._seed, self.audit_share)
+            self._note(stages, len(rows.present))
         return Delivery(rows, chosen, stages, decision.score.of(stages.fast), known), mode
 
     def _keep(self, decision: Decision) -> None:
         self.certificate_, self.agreement_ = decision.certificate, decision.score
+        self.__dict__.pop("audit_", None)
+
+    def _note(self, stages: Stages, n_rows: int) -> None:
+        """Add a call's audited rows to those of the calls before, and warn where the promise no longer holds."""
+        if not self.audit_share:
+            return
+        n_kept = len(stages.fast.labels) - len(stages.asked) + len(stages.audited)
+        at = np.searchsorted(stages.asked, stages.audited)
+        differ = ~stages.fast.take(stages.audited).agrees(stages.strong.take(at))
+        told = Audit(n_rows, n_kept, len(at), int(differ.sum()), float(self.max_disagreement), float(self.confidence))
+        before = vars(self).get("audit_")
+        self.audit_ = told if before is None else before + told
+        if self.audit_.alarm:
+            warn(str(self.audit_))
 
     def _of_stream(self) -> Decision | None:
         """Return what `calibrate` decided, if it did."""

@@ -58,14 +58,19 @@ class Number:
 
 
 class Share:
-    """A number between 0 and 1, both excluded. True, False and NaN are none."""
+    """A number between 0 and 1, both excluded, or 0 as well. True, False and NaN are none."""
+
+    def __init__(self, *, zero: bool = False) -> None:
+        self.zero = zero
 
     def is_satisfied_by(self, val: Any) -> bool:
         """Return whether `val` is one."""
-        return not isinstance(val, bool) and isinstance(val, Real) and 0 < float(val) < 1
+        if isinstance(val, bool) or not isinstance(val, Real):
+            return False
+        return 0 < float(val) < 1 or (self.zero and val == 0)
 
     def __str__(self) -> str:
-        return "a number between 0 and 1, both excluded"
+        return "0, or a number between 0 and 1" if self.zero else "a number between 0 and 1, both excluded"
 
 
 class Text:

@@ -86,6 +86,7 @@ class Delivery:
         stage[self.positions] = "fast"
         stage[asked] = "strong"
         stage[self.positions[stages.sample]] = "sample"
+        stage[self.positions[stages.audited]] = "audit"
         stage[list(self.known)] = "strong"
         score[self.positions] = self.scores
         fast[self.positions], strong[asked] = stages.fast.labels, stages.strong.labels

@@ -27,6 +27,7 @@ from skllm_ray.models._base.labelling import Labelling, failed_rows, label_rows
 
 _MOST_CALIBRATING: Final = 10_000
 _FEW_KEPT: Final = 20
+_NONE: Final = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,14 @@ class Stages:
     """Of the rows at `asked`."""
     asked: NDArray[np.int64]
     sample: NDArray[np.int64]
+    audited: NDArray[np.int64]
+    """Rows whose fast label would have been kept, and about which the strong classifier was asked all the same."""
 
     @classmethod
     def empty(cls) -> Stages:
         """Return what is said of no row."""
         nothing = failed_rows(0, "")
-        return cls(nothing, nothing, np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return cls(nothing, nothing, _NONE, _NONE, _NONE)
 
 
 class Asked:
@@ -155,11 +158,11 @@ class Asked:
         """Ask the strong one."""
         return label_rows(self._strong, self._rows.take(self._chosen[at]), scored=False)
 
-    def keys(self, seed: int) -> NDArray[np.uint64]:
+    def keys(self, seed: int, purpose: str = "ties") -> NDArray[np.uint64]:
         """Return what orders equal scores wherever a row stands: a hash of its text."""
         if self._rows.texts is None:
-            return random_keys(seed, "ties", self._chosen)
-        return text_keys(seed, "ties", self._rows.take(self._chosen))
+            return random_keys(seed, purpose, self._chosen)
+        return text_keys(seed, purpose, self._rows.take(self._chosen))
 
     def sampled(self, sample: NDArray[np.int64]) -> tuple[Labelling, Labelling]:
         """Ask both about the sample; raise where it shows that either answers nothing, before the others are asked."""
@@ -199,26 +202,28 @@ def ask_finite(rows: Asked, terms: Terms) -> tuple[Stages, Decision]:
     decision = Decision.of(fast, strong, ties[sample], terms.learning(sample), terms, n_rows)
     rest = np.setdiff1d(np.arange(n_rows), sample)
     if not len(rest):
-        return Stages(fast, strong, sample, sample), decision
+        return Stages(fast, strong, sample, sample, _NONE), decision
     others = rows.fast(rest)
     unsure = np.flatnonzero(~decision.keeps(others, ties[rest]))
     _warn_of_few(len(rest) - len(unsure), n_rows)
     fast = Labelling.joined([(sample, fast), (rest, others)])
     escalated = _escalated(rows, rest[unsure])
     if escalated is None:
-        return Stages(fast, strong, sample, sample), decision
+        return Stages(fast, strong, sample, sample, _NONE), decision
     asked = np.concatenate([sample, rest[unsure]])
     strong = Labelling.joined([(sample, strong), (rest[unsure], escalated)])
-    return Stages(fast, strong, np.sort(asked), sample), decision
+    return Stages(fast, strong, np.sort(asked), sample, _NONE), decision
 
 
-def ask_stream(rows: Asked, decision: Decision, seed: int) -> Stages:
-    """Ask with a threshold that was certified before; nothing is sampled."""
+def ask_stream(rows: Asked, decision: Decision, seed: int, audit_share: float) -> Stages:
+    """Ask with a threshold that was certified before; nothing is sampled, and a share of what is kept is audited."""
     fast = rows.fast(np.arange(len(rows)))
-    unsure = np.flatnonzero(~decision.keeps(fast, rows.keys(seed)))
-    escalated = _escalated(rows, unsure)
-    nothing = np.zeros(0, np.int64)
-    return Stages(fast, fast.take(nothing) if escalated is None else escalated, unsure, nothing)
+    kept = decision.keeps(fast, rows.keys(seed))
+    audited = kept & (rows.keys(seed, "audit") < np.uint64(audit_share * (2**64 - 1)))
+    asked = np.flatnonzero(~kept | audited)
+    escalated = _escalated(rows, asked)
+    strong = fast.take(_NONE) if escalated is None else escalated
+    return Stages(fast, strong, asked, _NONE, np.flatnonzero(audited))
 
 
 def calibrated(rows: Asked, terms: Terms) -> Decision:
