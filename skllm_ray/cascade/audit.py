@@ -23,7 +23,7 @@ class Audit:
     ...               confidence=0.95)
     >>> print(audit)
     Of 600 audited labels, 12 differed from the strong model's: 2% of the kept ones, and with a confidence of 95%
-    between 1% and 3.5%. That is 0.6% to 2.1% of all rows, where 5% were promised.
+    between 1% and 3.5%. That is 0.62% to 2.1% of all rows, where 5% were promised.
     >>> audit.alarm
     False
     """

@@ -108,8 +108,10 @@ def evaluate(config: str | None, models: str | None, sample: int, seed: int, as_
     with _messages():
         from skllm_ray.batch import job_for
         from skllm_ray.batch.tools.evaluate import evaluate_models
+        from skllm_ray.cli.job_file import without_fast
 
         job = _job(config, given, needs_output=False)
+        job = without_fast(job)
         given_names = [name.strip() for name in (models or job.model or "").split(",") if name.strip()]
         names: list[str | None] = [*given_names] or [None]
         with _ray(job):
@@ -276,6 +278,7 @@ def _show(result: JobResult) -> None:
         del facts["not in a part yet"]
     if result.reasons:
         facts["first reasons"] = "\n".join(f"{kind}: {reason}" for kind, reason in sorted(result.reasons.items()))
+    facts |= result.promise
     if result.unreadable:
         facts["not done"] = "\n".join(f"{name}: {reason}" for name, reason in list(result.unreadable.items())[:20])
     if result.stopped:

@@ -29,6 +29,13 @@ _FITTED: Final = frozenset({
     "max_words", "focus", "language", "entities", "prompt_template", "request_options", "on_error", "random_state",
 })  # fmt: skip
 """Settings that a fitted estimator has already."""
+_OF_FAST: Final = frozenset({
+    "fast_request_options", "fast_input_price", "fast_output_price", "max_disagreement", "confidence", "n_samples",
+    "audit_share",
+})  # fmt: skip
+"""Settings that say something of a fast model alone."""
+_CASCADING: Final = frozenset({"classify", "multilabel", "few-shot"})
+"""Tasks that can have a fast model."""
 
 
 class JobFile(JobOptions):
@@ -45,6 +52,14 @@ class JobFile(JobOptions):
     input: OneOrMore = Field([], description="Files, folders or patterns: Parquet, CSV, JSON lines.")
     output: str | None = Field(None, description="The folder for the parts.")
     model: str | None = Field(None, description="Such as gpt-5.4-mini, gguf::gemma2-2b-q6, custom_url::…, vertex::….")
+    fast_model: str | None = Field(None, description="A cheap model, whose labels are kept where it is sure.")
+    fast_request_options: dict[str, Any] | None = Field(None, description="The fast model's extra request parameters.")
+    fast_input_price: float | None = Field(None, ge=0, description="fast model: US dollars per million prompt tokens.")
+    fast_output_price: float | None = Field(None, ge=0, description="fast model: US dollars per million answer tokens.")
+    max_disagreement: float = Field(0.05, gt=0, lt=1, description="fast model: the most rows with another label.")
+    confidence: float = Field(0.95, gt=0, lt=1, description="fast model: how sure that is.")
+    n_samples: int | None = Field(None, ge=1, description="fast model: rows that both models are asked about.")
+    audit_share: float = Field(0.005, ge=0, lt=1, description="fast model: kept rows that are checked all the same.")
 
     labels: list[str] = Field([], description="The candidate labels.")
     labels_file: str | None = Field(None, description="A text file with a label in each line.")
@@ -116,11 +131,12 @@ def prepare(job: JobFile, model: str | None = None) -> Any:
         If the task lacks something, or the estimator cannot be loaded or has a setting already that the job gives.
     """
     model = model or job.model
+    _check_fast(job)
     if job.estimator is not None:
         made = _loaded(job, model)
         SKLLMConfig._adopt(vars(made).get("_settings"))  # the job's own settings go over those that it came with
     elif job.task is not None:
-        made = _MAKERS[job.task](job, model)
+        made = _MAKERS[job.task](job, model) if job.fast_model is None else _cascade(job, model)
     else:
         raise ConfigurationError("task is missing.", "Name one, such as classify, or give an estimator.")
     _apply_settings(job, str(made.model))
@@ -163,6 +179,11 @@ def read_columns(path: str, columns: Mapping[str, str], parameter: str) -> list[
     return [table[name].tolist() for name in columns.values()]
 
 
+def without_fast(job: JobFile) -> JobFile:
+    """Return a job that asks its strong model alone."""
+    return JobFile(**job.model_dump(exclude={"fast_model", *_OF_FAST}, exclude_unset=True))
+
+
 # --- inside -------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +204,39 @@ def _apply_settings(job: JobFile, model: str) -> None:
         SKLLMConfig.set_gguf_max_gpu_layers(job.gpu_layers)
     if job.replicas is not None:
         SKLLMConfig.set_gguf_resources(max_replicas=job.replicas)
+
+
+def _check_fast(job: JobFile) -> None:
+    """Refuse settings of a fast model where there is none, or where no cascade can be."""
+    given = sorted(_OF_FAST & job.model_fields_set)
+    if job.fast_model is None:
+        if given:
+            raise ConfigurationError(f"{given[0]} is given without fast_model.", "Name it: --fast-model gguf::….")
+    elif job.task not in _CASCADING:
+        what = "an estimator" if job.task is None else job.task
+        raise ConfigurationError(
+            f"fast_model is given beside {what}.", f"It goes with {', '.join(sorted(_CASCADING))} alone."
+        )
+
+
+def _cascade(job: JobFile, model: str | None) -> Any:
+    """Return the cascade of a job's fast and strong model, both fitted alike."""
+    make, name = _MAKERS[str(job.task)], str(job.fast_model)
+    if job.fast_input_price is not None or job.fast_output_price is not None:
+        SKLLMConfig.set_price(
+            name.removeprefix("vertex::"),
+            input_per_million=job.fast_input_price or 0.0,
+            output_per_million=job.fast_output_price or 0.0,
+        )
+    return classification.CascadeClassifier(
+        make(job.model_copy(update={"request_options": job.fast_request_options}), name),
+        make(job, model),
+        max_disagreement=job.max_disagreement,
+        confidence=job.confidence,
+        n_samples=job.n_samples,
+        audit_share=job.audit_share,
+        random_state=job.random_state,
+    )
 
 
 def _classify(job: JobFile, model: str | None) -> Any:

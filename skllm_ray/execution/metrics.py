@@ -15,6 +15,7 @@ METRICS: Final = {
     "skllm_ray_tokens": ("Counter", "Tokens paid for.", ("model", "kind")),
     "skllm_ray_cost_usd": ("Counter", "US dollars spent, where the price is known.", ("model",)),
     "skllm_ray_errors": ("Counter", "Rows that failed.", ("model", "kind")),
+    "skllm_ray_audited": ("Counter", "Kept labels of a cascade that were audited.", ("model", "outcome")),
     "skllm_ray_units_waiting": ("Gauge", "Units of a batch job that nobody works on yet.", ("job",)),
     "skllm_ray_units_running": ("Gauge", "Units of a batch job that are worked on.", ("job",)),
     "skllm_ray_quota_used": ("Gauge", "Share of a quota that was used in the last 60 s.", ("bucket", "what")),

@@ -107,6 +107,10 @@ class CertificateWork(UnitWork):
         del table
         return 0
 
+    def _by_stage(self, table: pa.Table) -> dict[str, Any]:
+        del table
+        return {}
+
     def _errors(self, table: pa.Table) -> dict[str, int]:
         del table
         return {}

@@ -19,6 +19,7 @@ from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.config import Price, Secret
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution.block import Backends
+from skllm_ray.execution.metrics import count
 from skllm_ray.execution.unit_runner import Failed, Shared, UnitRunner
 from skllm_ray.execution.unit_tasks import Died
 
@@ -185,6 +186,8 @@ def _note(call: Call, result: Any, state: OutputState, outcome: Outcome, budget_
     """Take a unit's result."""
     if isinstance(result, UnitSummary):
         state.add(result)
+        audited = 0 if call.retries else result.stages.get("audit", 0)
+        count(result.model, audited={"agreed": audited - result.audit_differs, "differed": result.audit_differs})
         return
     name = f"{call.unit.path} rows {call.unit.start:,} to {call.unit.start + call.unit.n_rows - 1:,}"
     if isinstance(result, (Died, Failed)):

@@ -25,6 +25,7 @@ from skllm_ray.batch.output.lock import OutputLock
 from skllm_ray.batch.output.manifest import Manifest, load_manifest, with_template
 from skllm_ray.batch.output.part import SYSTEM, add_up, table_bytes
 from skllm_ray.batch.output.parts import OutputState
+from skllm_ray.batch.promise import promise_facts
 from skllm_ray.batch.storage import Folder, StorageOptions
 from skllm_ray.config import Secret
 from skllm_ray.errors import warn
@@ -171,7 +172,10 @@ class Job:
             state.save(force=True)
             state.read_journals()
             self._warn_low_mass(state)
-            return self._result(manifest, state, outcome, (datetime.now(UTC) - began).total_seconds())
+            result = self._result(manifest, state, outcome, (datetime.now(UTC) - began).total_seconds())
+            if result.alarm:
+                warn(result.promise["audit"])
+            return result
 
     def _warn_low_mass(self, state: OutputState) -> None:
         found = [one for one in state.summaries.values() if one.label_mass is not None]
@@ -230,6 +234,7 @@ class Job:
         done = add_up(state.summaries.values())
         total = replace(state.bill, rows=done.rows, reused=done.reused, duplicates=done.duplicates, errors=done.errors)
         pending = state.pending
+        promise = promise_facts(manifest, self.output, state.summaries.values())
         return JobResult(
             output=self._output_uri,
             rows_total=manifest.rows_total,
@@ -247,6 +252,8 @@ class Job:
             reasons=state.reasons,
             in_vain=outcome.kind == "in vain",
             signal=outcome.signal,
+            promise={} if promise is None else promise.facts,
+            alarm=promise is not None and promise.audit.alarm,
         )
 
 

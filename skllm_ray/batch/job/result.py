@@ -43,6 +43,10 @@ class JobResult:
         Why the first failed row of each kind failed, in the parts.
     in_vain : bool
         Whether the run ended because nearly all rows failed.
+    promise : dict of str to str
+        Of a job with a fast and a strong model: what is promised, how many fast labels were kept, and the audit.
+    alarm : bool
+        Whether the audit found that more labels differ than was promised.
     signal : int
         The signal that interrupted the run, such as 15 (SIGTERM); 0 where none did.
     """
@@ -63,6 +67,8 @@ class JobResult:
     reasons: dict[str, str] = field(default_factory=dict)
     in_vain: bool = False
     signal: int = 0
+    promise: dict[str, str] = field(default_factory=dict)
+    alarm: bool = False
 
     @property
     def complete(self) -> bool:

@@ -203,6 +203,7 @@ class UnitWork:
             seconds=time.perf_counter() - clock,
             node=node_name(),
             model=next((row.reply.model for row in rows if row.reply.model), self.manifest.model),
+            **self._by_stage(result),
             label_mass=_median([row.reply.label_mass for row in rows if row.reply.label_mass is not None]),
         )
         part = self._serialise(result, summary)
@@ -308,6 +309,18 @@ class UnitWork:
         kinds = pc.value_counts(table.column(f"{self.manifest.output_prefix}error_kind").drop_null()).to_pylist()
         return {one["values"]: one["counts"] for one in kinds}
 
+    def _by_stage(self, table: pa.Table) -> dict[str, Any]:
+        """Return how many rows each step of a cascade answered, and how many audited labels differ."""
+        prefix = self.manifest.output_prefix
+        if f"{prefix}stage" not in table.column_names:
+            return {}
+        stages = table.column(f"{prefix}stage")
+        audited = table.filter(pc.fill_null(pc.equal(stages, "audit"), False))
+        labels = (audited.column(f"{prefix}{name}").to_pylist() for name in ("prediction", "fast_label"))
+        differ = sum(strong is not None and _other(strong, fast) for strong, fast in zip(*labels, strict=True))
+        counts = {one["values"]: one["counts"] for one in pc.value_counts(stages.drop_null()).to_pylist()}
+        return {"stages": counts, "audit_differs": differ}
+
     def _reasons(self, table: pa.Table) -> dict[str, str]:
         """Return the first reason of each kind of failure."""
         prefix = self.manifest.output_prefix
@@ -369,6 +382,13 @@ def _array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
         return pa.array(values, kind)
     except UnicodeEncodeError:  # a server's answer holds half of a character
         return pa.array([whole(value) if isinstance(value, str) else value for value in values], kind)
+
+
+def _other(one: Any, other: Any) -> bool:
+    """Return whether two labels, or two lists of them in any order, differ."""
+    if isinstance(one, list) and isinstance(other, list):
+        return set(one) != set(other)
+    return bool(one != other)
 
 
 def _median(values: Sequence[float]) -> float | None:

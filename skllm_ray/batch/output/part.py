@@ -67,6 +67,11 @@ class UnitSummary:
     label_mass: float | None = None
     """The median of its rows' label masses; None where none is known."""
 
+    stages: dict[str, int] = field(default_factory=dict)
+    """Of a cascade, its rows by what answered them."""
+    audit_differs: int = 0
+    """Audited rows whose kept label would have differed."""
+
     @property
     def progress(self) -> Progress:
         """The same as counts that can be added up."""
@@ -87,13 +92,13 @@ class UnitSummary:
         held = {name: told[name] for name in cls.__dataclass_fields__ if name not in _LATER or name in told}
         found = cls(**{**held, "attempts": tuple(held["attempts"])})
         numbers = [getattr(found, name) for name in (*_COUNTED, "started", "seconds", "size")]
-        numbers += found.errors.values()
+        numbers += [*found.errors.values(), *found.stages.values(), found.audit_differs]
         if not all(is_amount(one) for one in numbers) or not isinstance(found.unit, str):
             raise KeyError("a count")
         return found
 
 
-_LATER: Final = frozenset({"reasons", "label_mass"})
+_LATER: Final = frozenset({"reasons", "label_mass", "stages", "audit_differs"})
 """What the first release's summaries lack."""
 _COUNTED: Final = ("rows", "reused", "duplicates", *SPENT)
 
