@@ -15,7 +15,11 @@ import pytest
 import skllm_ray
 from skllm_ray import batch
 from skllm_ray.batch.job.certify import read_certified
+from skllm_ray.batch.promise import PromiseFacts
+from skllm_ray.batch.report import write_report
 from skllm_ray.batch.storage import StorageOptions, open_folder
+from skllm_ray.batch.tools.estimate import estimate_job
+from skllm_ray.cascade import Audit
 from skllm_ray.classification import CascadeClassifier, CoTGPTClassifier, ZeroShotGPTClassifier
 from skllm_ray.config import Price, SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError, OutputMismatchError
@@ -292,3 +296,43 @@ def test_the_answers_of_the_sample_are_in_the_parts_with_what_they_cost(tmp_path
     told = pq.read_schema(tmp_path / "out" / "_skllm_ray" / "certificate.parquet").metadata[b"skllm_ray"]
     assert json.loads(told)["cost_usd"] == pytest.approx(300 * 0.011)
     assert isinstance(found, pd.DataFrame)
+
+
+# --- what is told -------------------------------------------------------------------------------------------------
+
+
+def test_an_estimate_is_a_range_and_a_pilot_makes_it_narrow(tmp_path):
+    texts = rows(3000, 0.5)
+    job = batch.job_for(cascade(), files(tmp_path, texts), str(tmp_path / "out"))
+    blind = estimate_job(job)
+    assert blind.strong_share == (pytest.approx(0.1), 1.0) and asked["strong"].total() == 0
+    piloted = estimate_job(job, 300)
+    low, high = piloted.strong_share
+    assert 300 == asked["strong"].total() == asked["fast"].total() and 0.1 < low < high < 0.7
+    assert "strong model" in piloted.facts() and piloted.cost_usd[0] < piloted.cost_usd[1] < blind.cost_usd[1]
+    run(files(tmp_path, texts), tmp_path / "out")
+    assert low <= (read(tmp_path / "out")["stage"] != "fast").mean() <= high
+
+
+def test_audited_rows_are_counted_and_too_many_that_differ_are_an_alarm(tmp_path):
+    texts = rows(2000, 0.5)
+    source = files(tmp_path, texts)
+    result = run(source, tmp_path / "out", cascade(audit_share=0.1))
+    found = read(tmp_path / "out")
+    audited = found[found["stage"] == "audit"]
+    assert 50 < len(audited) < 250 and (audited["prediction"] == truth(audited["text"])).all()
+    differ = int((audited["prediction"] != audited["fast_label"]).sum())
+    assert f"Of {len(audited):,} audited labels, {differ} differed" in result.promise["audit"] and not result.alarm
+    assert "at most 5% of these 2,000 rows" in result.promise["promise"]
+    known = certified(tmp_path / "out")
+    facts = PromiseFacts(known, {"fast": 900, "audit": 100}, Audit(1000, 1000, 100, 30, 0.05, 0.95))
+    assert facts.audit.alarm and "certify anew" in facts.facts["audit"]
+
+
+def test_the_report_shows_the_promise_and_its_curve(tmp_path):
+    pytest.importorskip("matplotlib")
+    run(files(tmp_path, rows(1000, 0.55)), tmp_path / "out", cascade(audit_share=0.05))
+    write_report(str(tmp_path / "out"), str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    assert "at most 5% of these 1,000 rows" in page and "audited labels" in page
+    assert "% of the sampled rows whose fast label would be kept" in page

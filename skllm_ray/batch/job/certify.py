@@ -98,7 +98,7 @@ class CertificateWork(UnitWork):
             {
                 "position": pa.array(unit.positions, pa.int64()),
                 "score": pa.array(label_probability(first), pa.float64()),
-                "agree": pa.array([_agrees(row) for row in rows], pa.bool_()),
+                "agree": pa.array([agrees(row) for row in rows], pa.bool_()),
                 "answers": pa.array([json.dumps(known), *[None] * (len(rows) - 1)], pa.string()),
             }
         ), rows
@@ -322,7 +322,7 @@ def _check_use(rows: Sequence[Row[Any]], n_sampled: int) -> None:
             )
 
 
-def _agrees(row: Row[Any]) -> bool:
+def agrees(row: Row[Any]) -> bool:
     """Return whether both models gave a row the same label, or the same labels in any order."""
     one = row.replaced
     if one is None or not (one.valid and row.valid):

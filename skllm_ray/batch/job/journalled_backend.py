@@ -269,7 +269,7 @@ class JournalledBackend(Backend):
         self._journal.check()
         self._guard.check()
         with Call("", guard=self._guard).active():
-            found = ask(asked, lambda i, answer: self._take({keys[i]: answer}, urgent=True))
+            found = ask(asked, (lambda i, answer: self._take({keys[i]: answer}, urgent=True)) if streams else None)
         answers = dict(zip(keys, found, strict=True))
         if not streams:
             self._take(answers, urgent=False)

@@ -46,6 +46,8 @@ class Estimate:
     sample_stopped: str = ""
     """Why the sample is smaller than it was to be."""
     fewest_requests: int = 0
+    strong_share: tuple[float, float] | None = None
+    """Of a cascade: the share of the rows that the strong model is asked about, its sample included."""
 
     @property
     def sample_mostly_failed(self) -> bool:
@@ -57,6 +59,7 @@ class Estimate:
         found = {
             "rows": f"{self.rows_left:,} left of {self.rows_total:,}",
             "requests": _range((self.fewest_requests, self.requests)),
+            "strong model": _told_share(self.strong_share, self.sample_rows),
             "not asked": f"{self.missing:.1%} without a text, {self.duplicates:.1%} same as another of their unit",
             "prompt tokens": _range(self.prompt_tokens) + (f" ({self.how})" if self.how else ""),
             "completion tokens": _range(self.completion_tokens),
@@ -105,6 +108,7 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
         rows_total=manifest.rows_total,
         rows_left=rows_left,
         requests=_sum([step.requests for step in steps])[1],
+        strong_share=steps[-1].share,
         fewest_requests=_sum([step.requests for step in steps])[0],
         prompt_tokens=_sum([step.prompt_tokens for step in steps]),
         completion_tokens=_sum([step.completion_tokens for step in steps]),
@@ -120,6 +124,13 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
         sample_reason=asked.reason,
         sample_stopped=asked.stopped,
     )
+
+
+def _told_share(share: tuple[float, float] | None, n_asked: int) -> str:
+    if share is None:
+        return ""
+    told = f"asked about {share[0]:.0%} to {share[1]:.0%} of the rows"
+    return told if n_asked else f"{told}; a --sample of a few hundred tells"
 
 
 def _sum(pairs: list[Pair]) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from skllm_ray.batch.input.files import cut
 from skllm_ray.batch.output.manifest import load_manifest
 from skllm_ray.batch.output.part import SYSTEM
 from skllm_ray.batch.output.parts import OutputState
+from skllm_ray.batch.promise import promise_facts
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.errors import InputError
 
@@ -64,6 +65,8 @@ def write_report(output: str, to: str = "report.html", storage_options: Mapping[
     }
     told = {**asdict(manifest), "rows_total": manifest.rows_total, "output": output, "files": len(manifest.files)}
     told["params"] = json.loads(manifest.params)
-    page = render_page(told, [asdict(one) for one in state.summaries.values()], tally, remaining=remaining)
+    promise = promise_facts(manifest, folder, state.summaries.values())
+    summaries = [asdict(one) for one in state.summaries.values()]
+    page = render_page(told, summaries, tally, remaining=remaining, promise=promise)
     Path(to).write_text(page, "utf-8")
     return to

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from skllm_ray.batch.input.text_template import template_fields, texts_of
+from skllm_ray.batch.promise import PromiseFacts
+from skllm_ray.batch.tools.curve import curve_plot
 from skllm_ray.errors import MissingExtraError
 from skllm_ray.plain_text import printable
 
@@ -122,8 +124,9 @@ class Tally:
 
 
 def render_page(
-    manifest: Mapping[str, Any], units: Sequence[Mapping[str, Any]], tally: Tally, *, remaining: Mapping[str, Any]
-) -> str:
+    manifest: Mapping[str, Any], units: Sequence[Mapping[str, Any]], tally: Tally, *, remaining: Mapping[str, Any],
+    promise: PromiseFacts | None = None,
+) -> str:  # fmt: skip
     """Return the report of a job as one HTML page that loads nothing.
 
     Parameters
@@ -136,6 +139,8 @@ def render_page(
         What was counted.
     remaining : mapping
         ``rows``, ``units`` and ``unreadable`` files with reasons.
+    promise : PromiseFacts or None, default=None
+        Of a cascade, how its promise stands.
 
     Raises
     ------
@@ -152,7 +157,9 @@ def render_page(
         manifest=manifest,
         tiles=_tiles(manifest, units, tally),
         remaining=remaining,
-        plots=_plots(units, tally),
+        plots=_plots(units, tally) | ({} if promise is None else {"curve": curve_plot(promise, _figure, _axes, _svg)}),
+        promise={} if promise is None else promise.facts,
+        alarm=promise is not None and promise.audit.alarm,
         tally=tally,
         samples=sorted(tally.samples.items(), key=lambda pair: -tally.labels[pair[0]])[:_BARS],
         slowest=sorted(units, key=lambda unit: -float(unit["seconds"]))[:_LEAST_SURE],

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from skllm_ray.batch.tools.pilot import promised_share
 from skllm_ray.config import RateLimit
-from skllm_ray.execution.plan import Plan, Step
+from skllm_ray.execution.plan import Plan, Promised, Step
 from skllm_ray.llm.registry import count_prompt_tokens
 from skllm_ray.tasks.base import ChatRequest, Row, Usage
 from skllm_ray.tasks.embedding import EmbeddingTask
@@ -34,6 +35,8 @@ class StepEstimate:
     """How long its declared limit makes it at least and at most, and which limit; 0 and "" without one."""
     how: str
     """How tokens were counted."""
+    share: Pair | None = None
+    """Of a cascade's strong model: the share of the rows that it is asked about."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,11 @@ def estimate_step(
     of_prior = sum(count_prompt_tokens(step.spec, step.task.render(prior))[0]) if prior else 0
     used = [(text, _used(row, number)) for text, row in zip(texts, asked, strict=False) if row.error is None]
     measured = _measured(step, [(text, usage) for text, usage in used if usage is not None])
-    low, high = _share(step, [usage is not None for _, usage in used])
+    promise = next((one for one in step.takes if isinstance(one, Promised)), None)
+    if promise is not None:
+        low, high = promised_share(promise, asked, n_rows)
+    else:
+        low, high = _share(step, [usage is not None for _, usage in used])
     n_requests = low * n_rows + len(prior), high * n_rows + len(prior)
     slack = 0.02 if own else 0.25
     prompts = [_prompt_tokens(share * n_rows, counted, of_prior, measured, slack) for share in (low, high)]
@@ -85,6 +92,7 @@ def estimate_step(
         completion_tokens=completion,
         cost_usd=_cost(step, prompt, completion),
         seconds=_duration(step, n_requests, prompt, completion),
+        share=None if promise is None else (low, high),
         how="measured on the sample" if measured else "counted by the model's tokenizer" if own else "4 bytes a token",
     )
 
