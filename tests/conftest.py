@@ -1,4 +1,8 @@
-"""Every test starts from default settings, without credentials of the machine it runs on."""
+"""Every test starts from default settings, without credentials of the machine it runs on.
+
+``make test`` runs the tests in several processes (pytest-xdist): a file's tests in one of them, one after the other, so
+that what a file's tests share is made once; those of real clusters first, since they take longest.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,22 @@ from skllm_ray.execution import ray_state
 from skllm_ray.llm.api import capabilities
 from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.llm.rate_limit import installed
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.parent.name != "cluster")
+    for item in items:
+        if item.path.parent.name != "cluster":
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_for_each_model() -> Iterator[None]:
+    """Models would take all CPUs, and beside other processes their threads would wait for one another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("skllm_ray.llm.gpt.clients.llama_cpp.spec._own_threads", lambda: 1)
+        yield
 
 
 @pytest.fixture(autouse=True)

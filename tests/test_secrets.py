@@ -24,6 +24,7 @@ from skllm_ray.errors import (
     PartialResultError,
     SkllmRayError,
 )
+from skllm_ray.execution import block
 from skllm_ray.llm.gpt.clients.openai.backend import OpenAIBackend
 from skllm_ray.plain_text import cell
 from skllm_ray.testing import ChatServer, StatusFault
@@ -78,15 +79,16 @@ def shown(value: object, depth: int = 6) -> str:
     return f"{value!r} {value!s}" if type(value).__module__.startswith((OURS, "builtins")) else repr(value)
 
 
-@pytest.fixture(params=["here", "many"])
-def failed(request, local_mode: None) -> Iterator[SkllmRayError]:
+@pytest.fixture(params=["one block", "several blocks"])
+def failed(request, local_mode: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[SkllmRayError]:
     """A call that a server refuses, by a key of the settings and one of the estimator's own."""
+    monkeypatch.setattr(block, "BLOCK_ROWS", 4)
     SKLLMConfig.set_openai_key(KEY)
     with ChatServer(lambda body: StatusFault(401, f"bad key {OWN}")) as server:
         SKLLMConfig.set_gpt_url(server.url)
         clf = ZeroShotGPTClassifier(model="custom_url::m", key=OWN).fit(None, ["good", "bad"])
         try:
-            clf.predict(["a text"] * (1 if request.param == "here" else 300))
+            clf.predict(["a text"] * (1 if request.param == "one block" else 10))
         except SkllmRayError as error:
             yield error
 

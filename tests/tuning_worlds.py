@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -23,15 +24,21 @@ LABELS = ["good", "bad"] * 6
 QUICK = GracePeriod(grace_s=1.0, look_every_s=0.1)
 
 
-def google_environment(server: TuningServer, folder: Path) -> dict[str, str]:
-    """Return the environment in which Google's SDKs talk to `server`, with credentials that they exchange there."""
+@functools.cache
+def private_key() -> str:
+    """Return a key of a service account; to make one takes long."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return pem.decode()
+
+
+def google_environment(server: TuningServer, folder: Path) -> dict[str, str]:
+    """Return the environment in which Google's SDKs talk to `server`, with credentials that they exchange there."""
     account = {
         "type": "service_account",
         "project_id": "project",
         "private_key_id": "1",
-        "private_key": pem.decode(),
+        "private_key": private_key(),
         "client_email": "tester@project.iam.gserviceaccount.com",
         "token_uri": f"{server.root}/token",
     }

@@ -6,8 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,9 @@ from skllm_ray.batch.output.lock import OutputLock
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.errors import OutputInUseError
 
-HOLD = """
-import sys, time
-from skllm_ray.batch.output.lock import OutputLock
-from skllm_ray.batch.storage import StorageOptions, open_folder
-with OutputLock(open_folder(sys.argv[1], StorageOptions(), {})):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Processes of their own, which do not import everything anew."""
+PROCESSES.set_forkserver_preload([__name__])
 
 
 def folder_of(path: Path) -> Folder:
@@ -50,10 +43,17 @@ def _shared(monkeypatch):
     monkeypatch.setattr(fence, "is_on_local_disk", lambda path: False)
 
 
-def holder(path: Path) -> subprocess.Popen[str]:
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "held\n"
+def hold(path: str, held: Any) -> None:
+    with OutputLock(open_folder(path, StorageOptions(), {})):
+        held.set()
+        time.sleep(60)
+
+
+def holder(path: Path) -> Any:
+    held = PROCESSES.Event()
+    child = PROCESSES.Process(target=hold, args=(str(path), held))
+    child.start()
+    assert held.wait(60)
     return child
 
 
@@ -74,7 +74,7 @@ def test_a_stopped_process_keeps_its_output_and_a_killed_one_does_not(tmp_path):
             pass
     finally:
         child.kill()
-        child.wait()
+        child.join()
     with OutputLock(folder_of(tmp_path)):
         pass
 
@@ -89,31 +89,30 @@ def test_a_process_of_this_machine_is_alive_on_a_shared_filesystem_too(tmp_path,
             pass
     finally:
         child.kill()
-        child.wait()
+        child.join()
     with OutputLock(folder_of(tmp_path)) as held:
         held.check()
 
 
-def _race(path: str, won: Any, go: Any) -> None:
-    go.wait()
+def _race(path: str, won: Any, together: Any) -> None:
+    together.wait()
     try:
         with OutputLock(open_folder(path, StorageOptions(), {})):
             with won.get_lock():
                 won.value += 1
-            time.sleep(1.0)
+            together.wait()  # until all have tried
     except OutputInUseError:
-        pass
+        together.wait()
 
 
 def test_one_of_many_processes_takes_a_dead_runs_output_over(tmp_path):
-    context = multiprocessing.get_context("spawn")
     for n in range(3):
         path = tmp_path / str(n)
         child = holder(path)
         child.kill()
-        child.wait()
-        won, go = context.Value("i", 0), context.Barrier(4)
-        racers = [context.Process(target=_race, args=(str(path), won, go)) for _ in range(4)]
+        child.join()
+        won, together = PROCESSES.Value("i", 0), PROCESSES.Barrier(4, timeout=60)
+        racers = [PROCESSES.Process(target=_race, args=(str(path), won, together)) for _ in range(4)]
         for racer in racers:
             racer.start()
         for racer in racers:

@@ -388,17 +388,18 @@ def test_a_run_beside_another_is_refused_and_a_dead_ones_lock_is_taken(tmp_path,
 
 def test_only_one_of_many_takes_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(fence, "HEARTBEAT_S", 0.1)
-    won, lost, go = [], [], threading.Barrier(6)
+    won, lost, together = [], [], threading.Barrier(6, timeout=60)
 
     def try_it() -> None:
         folder = open_folder(str(tmp_path), StorageOptions(), {})
-        go.wait()
+        together.wait()
         try:
             with OutputLock(folder):
                 won.append(1)
-                time.sleep(1.5)
+                together.wait()  # until all have tried
         except OutputInUseError:
             lost.append(1)
+            together.wait()
 
     threads = [threading.Thread(target=try_it) for _ in range(6)]
     for thread in threads:
@@ -535,7 +536,8 @@ def test_a_wrong_key_stops_the_job_with_one_line(tmp_path):
 
 
 def test_a_server_that_is_down_for_a_while_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("skllm_ray.batch.job.journalled_backend._PAUSES_S", (0.2,))
+    monkeypatch.setattr("skllm_ray.batch.job.journalled_backend._PAUSES_S", (0.1,))
+    monkeypatch.setattr("skllm_ray.llm.api.request_runner.LONGEST_PAUSE_S", 0.05)  # a row's tries are soon over
     source = write(tmp_path / "in.parquet", texts(300))
     down_until = [0.0]
     seen = [0]
@@ -543,7 +545,7 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(tmp_path, monkeypatch):
     def answer(body: dict[str, Any]) -> str | WireFault:
         seen[0] += 1
         if seen[0] == 150:
-            down_until[0] = time.monotonic() + 12
+            down_until[0] = time.monotonic() + 2
         return WireFault.DROP if time.monotonic() < down_until[0] else '{"label": "good"}'
 
     with ChatServer(answer) as server:

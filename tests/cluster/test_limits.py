@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import skllm_ray
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.testing import ChatServer
 from tests.cluster.scripts import run_script, start_script
@@ -43,6 +44,11 @@ ray.init({address!r}, namespace="skllm_ray", log_to_driver=False)
 from skllm_ray.execution import rate_limiter
 ray.kill(ray.get_actor(rate_limiter._NAME), no_restart={gone})
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_ray_of_our_own() -> None:
+    skllm_ray.shutdown()
 
 
 @pytest.fixture

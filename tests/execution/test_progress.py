@@ -6,85 +6,73 @@ import fcntl
 import os
 import pty
 import struct
-import subprocess
-import sys
 import termios
-from pathlib import Path
+import time
+from collections.abc import Callable
 
 import pytest
 
-SCRIPT = """
-import skllm_ray
 from skllm_ray.config import SKLLMConfig
+from skllm_ray.execution import progress
 from skllm_ray.execution.plan import Step
 from skllm_ray.execution.runner import run
 from skllm_ray.tasks import ZeroShotTask
 from skllm_ray.testing import FakeSpec
 
-def answer(request):
-    return '{"label": "a"}'
-
-skllm_ray.init(local_mode=True)
-SKLLMConfig.set_show_progress(SHOW)
-rows = run(["x"] * 768, (Step(ZeroShotTask(("a", "b")), FakeSpec(answer, latency_s=LATENCY)),))
-assert all(row.value == "a" for row in rows)
-"""
+pytestmark = pytest.mark.usefixtures("local_mode")
+DELAY_S = 0.3
+"""After which something appears, in these tests."""
 
 
-SLOW = """
-import time
-from skllm_ray.config import SKLLMConfig
-from skllm_ray.execution.progress import slow
-
-SKLLMConfig.set_show_progress(SHOW)
-with slow("starting Ray on this machine"):
-    time.sleep(LATENCY)
-"""
+def call(seconds: float) -> None:
+    """Ask for three blocks of rows, each for so long."""
+    spec = FakeSpec(lambda request: '{"label": "a"}', latency_s=seconds)
+    rows = run(["x"] * 768, (Step(ZeroShotTask(("a", "b")), spec),))
+    assert all(row.value == "a" for row in rows)
 
 
-def terminal_output(show: bool, latency_s: float, *, terminal: bool = True, script: str = SCRIPT) -> str:
-    """Return what the script leaves on a terminal's standard error (or on a pipe)."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    source = script.replace("SHOW", str(show)).replace("LATENCY", str(latency_s))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", source],
-        stdout=subprocess.PIPE,
-        stderr=theirs if terminal else subprocess.PIPE,
-        env=environment,
-    )
-    os.close(theirs)
-    shown = read_to_the_end(ours)
-    printed, piped = process.communicate()
-    assert (process.returncode, printed) == (0, b"")
-    return shown if terminal else piped.decode()
+def start(seconds: float) -> None:
+    with progress.slow("starting Ray on this machine"):
+        time.sleep(2 * seconds)
 
 
-def read_to_the_end(terminal: int) -> str:
+def shown(monkeypatch: pytest.MonkeyPatch, act: Callable[[float], None], seconds: float, where: str = "") -> str:
+    """Return what something leaves on standard error: a terminal, or a pipe."""
+    ours, theirs = os.pipe() if where == "no terminal" else pty.openpty()
+    if where != "no terminal":
+        fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with os.fdopen(theirs, "w") as stderr, monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", stderr)
+        act(seconds)
+    return read_to_the_end(ours)
+
+
+def read_to_the_end(descriptor: int) -> str:
     parts = []
     try:
-        while part := os.read(terminal, 1 << 12):
+        while part := os.read(descriptor, 1 << 12):
             parts.append(part)
-    except OSError:  # how Linux says that nobody writes to it any more
+    except OSError:  # how Linux says that nobody writes to a terminal any more
         pass
-    os.close(terminal)
+    os.close(descriptor)
     return b"".join(parts).decode()
 
 
-def test_it_appears_on_a_terminal_after_two_seconds() -> None:
-    shown = terminal_output(show=True, latency_s=1.1)
-    assert "768" in shown
-    assert "rows/s" in shown
+def test_they_appear_on_a_terminal_after_a_while(monkeypatch, capfd) -> None:
+    assert progress.DELAY_S == 2
+    monkeypatch.setattr(progress, "DELAY_S", DELAY_S)
+    bar = shown(monkeypatch, call, DELAY_S)
+    assert "768" in bar
+    assert "rows/s" in bar
+    assert shown(monkeypatch, start, DELAY_S).strip() == "skllm_ray: starting Ray on this machine …"
+    assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("show", "latency_s", "terminal"), [(False, 1.1, True), (True, 0.0, True), (True, 1.1, False)])
-def test_it_does_not_appear(show: bool, latency_s: float, terminal: bool) -> None:
-    """Switched off, on a call that is over before two seconds are, or where no terminal is."""
-    assert terminal_output(show, latency_s, terminal=terminal) == ""
-
-
-def test_what_takes_long_says_what_it_does_and_what_is_quick_says_nothing() -> None:
-    assert terminal_output(show=True, latency_s=2.5, script=SLOW).strip() == "skllm_ray: starting Ray on this machine …"
-    for show, latency_s, terminal in ((True, 0.1, True), (False, 2.5, True), (True, 2.5, False)):
-        assert terminal_output(show, latency_s, terminal=terminal, script=SLOW) == ""
+@pytest.mark.parametrize("act", [call, start])
+@pytest.mark.parametrize("why", ["switched off", "no terminal", "over before two seconds are"])
+def test_they_do_not_appear(monkeypatch, act, why: str) -> None:
+    quick = why == "over before two seconds are"
+    if not quick:
+        monkeypatch.setattr(progress, "DELAY_S", DELAY_S)
+    SKLLMConfig.set_show_progress(why != "switched off")
+    assert shown(monkeypatch, act, 0.0 if quick else DELAY_S, why) == ""
