@@ -535,9 +535,14 @@ def test_a_wrong_key_stops_the_job_with_one_line(tmp_path):
     assert list((tmp_path / "out").glob("part-*")) == []
 
 
-def test_a_server_that_is_down_for_a_while_is_waited_for(tmp_path, monkeypatch):
+@pytest.fixture
+def hasty(monkeypatch):
+    """Rows are soon asked again, and their tries are soon over."""
     monkeypatch.setattr("skllm_ray.batch.job.journalled_backend._PAUSES_S", (0.1,))
-    monkeypatch.setattr("skllm_ray.llm.api.request_runner.LONGEST_PAUSE_S", 0.05)  # a row's tries are soon over
+    monkeypatch.setattr("skllm_ray.llm.api.request_runner.LONGEST_PAUSE_S", 0.05)
+
+
+def test_a_server_that_is_down_for_a_while_is_waited_for(tmp_path, hasty):
     source = write(tmp_path / "in.parquet", texts(300))
     down_until = [0.0]
     seen = [0]
@@ -555,8 +560,7 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(tmp_path, monkeypatch):
     assert read(tmp_path / "out")["prediction"].tolist() == ["good"] * 300
 
 
-def test_a_server_that_stays_down_ends_the_run_and_keeps_what_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr("skllm_ray.batch.job.journalled_backend._PAUSES_S", (0.1,))
+def test_a_server_that_stays_down_ends_the_run_and_keeps_what_is_done(tmp_path, hasty):
     source = write(tmp_path / "in.parquet", texts(300))
     with ChatServer() as server:
         clf = api_classifier(server)
@@ -573,7 +577,7 @@ def test_a_server_that_stays_down_ends_the_run_and_keeps_what_is_done(tmp_path, 
 
 
 @pytest.mark.parametrize("n_rows", [1, 15, 40])
-def test_a_server_that_never_answers_ends_a_run_of_any_size(tmp_path, n_rows):
+def test_a_server_that_never_answers_ends_a_run_of_any_size(tmp_path, n_rows, hasty):
     source = write(tmp_path / "in.parquet", texts(n_rows))
     with ChatServer() as server:
         clf = api_classifier(server)
@@ -592,8 +596,7 @@ def test_a_server_that_never_answers_ends_a_run_of_any_size(tmp_path, n_rows):
         assert server.n_requests == n_rows
 
 
-def test_one_row_that_always_fails_does_not_stop_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr("skllm_ray.batch.job.journalled_backend._PAUSES_S", (0.1,))
+def test_one_row_that_always_fails_does_not_stop_the_others(tmp_path, hasty):
     source = write(tmp_path / "in.parquet", [*texts(99), "POISON"])
     with ChatServer(lambda body: StatusFault(500) if "POISON" in str(body) else '{"label": "good"}') as server:
         result = batch.run(api_classifier(server), source, str(tmp_path / "out"))
@@ -602,7 +605,7 @@ def test_one_row_that_always_fails_does_not_stop_the_others(tmp_path, monkeypatc
 
 
 def test_a_budget_is_never_passed_and_the_rest_is_told(tmp_path):
-    source = write(tmp_path / "in.parquet", texts(600))
+    source = write(tmp_path / "in.parquet", texts(300))
     prices = {"input_price": 1000.0, "output_price": 1000.0, "max_output_tokens": 20}
     with ChatServer() as server:
         clf = api_classifier(server)
@@ -615,7 +618,7 @@ def test_a_budget_is_never_passed_and_the_rest_is_told(tmp_path):
         n_first = server.n_requests - n_all
         assert not result.complete
         assert "budget" in result.stopped
-        assert 0 < n_first < 300
+        assert 0 < n_first < 150
         assert n_first / n_all * cost <= budget
         again = batch.run(clf, source, str(tmp_path / "out"), unit_rows=50, budget_usd=budget, **prices)
         assert server.n_requests - n_all - n_first <= 20
@@ -623,7 +626,7 @@ def test_a_budget_is_never_passed_and_the_rest_is_told(tmp_path):
         assert not again.complete
         done = batch.run(clf, source, str(tmp_path / "out"), unit_rows=50, budget_usd=cost * 4, **prices)
         assert done.complete
-        assert server.n_requests - n_all == 600
+        assert server.n_requests - n_all == 300
         assert done.total.cost_usd == pytest.approx(cost)
 
 
@@ -655,23 +658,23 @@ def test_labels_of_a_multi_label_job_and_of_other_tasks(tmp_path):
 
 @pytest.mark.parametrize(("how", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_signal_keeps_what_is_in_flight(tmp_path, how, error):
-    source = write(tmp_path / "in.parquet", texts(400))
+    source = write(tmp_path / "in.parquet", texts(200))
 
     def answer(body: dict[str, Any]) -> str:
-        if server.n_requests == 100:
+        if server.n_requests == 50:
             os.kill(os.getpid(), how)
         return '{"label": "good"}'
 
     SKLLMConfig.set_rate_limit("custom_url::m", max_concurrency=8)
     with ChatServer(answer, latency_s=0.1) as server:
         with pytest.raises(error) as raised:
-            batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=400)
+            batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=200)
         if how == signal.SIGTERM:
             assert raised.value.code == 143
         n = server.n_requests
-        assert 100 <= n < 200
-        result = batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=400)
-        assert (result.complete, result.this_run.reused, server.n_requests) == (True, n, 400)
+        assert 50 <= n < 100
+        result = batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=200)
+        assert (result.complete, result.this_run.reused, server.n_requests) == (True, n, 200)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

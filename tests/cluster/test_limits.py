@@ -86,9 +86,9 @@ def test_two_jobs_keep_one_limit_while_the_limiter_is_killed_and_removed(cluster
         return lambda: run_script(KILL_LIMITER.format(address=cluster.address, gone=gone)).check_returncode()
 
     with ChatServer(requests_per_minute=600) as server:
-        two_jobs(server, cluster, 600, 120, [(3, kill(False)), (10, kill(True))])
+        two_jobs(server, cluster, 600, 90, [(2, kill(False)), (7, kill(True))])
         assert server.n_refused == 0
-        assert server.n_requests == 240
+        assert server.n_requests == 180
 
 
 START_LIMITER = """

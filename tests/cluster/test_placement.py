@@ -139,7 +139,7 @@ print(json.dumps(dict(pids, **lasting, again=len(again))))
     assert found["again"] == 60
 
 
-def test_what_cannot_load_on_one_node_is_loaded_on_another() -> None:
+def test_replicas_are_added_when_there_is_room_and_what_cannot_load_on_one_node_is_loaded_on_another() -> None:
     found = run(
         """
 import dataclasses, os, pathlib, tempfile
@@ -177,9 +177,20 @@ class Spec(StatefulSpec):
         pass
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-cluster.add_node(num_cpus=1)
 skllm_ray.init(cluster.address)
 found = {}
+SKLLMConfig.set_gguf_resources(num_cpus=1, max_replicas=2, placement_timeout_s=20)
+clf = classifier()
+clf.predict(["good"])
+first = [replica.pid for replica in loaded_replicas("gguf::demo")]
+cluster.add_node(num_cpus=1)
+deadline = time.monotonic() + 60
+while len(loaded_replicas("gguf::demo")) < 2 and time.monotonic() < deadline:
+    clf.predict(["good"])
+    time.sleep(0.2)
+labels = clf.predict(["good", "bad"] * 20)
+grown = [first, [replica.pid for replica in loaded_replicas("gguf::demo")], len(labels)]
+ModelCache.clear()
 for n, node in enumerate(ray.nodes()):
     pool = model_pool.connect(Spec(f"damaged {n}", bad_node=node["NodeID"]))
     found[f"damaged {n}"] = pool.complete([None])[0].text
@@ -191,35 +202,15 @@ try:
     model_pool.connect(Spec("everywhere", bad_node="all"))
 except ModelLoadError as error:
     found["everywhere"] = str(error)
-print(json.dumps(found))
+print(json.dumps([found, *grown]))
 """
     )
+    found, first, grown, n_labels = found
+    assert len(first) == 1 and len(grown) == 2 and grown[0] == first[0]
+    assert n_labels == 40
     assert found == {
         "damaged 0": "done",
         "damaged 1": "done",
         "dies": "done",
         "everywhere": "the file is damaged",
     }
-
-
-def test_replicas_are_added_when_the_cluster_has_room_for_more() -> None:
-    found = run(
-        """
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-skllm_ray.init(cluster.address)
-SKLLMConfig.set_gguf_resources(num_cpus=1, max_replicas=2, placement_timeout_s=20)
-found = classifier()
-found.predict(["good"])
-first = [replica.pid for replica in loaded_replicas("gguf::demo")]
-cluster.add_node(num_cpus=1)
-deadline = time.monotonic() + 60
-while len(loaded_replicas("gguf::demo")) < 2 and time.monotonic() < deadline:
-    found.predict(["good"])
-    time.sleep(0.2)
-labels = found.predict(["good", "bad"] * 20)
-print(json.dumps([first, [replica.pid for replica in loaded_replicas("gguf::demo")], len(labels)]))
-"""
-    )
-    first, grown, n_labels = found
-    assert len(first) == 1 and len(grown) == 2 and grown[0] == first[0]
-    assert n_labels == 40

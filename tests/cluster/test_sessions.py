@@ -28,9 +28,35 @@ def _no_ray_of_our_own() -> None:
     skllm_ray.shutdown()
 
 
-def test_a_script_prints_nothing_but_what_it_prints_itself() -> None:
-    done = run_script(CLASSIFY + "print(len(clf.predict(['text %d' % i for i in range(300)])))")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "300\n", "")
+def test_a_script_prints_nothing_but_what_it_prints_itself_and_what_it_forks_is_refused() -> None:
+    """Although its last cluster, which Ray would join, is gone."""
+    folder = tempfile.mkdtemp(prefix="r")  # short: Ray's sockets lie in it
+    Path(folder, "ray").mkdir()
+    Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:9")
+    done = run_script(
+        CLASSIFY
+        + """
+import os
+from skllm_ray.execution import session
+assert session._last_cluster() == "127.0.0.1:9", session._last_cluster()
+print(len(clf.predict(["text %d" % i for i in range(300)])), flush=True)
+pid = os.fork()
+if pid == 0:
+    try:
+        clf.predict(["b"])
+    except Exception as error:
+        os.write(1, f"{type(error).__name__}: {error}".encode())
+    os._exit(0)
+os.waitpid(pid, 0)
+""",
+        RAY_TMPDIR=folder,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    n_rows, _, refused = done.stdout.partition("\n")
+    assert n_rows == "300"
+    assert refused.startswith("ClusterError: This process was forked")
+    assert "spawn" in refused
 
 
 def test_killing_the_driver_ends_its_models_and_its_ray() -> None:
@@ -100,42 +126,27 @@ def test_an_initialised_ray_is_used_as_it_is() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_forked_process_is_refused() -> None:
-    done = run_script(
-        CLASSIFY
-        + """
-import os, sys
-clf.predict(["a"])
-pid = os.fork()
-if pid == 0:
-    try:
-        clf.predict(["b"])
-    except Exception as error:
-        os.write(1, f"{type(error).__name__}: {error}".encode())
-    os._exit(0)
-os.waitpid(pid, 0)
-"""
-    )
-    assert done.stdout.startswith("ClusterError: This process was forked"), done.stderr
-    assert "spawn" in done.stdout
-
-
 def test_joins_a_running_cluster_by_address_and_by_environment(tmp_path) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
-        check = """
-        import ray
-        assert len(clf.predict(["a"])) == 1
-        assert ray.get_runtime_context().gcs_address == ADDRESS
-        """
-        source = f"ADDRESS = {cluster.address!r}\n" + CLASSIFY
-        by_init = run_script(f"{source}import skllm_ray\nskllm_ray.init(ADDRESS)\n{_dedented(check)}")
-        assert by_init.returncode == 0, by_init.stderr
-        by_environment = run_script(f"{source}{_dedented(check)}", RAY_ADDRESS=cluster.address)
-        assert by_environment.returncode == 0, by_environment.stderr
+        done = run_script(
+            f"ADDRESS = {cluster.address!r}\n"
+            + CLASSIFY
+            + """
+import os, ray, skllm_ray
+skllm_ray.init(ADDRESS)
+assert len(clf.predict(["a"])) == 1
+assert ray.get_runtime_context().gcs_address == ADDRESS
+skllm_ray.shutdown()
+os.environ["RAY_ADDRESS"] = ADDRESS
+assert len(clf.predict(["a"])) == 1
+assert ray.get_runtime_context().gcs_address == ADDRESS
+"""
+        )
+        assert done.returncode == 0, done.stderr
     finally:
         cluster.shutdown()
 
@@ -155,29 +166,6 @@ def test_an_address_where_no_ray_is_gives_a_clear_error() -> None:
 
 def _indented(source: str) -> str:
     return "".join(f"        {line}\n" for line in source.splitlines())
-
-
-def _dedented(source: str) -> str:
-    import textwrap
-
-    return textwrap.dedent(source)
-
-
-def test_the_address_of_a_cluster_that_is_gone_is_passed_over() -> None:
-    folder = tempfile.mkdtemp(prefix="r")  # short: Ray's sockets lie in it
-    Path(folder, "ray").mkdir()
-    Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:9")
-    done = run_script(
-        CLASSIFY
-        + """
-from skllm_ray.execution import session
-assert session._last_cluster() == "127.0.0.1:9", session._last_cluster()
-print(len(clf.predict(["text %d" % i for i in range(3)])))
-""",
-        RAY_TMPDIR=folder,
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
 def test_a_node_with_another_version_of_the_package_is_named_before_anything_is_asked(tmp_path):

@@ -73,16 +73,18 @@ class Spec(StatefulSpec):
         self.log.append(f"close {self.key}")
 
 
-def test_clients_of_many_specs_are_closed_again_with_their_threads_and_descriptors() -> None:
+def test_clients_of_many_specs_are_closed_again_with_their_threads_and_descriptors(monkeypatch) -> None:
+    most = 4
+    monkeypatch.setattr(open_backends, "MOST_CLIENTS", most)
     ModelCache.clear()
     descriptors, before = n_descriptors(), set(threading.enumerate())
     with ChatServer(lambda body: '{"label": "good"}') as server:
         SKLLMConfig.set_gpt_url(server.url)
-        for number in range(MOST_CLIENTS + 4):
+        for number in range(3 * most):
             clf = ZeroShotGPTClassifier(model="custom_url::m", request_options={"seed": number})
             assert clf.fit(None, ["good", "bad"]).predict(["a"]).tolist() == ["good"]
-            assert n_open() <= MOST_CLIENTS
-        assert len(client_threads(before)) <= 2 * MOST_CLIENTS
+            assert n_open() <= most
+        assert len(client_threads(before)) <= 2 * most
         ModelCache.clear()
     assert client_threads(before) == []
     assert n_descriptors() <= descriptors + 3

@@ -153,7 +153,8 @@ def write(path, start):
 
 def test_several_processes_write_at_once(tmp_path):
     path = tmp_path / "r.sqlite"
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     writers = [context.Process(target=write, args=(path, 50 * i)) for i in range(3)]
     for writer in writers:
         writer.start()

@@ -115,7 +115,8 @@ def simulate(limit, n_holders=3, latency_s=0.5, reserve=100, use=lambda: 100, se
 @pytest.mark.parametrize("latency_s", [0.05, 3.0])
 @pytest.mark.parametrize("rpm", [1, 20, 600, 6000])
 def test_never_more_requests_than_the_limit_in_any_window_and_nearly_all_of_it(rpm, latency_s):
-    server, per_minute = simulate(RateLimit(requests_per_minute=rpm), latency_s=latency_s)
+    seconds = 400 if rpm <= 600 else 200
+    server, per_minute = simulate(RateLimit(requests_per_minute=rpm), latency_s=latency_s, seconds=seconds)
     assert server.most <= rpm
     assert per_minute >= rpm * (0.95 if rpm >= 600 else 0.85)
 
@@ -143,8 +144,10 @@ def node_lost(world, holders):
     restart(world, holders)
 
 
-@pytest.mark.parametrize("event", [restart, kill_one, node_lost])
-@pytest.mark.parametrize("rpm", [60, 600, 6000])
+@pytest.mark.parametrize(
+    ("event", "rpm"),
+    [*itertools.product([restart, kill_one, node_lost], [60, 600]), (node_lost, 6000)],
+)
 def test_a_lost_limiter_or_holder_never_exceeds_the_limit_and_work_goes_on(event, rpm):
     server, per_minute = simulate(
         RateLimit(requests_per_minute=rpm), events=[(90, event), (200.5, restart)], seconds=330

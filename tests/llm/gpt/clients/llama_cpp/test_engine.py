@@ -128,7 +128,7 @@ def unquantized(path, dtype):
 
 def test_without_8_bit_rounding_all_rows_are_brute_force_s(f32_file):
     reviews, _ = get_reviews_dataset()
-    requests = ZeroShotTask(THREE).render(reviews[:60])
+    requests = ZeroShotTask(THREE).render(reviews[:24])
     brute, backend = Engine(EngineOptions(str(f32_file))), GGUFBackend(f32_file, "gguf::f32", 0, 1)
     try:
         replies = backend.complete(requests)
@@ -205,7 +205,7 @@ def reference_log_probs(peer, brute, request):
 
 def test_scores_are_those_of_llama_cpp_python_s_own_class(brute, backend):
     reviews, _ = get_reviews_dataset()
-    requests = ZeroShotTask(THREE).render(reviews[:40])
+    requests = ZeroShotTask(THREE).render(reviews[:20])
     peer = llama_cpp.Llama(str(DEMO_FILE), n_ctx=1024, n_threads=1, logits_all=True, verbose=False)
     expected = np.stack([reference_log_probs(peer, brute, request) for request in requests])
     peer.close()

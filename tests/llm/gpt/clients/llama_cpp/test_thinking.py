@@ -58,6 +58,7 @@ def script(monkeypatch, *texts):
 
     def scripted_generate(self, *args, **kwargs):
         current["text"] = next(calls)
+        current["tokens"] = self._engine.tokenize(current["text"] or "")
         return generate(self, *args, **kwargs)
 
     def scripted_step(self, slot, logits):
@@ -67,8 +68,7 @@ def script(monkeypatch, *texts):
     def scripted_choose(self, grammar, logits):
         if current["text"] is None or grammar is not None:
             return choose(self, grammar, logits)
-        tokens = self._engine.tokenize(current["text"])
-        n = current["slot"].n_written
+        tokens, n = current["tokens"], current["slot"].n_written
         return tokens[n] if n < len(tokens) else self._engine.lib.llama_vocab_eos(self._engine.vocab)
 
     monkeypatch.setattr(Generator, "generate", scripted_generate)

@@ -382,7 +382,7 @@ def test_a_row_that_a_quota_refuses_for_ever_without_a_reason_holds_nobody_up():
         return StatusFault(429, "slow down") if body["messages"][-1]["content"] == "7" else "fine"
 
     with ChatServer(answer, latency_s=0.01) as server:
-        spec = spec_for(server, patience=replace(HASTY, deadline_s=6), limit=RateLimit(max_concurrency=4))
+        spec = spec_for(server, patience=replace(HASTY, deadline_s=3), limit=RateLimit(max_concurrency=4))
         backend, done = opened(spec), {}
         replies = backend.complete_each(
             [ask(str(i)) for i in range(400)], lambda i, _: done.setdefault(i, time.monotonic())

@@ -165,7 +165,7 @@ BUSY = StatusFault(429, "slow down", headers=(("retry-after-ms", "1"),))
 
 def test_a_quotas_refusals_count_against_the_rows_time_and_not_against_its_tries():
     with ChatServer(lambda body: BUSY) as server:
-        (reply,) = complete(spec_for(server, patience=replace(HASTY, max_tries=1, deadline_s=2)), [ask("x")])
+        (reply,) = complete(spec_for(server, patience=replace(HASTY, max_tries=1, deadline_s=1)), [ask("x")])
         assert reply.attempts == server.n_requests > 1
     assert (reply.error.kind, reply.error.retryable) == ("rate_limit", True)
     assert "slow down" in reply.error.message
@@ -520,7 +520,7 @@ def test_neither_key_nor_text_stands_in_a_message(status, text):
         return StatusFault(status, said, headers=(("retry-after-ms", "10"),))
 
     with ChatServer(answer) as server:
-        (reply,) = complete(spec_for(server, patience=replace(HASTY, deadline_s=2)), [ask(text)])
+        (reply,) = complete(spec_for(server, patience=replace(HASTY, deadline_s=1)), [ask(text)])
     assert reply.error.message.startswith(f"HTTP {status}: *** and *** are bad; we got")
     for secret in (KEY, KEY[:12], "sk-proj", "diary", "1987", "told anyone", "Eve Ng", "You answer"):
         assert secret not in repr(reply)

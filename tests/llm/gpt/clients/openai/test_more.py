@@ -183,15 +183,15 @@ def test_what_a_row_costs(changes, price):
 
 
 def test_a_declared_rate_is_kept_and_no_429_is_caused():
-    with ChatServer(requests_per_minute=300) as server:
-        backend = opened(spec_for(server, limit=RateLimit(requests_per_minute=300)))
+    with ChatServer(requests_per_minute=600) as server:
+        backend = opened(spec_for(server, limit=RateLimit(requests_per_minute=600)))
         started = time.monotonic()
         replies = backend.complete([ask("x")] * 30)
         took_s = time.monotonic() - started
         backend.close()
         assert (server.n_refused, server.n_requests) == (0, 30)
     assert all(reply.error is None for reply in replies)
-    assert took_s > 4.5  # five a second, and little at once
+    assert took_s > 1.8  # ten a second, and ten at once
 
 
 def test_a_429_pauses_all_and_is_not_the_end_of_a_row():
