@@ -4,12 +4,14 @@ import ssl
 import subprocess
 import threading
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from skllm_ray.llm.api.request_runner import _Tries
 from skllm_ray.llm.api.retry import RetryPolicy
 from skllm_ray.testing import ChatServer, RawAnswer, StatusFault, WireFault
 from tests.llm.gpt.clients.openai.test_chat import KEY, ask, complete, scripted, spec_for
@@ -18,8 +20,8 @@ from tests.llm.gpt.clients.openai.test_chat import KEY, ask, complete, scripted,
 WAITING = RetryPolicy(timeout_s=5, deadline_s=30, max_tries=5, backoff_s=0.05)
 
 
-def while_restarting(away_s, n_rows=300, patience=WAITING, between=None):
-    """Ask for rows while the server goes away for a while in the middle; return the replies."""
+def while_restarting(n_rows=300, patience=WAITING, between=None, is_over=None):
+    """Ask for rows while the server goes away in the middle, for a second or until `is_over`; return the replies."""
     with ChatServer(latency_s=0.01) as server:
         backend = spec_for(server, patience=patience).open(lambda ref: KEY)
         assert backend.complete([ask("x")])[0].text == "ok"
@@ -29,28 +31,37 @@ def while_restarting(away_s, n_rows=300, patience=WAITING, between=None):
         asking.start()
         time.sleep(0.1)
     with between(port) if between else nullcontext():
-        time.sleep(away_s)
+        time.sleep(1)
+        while is_over and not is_over():
+            time.sleep(0.05)
     with ChatServer(port=port):
         asking.join(60)
     backend.close()
     return found
 
 
-def test_a_server_that_starts_again_loses_no_row():
-    replies = while_restarting(1.5)
+def test_a_server_that_starts_again_loses_no_row(monkeypatch):
+    failures, count = Counter(), _Tries.count
+
+    def counted(self, *given):
+        failures[id(self)] += 1
+        count(self, *given)
+
+    monkeypatch.setattr(_Tries, "count", counted)
+    replies = while_restarting(is_over=lambda: max(list(failures.values()), default=0) > WAITING.max_tries)
     assert {reply.text for reply in replies} == {"ok"}
     assert max(reply.attempts for reply in replies) > WAITING.max_tries
 
 
 @pytest.mark.parametrize("fault", [StatusFault(502), StatusFault(503), RawAnswer(b"<html>Bad gateway</html>", 502)])
 def test_so_does_none_behind_a_gateway(fault):
-    replies = while_restarting(1.0, between=lambda port: ChatServer(lambda body: fault, port=port))
+    replies = while_restarting(between=lambda port: ChatServer(lambda body: fault, port=port))
     assert {reply.text for reply in replies} == {"ok"}
 
 
 def test_a_proxy_that_takes_and_drops_connections_meanwhile_loses_no_row():
     # A dropped connection costs a quarter of a try.
-    replies = while_restarting(1.0, between=lambda port: ChatServer(lambda _: WireFault.DROP, port=port))
+    replies = while_restarting(between=lambda port: ChatServer(lambda _: WireFault.DROP, port=port))
     assert {reply.text for reply in replies} == {"ok"}
 
 
