@@ -28,7 +28,7 @@ LAYERS = {
     "llm": {"llm", "tasks.base", "config", "errors"},
     "execution": {"execution", "tasks", "llm", "config", "errors"},
     "models": {
-        "", "models", "tasks", "prompts", "memory", "execution", "config", "errors", "plain_text", "cascade",
+        "models", "tasks", "prompts", "memory", "execution", "config", "errors", "plain_text", "cascade",
         "llm.registry", "llm.base", "llm.credentials", "llm.model_facts", "llm.tuning", "llm.tuning_services",
     },
     "cascade": {"cascade", "errors"},

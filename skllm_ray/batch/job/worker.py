@@ -25,6 +25,7 @@ from skllm_ray.batch.output.fence import Fence
 from skllm_ray.batch.output.journal import Answer, Journal
 from skllm_ray.batch.output.manifest import Manifest, read_schema
 from skllm_ray.batch.output.part import JOURNAL, PART_META, SYSTEM, OldPart, UnitSummary, summary_of, table_bytes
+from skllm_ray.batch.output.stages import count_stages
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
@@ -310,16 +311,7 @@ class UnitWork:
         return {one["values"]: one["counts"] for one in kinds}
 
     def _by_stage(self, table: pa.Table) -> dict[str, Any]:
-        """Return how many rows each step of a cascade answered, and how many audited labels differ."""
-        prefix = self.manifest.output_prefix
-        if f"{prefix}stage" not in table.column_names:
-            return {}
-        stages = table.column(f"{prefix}stage")
-        audited = table.filter(pc.fill_null(pc.equal(stages, "audit"), False))
-        labels = (audited.column(f"{prefix}{name}").to_pylist() for name in ("prediction", "fast_label"))
-        differ = sum(strong is not None and _other(strong, fast) for strong, fast in zip(*labels, strict=True))
-        counts = {one["values"]: one["counts"] for one in pc.value_counts(stages.drop_null()).to_pylist()}
-        return {"stages": counts, "audit_differs": differ}
+        return count_stages(table, self.manifest.output_prefix)
 
     def _reasons(self, table: pa.Table) -> dict[str, str]:
         """Return the first reason of each kind of failure."""
@@ -382,13 +374,6 @@ def _array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
         return pa.array(values, kind)
     except UnicodeEncodeError:  # a server's answer holds half of a character
         return pa.array([whole(value) if isinstance(value, str) else value for value in values], kind)
-
-
-def _other(one: Any, other: Any) -> bool:
-    """Return whether two labels, or two lists of them in any order, differ."""
-    if isinstance(one, list) and isinstance(other, list):
-        return set(one) != set(other)
-    return bool(one != other)
 
 
 def _median(values: Sequence[float]) -> float | None:

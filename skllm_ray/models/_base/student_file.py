@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 
-import skllm_ray
 from skllm_ray.cascade import Certificate
 from skllm_ray.errors import ConfigurationError, InputError, MissingExtraError
 from skllm_ray.models._base.classifier import LLMClassifier
@@ -42,7 +42,7 @@ def save_student(student: Any, path: str | PathLike[str], certificate: Certifica
     skops = _skops()
     about = {
         "format": _FORMAT,
-        "skllm_ray": skllm_ray.__version__,
+        "skllm_ray": _version(),
         "teacher": _name_of(student.teacher_),
         "prompt_sha256": student.prompt_hash_,
         "labels": student.classes_.tolist(),
@@ -105,6 +105,13 @@ def _name_of(teacher: Any) -> str | None:
     model, _ = innermost(teacher)
     name = type(model).__name__
     return f"{name}({model.model!r})" if isinstance(model, LLMClassifier) else name
+
+
+def _version() -> str:
+    try:
+        return metadata.version("skllm-ray")
+    except metadata.PackageNotFoundError:  # it runs from its sources
+        return ""
 
 
 def _skops() -> Any:
