@@ -21,6 +21,7 @@ from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.tools.estimate import estimate_job
 from skllm_ray.cascade import Audit
 from skllm_ray.classification import CascadeClassifier, CoTGPTClassifier, ZeroShotGPTClassifier
+from skllm_ray.cli.job_file import JobFile, prepare, without_fast
 from skllm_ray.config import Price, SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError, OutputMismatchError
 from skllm_ray.execution.plan import Promised
@@ -336,3 +337,41 @@ def test_the_report_shows_the_promise_and_its_curve(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "at most 5% of these 1,000 rows" in page and "audited labels" in page
     assert "% of the sampled rows whose fast label would be kept" in page
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+def job_file(**given):
+    return JobFile(task="classify", input=["in"], output="out", labels=["good", "bad"], model="gguf::demo", **given)
+
+
+def test_the_command_lines_settings_make_a_cascade():
+    made = prepare(
+        job_file(fast_model="gguf::demo", max_disagreement=0.1, confidence=0.9, n_samples=200, random_state=7)
+    )
+    assert isinstance(made, CascadeClassifier) and made.model == "gguf::demo"
+    given = made.get_params(deep=False)
+    assert [given[name] for name in ("max_disagreement", "confidence", "n_samples", "audit_share", "random_state")] == [
+        0.1, 0.9, 200, 0.005, 7,
+    ]  # fmt: skip
+    assert isinstance(prepare(job_file()), ZeroShotGPTClassifier)
+    alone = without_fast(job_file(fast_model="gguf::demo", max_disagreement=0.1, limit=3))
+    assert (alone.fast_model, alone.limit, isinstance(prepare(alone), ZeroShotGPTClassifier)) == (None, 3, True)
+    priced = job_file(fast_model="custom_url::m", fast_input_price=0.5, fast_request_options={"seed": 1})
+    fast = prepare(priced.model_copy(update={"gpt_url": "http://127.0.0.1:1/v1"})).fast
+    assert fast.request_options == {"seed": 1} and fast._spec().capabilities.price.input == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_disagreement": 0.1}, "max_disagreement is given without fast_model"),
+        ({"audit_share": 0.1}, "audit_share is given without fast_model"),
+        ({"fast_model": "gguf::demo", "task": "summarize"}, "fast_model is given beside summarize"),
+        ({"fast_model": "gguf::demo", "estimator": "x", "task": None}, "fast_model is given beside an estimator"),
+    ],
+)
+def test_settings_of_no_fast_model_are_refused(given, message):
+    with pytest.raises(ConfigurationError, match=message):
+        prepare(job_file().model_copy(update=given) if "task" in given else job_file(**given))
