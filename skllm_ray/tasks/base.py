@@ -206,7 +206,8 @@ class Reply:
 
     text: str | None = None
     log_probs: tuple[float, ...] | None = None
-    """Natural logarithm of each choice's probability, normalised over the choices; shape (n_choices,)."""
+    """Natural logarithm of each choice's probability, normalised over the choices; shape (n_choices,). Where any number
+    of choices may apply, that of the answer as a whole; shape (1,)."""
     usage: Usage = field(default_factory=Usage)
     error: RowError | None = None
     attempts: int = 1

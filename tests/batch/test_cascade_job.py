@@ -20,7 +20,12 @@ from skllm_ray.batch.report import write_report
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.tools.estimate import estimate_job
 from skllm_ray.cascade import Audit
-from skllm_ray.classification import CascadeClassifier, CoTGPTClassifier, ZeroShotGPTClassifier
+from skllm_ray.classification import (
+    CascadeClassifier,
+    CoTGPTClassifier,
+    MultiLabelZeroShotGPTClassifier,
+    ZeroShotGPTClassifier,
+)
 from skllm_ray.cli.job_file import JobFile, prepare, without_fast
 from skllm_ray.config import Price, SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError, OutputMismatchError
@@ -375,3 +380,15 @@ def test_the_command_lines_settings_make_a_cascade():
 def test_settings_of_no_fast_model_are_refused(given, message):
     with pytest.raises(ConfigurationError, match=message):
         prepare(job_file().model_copy(update=given) if "task" in given else job_file(**given))
+
+
+def test_sets_of_labels_in_a_job(tmp_path):
+    texts = [f"{word} product, number {i}" for i in range(40) for word in ("Late", "Dear")]
+    made = [MultiLabelZeroShotGPTClassifier(model="gguf::demo", max_labels=2, on_error="coerce") for _ in range(2)]
+    fast, strong = (one.fit(None, ["delivery", "price", "quality"]) for one in made)
+    source = write(tmp_path / "in.parquet", texts)
+    result = batch.run(CascadeClassifier(fast, strong, n_samples=60), source, str(tmp_path / "out"))
+    found = read(tmp_path / "out")
+    assert result.complete and found["stage"].value_counts().to_dict() == {"sample": 60, "fast": 20}
+    assert [list(one) for one in found["prediction"]] == [list(one) for one in found["fast_label"]]
+    assert ((found["score"] > 0) & (found["score"] <= 1)).all()

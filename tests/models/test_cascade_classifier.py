@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import warnings
 from dataclasses import dataclass, replace
@@ -25,7 +26,13 @@ from sklearn.svm import LinearSVC
 
 import skllm_ray.models._base.estimator
 from skllm_ray.cascade import draw_sample
-from skllm_ray.classification import CascadeClassifier, CoTGPTClassifier, ZeroShotGPTClassifier
+from skllm_ray.classification import (
+    CascadeClassifier,
+    CoTGPTClassifier,
+    MultiLabelZeroShotGPTClassifier,
+    ZeroShotGPTClassifier,
+)
+from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import (
     ConfigurationError,
     InputError,
@@ -35,7 +42,8 @@ from skllm_ray.errors import (
     SkllmRayWarning,
 )
 from skllm_ray.tasks.base import Reply, RowError, Usage
-from skllm_ray.testing import FakeBackend, FakeSpec
+from skllm_ray.testing import ChatServer, FakeBackend, FakeSpec
+from skllm_ray.testing.chat_http import Response
 
 pytestmark = pytest.mark.usefixtures("local_mode")
 LABELS = ["blue", "green", "red"]
@@ -494,3 +502,62 @@ def test_a_pipeline_around_a_language_model_is_asked_once(models):
     assert sorted(asked["fast"]) == sorted(texts)
     assert (found["prediction"] != truth(texts)).mean() <= 0.05
     assert pickle.loads(pickle.dumps(CascadeClassifier(fast, strong))).predict(texts).shape == (1000,)
+
+
+# --- several labels -----------------------------------------------------------------------------------------------
+
+
+class Several(ChatServer):
+    """Says all labels that a text names; the strong one leaves "red" out where the fast one is unsure."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def _answer_to(self, path, body, key):
+        text = body["messages"][-1]["content"].rpartition("\n```\n")[2].removesuffix("\n```")
+        self.asked.append((body["model"], text))
+        found = [label for label in LABELS if label in text.split()]
+        if body["model"] == "strong":
+            found = [label for label in reversed(found) if label != "red" or "sure" in text]
+        tokens = ['{"label": [', *[f'"{label}",' for label in found[:-1]], f'"{found[-1]}"', "]}"]
+        choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": "".join(tokens)}}
+        p = 0.99 if "sure" in text else 0.6
+        if body.get("logprobs"):
+            told = [{"token": one, "logprob": math.log(p if one[0] == '"' else 1.0)} for one in tokens]
+            choice["logprobs"] = {"content": told}
+        return Response(200, json.dumps({"model": body["model"], "choices": [choice], "usage": {}}).encode())
+
+
+def test_sets_of_labels_are_compared_and_kept_by_their_probability():
+    texts = [
+        f"{i}: {'sure' if i % 4 else 'perhaps'} {' '.join(LABELS[: 1 + i % 3])} {LABELS[2] if i % 2 else ''}".strip()
+        for i in range(400)
+    ]
+    with Several() as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        fast, strong = (
+            MultiLabelZeroShotGPTClassifier(model=f"custom_url::{name}", max_labels=3).fit(None, LABELS)
+            for name in ("fast", "strong")
+        )
+        clf = CascadeClassifier(fast, strong, n_samples=150, random_state=1)
+        details = clf.predict_details(texts)
+        found = clf.predict(texts)
+        expected = strong.predict(texts)
+    assert found.shape == (400, 3) and details["stage"].value_counts()["fast"] > 200
+    differ = [set(one) != set(other) for one, other in zip(found, expected, strict=True)]
+    assert np.mean(differ) <= 0.05
+    two = np.array(
+        [len(labels) == 2 and "sure" in text for labels, text in zip(details["fast_label"], texts, strict=True)]
+    )
+    sure = details[(details["stage"] == "fast") & two]
+    assert sure["score"].to_numpy() == pytest.approx(0.99**2)
+    with pytest.raises(ConfigurationError, match="both give one label for each row, or both give several"):
+        CascadeClassifier(Known().fit(None), strong).predict(texts)
+
+
+def test_a_local_model_tells_the_probability_of_a_set():
+    texts = ["The parcel came late.", "Too dear, and it broke."]
+    clf = MultiLabelZeroShotGPTClassifier(model="gguf::demo", max_labels=2).fit(None, ["delivery", "price", "quality"])
+    found = clf.predict_details(texts)["probability"]
+    assert ((found > 0) & (found <= 1)).all()

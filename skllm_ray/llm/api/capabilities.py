@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from skllm_ray.errors import warn
-from skllm_ray.llm.api.label_probabilities import no_log_probs, read_log_probs
+from skllm_ray.llm.api.label_probabilities import no_log_probs, read_answer_log_prob, read_log_probs
 from skllm_ray.llm.api.options import RequestOptions, body_options, limits_in
 from skllm_ray.llm.api.request_runner import RequestKind, RequestRunner
 from skllm_ray.llm.api.token_estimate import TokenEstimate
@@ -247,7 +247,7 @@ class Learner:
 
     def wants_log_probs(self, request: ChatRequest) -> bool:
         """Return whether the answer is to come with the probabilities of the labels."""
-        return self._log_probs and request.choices is not None and not request.choices.multiple
+        return self._log_probs and request.choices is not None
 
     def refused_unasked(self, n_requests: int, tell: Callable[[int, Reply], None] | None) -> list[Reply] | None:
         """Return the replies of requests for probabilities where none are to be had, so that none is paid for."""
@@ -280,6 +280,8 @@ class Learner:
         self, tokens: Sequence[dict[str, Any]] | None, text: str, question: Question[ChatRequest]
     ) -> tuple[tuple[float, ...] | None, RowError | None]:
         """Return the labels' log probabilities, or why there are none; an answer that is no label has neither."""
+        if tokens and question.request.choices is not None and question.request.choices.multiple:
+            return read_answer_log_prob(tokens)
         if tokens and question.request.choices is not None:
             return read_log_probs(tokens, text, question.request.choices.labels)
         if question.shape in self._endpoint.answered:

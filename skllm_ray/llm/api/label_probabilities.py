@@ -43,6 +43,29 @@ def read_log_probs(
     return found, None
 
 
+def read_answer_log_prob(tokens: Sequence[dict[str, Any]]) -> tuple[tuple[float, ...] | None, RowError | None]:
+    """Return the log probability of an answer of any number of labels, from where its first label begins.
+
+    It is that of these labels in this order: no other order is told. What stands before them, such as a thought and the
+    answer's form, does not count.
+
+    Examples
+    --------
+    >>> tokens = [{"token": t, "logprob": math.log(p)} for t, p in [('{"label": ["', 0.1), ("a", 0.5), ('"]}', 0.8)]]
+    >>> (found,), error = read_answer_log_prob(tokens)
+    >>> round(math.exp(found), 2), error
+    (0.4, None)
+    """
+    if not all(_is_told(token) for token in tokens):
+        return None, RowError("malformed_response", "The log probabilities of the answer's tokens are no such numbers.")
+    pieces = [_piece(token) for token in tokens]
+    start, at, total = _Answer.find(b"".join(pieces)).start, 0, 0.0
+    for token, piece in zip(tokens, pieces, strict=True):
+        at += len(piece)
+        total += min(0.0, token["logprob"]) if at > start else 0.0
+    return (total,), None
+
+
 def label_log_probs(tokens: Sequence[dict[str, Any]], labels: Sequence[str]) -> tuple[float, ...] | None:
     """Return the natural logarithm of each label's probability, normalised over the labels.
 

@@ -24,7 +24,8 @@ from skllm_ray.models._base.delivery import Delivery
 from skllm_ray.models._base.estimator import OnError
 from skllm_ray.models._base.inputs import Texts, refuse_missing
 from skllm_ray.models._base.labelling import Rows, innermost, labels_of
-from skllm_ray.models._base.pair import check_pair, is_fitted
+from skllm_ray.models._base.multilabel import MultiLabelClassifier
+from skllm_ray.models._base.pair import check_pair, is_fitted, is_of_several
 from skllm_ray.models._base.taught import TaughtClassifier, TaughtRows
 from skllm_ray.models._base.two_stages import Asked, Decision, Stages, Terms, ask_finite, ask_stream
 from skllm_ray.tasks.base import Task
@@ -248,8 +249,18 @@ class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return labels
 
     def _label_type(self) -> pa.DataType:
-        return pa.string() if self.classes_.dtype.kind in "UO" else pa.from_numpy_dtype(self.classes_.dtype)
+        kind = pa.string() if self.classes_.dtype.kind in "UO" else pa.from_numpy_dtype(self.classes_.dtype)
+        return pa.list_(kind) if is_of_several(self._pair()[1]) else kind
 
     def _array(self, labels: NDArray[np.object_]) -> NDArray[Any]:
+        strong, _ = innermost(self._pair()[1])
+        if isinstance(strong, MultiLabelClassifier):
+            return _padded(labels, max(strong.max_labels, innermost(self._pair()[0])[0].max_labels))
         known = set(self.classes_.tolist())
         return labels.astype(self.classes_.dtype) if set(labels.tolist()) <= known else labels
+
+
+def _padded(labels: NDArray[np.object_], width: int) -> NDArray[np.object_]:
+    """Return tuples of labels as rows, padded with ``""``; a row without an answer is all None."""
+    rows = [[None] * width if one is None else [*one, *[""] * (width - len(one))] for one in labels]
+    return np.asarray(rows, dtype=object)

@@ -31,7 +31,6 @@ class MultiLabelClassifier(LLMClassifier):
     _placeholders: ClassVar[tuple[str, ...]] = ("x", "labels", "max_cats")
 
     _can_score: ClassVar[bool] = False
-    _gives_scores: ClassVar[bool] = False
     _parameter_constraints: ClassVar[Constraints] = {"max_labels": [Whole(1, _MOST_LABELS)]}
 
     max_labels: int

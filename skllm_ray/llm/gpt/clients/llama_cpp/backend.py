@@ -234,6 +234,7 @@ class GGUFBackend(Backend):
         """Let each answer grow label by label, the best continuation each time, until closing it is the best."""
         prompts = [chat.render(request.messages) for request in requests]
         chosen: list[list[str]] = [[] for _ in requests]
+        likely = [0.0] * len(requests)  # the log-probability of each answer so far, among all that could stand there
         replies: list[Reply | None] = [None] * len(requests)
         open_rows = list(range(len(requests)))
         while open_rows:
@@ -249,6 +250,8 @@ class GGUFBackend(Backend):
                     continue
                 # To go on is as likely as all labels together; only then do they compete with one another.
                 goes_on = bool(left[i]) and float(np.logaddexp.reduce(scores[:-1])) > float(scores[-1])
+                step = int(np.argmax(scores[:-1])) if goes_on else -1
+                likely[i] += float(scores[step] - np.logaddexp.reduce(scores))
                 if goes_on:
                     chosen[i].append(left[i][int(np.argmax(scores[:-1]))])
                 choices = _choices(requests[i])
@@ -256,7 +259,8 @@ class GGUFBackend(Backend):
                     still_open.append(i)
                     continue
                 usage = _usage(parts)
-                replies[i] = Reply(text=choices.answer(chosen[i]), usage=usage, model=self._model)
+                text = choices.answer(chosen[i])
+                replies[i] = Reply(text, log_probs=(min(0.0, likely[i]),), usage=usage, model=self._model)
             open_rows = still_open
         return replies  # type: ignore[return-value]
 
