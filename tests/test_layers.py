@@ -29,7 +29,8 @@ LAYERS = {
     "execution": {"execution", "tasks", "llm", "config", "errors"},
     "models": {
         "models", "tasks", "prompts", "memory", "execution", "config", "errors", "plain_text", "cascade",
-        "llm.registry", "llm.base", "llm.credentials", "llm.model_facts", "llm.tuning", "llm.tuning_services",
+        "llm.registry", "llm.base", "llm.credentials", "llm.model_facts", "llm.submissions",
+        "llm.tuning", "llm.tuning_services",
     },
     "cascade": {"cascade", "errors"},
     "classification": {"models"},

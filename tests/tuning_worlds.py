@@ -11,11 +11,11 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from skllm_ray.llm.tuning import TuningSpec, submit
+from skllm_ray.llm.submissions import GracePeriod, Service, submit
+from skllm_ray.llm.tuning import TuningJob, TuningSpec
 from skllm_ray.llm.tuning.examples import example_line
-from skllm_ray.llm.tuning.submit import GracePeriod, TuningService
+from skllm_ray.llm.tuning.store import open_store
 from skllm_ray.llm.tuning_services import open_service, with_data
-from skllm_ray.llm.tuning_stores import open_store
 from skllm_ray.tasks.base import ChatRequest
 from skllm_ray.testing.tuning_server import TuningServer
 
@@ -73,7 +73,7 @@ def job_of(service: str, server: TuningServer, **more: object) -> tuple[TuningSp
     return with_data(spec, lines)
 
 
-def service_of(spec: TuningSpec) -> TuningService:
+def service_of(spec: TuningSpec) -> Service:
     return open_service(spec, lambda reference: "sk-local")
 
 
@@ -90,7 +90,7 @@ def submit_and_die(service: str, root: str, store_url: str, at: str, how: str, e
         if step == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    submit(spec, data, open_store(store_url), service_of(spec), patience=QUICK, on_step=die)
+    submit(TuningJob(spec=spec), data, open_store(store_url), service_of(spec), patience=QUICK, on_step=die)
 
 
 def submit_and_tell(service: str, root: str, store_url: str, environment: dict[str, str], told: str) -> None:
@@ -100,7 +100,9 @@ def submit_and_tell(service: str, root: str, store_url: str, environment: dict[s
     server.root, server.url = root, f"{root}/v1"
     spec, data = job_of(service, server)
     try:
-        job = submit(spec, data, open_store(store_url), service_of(spec), patience=GracePeriod(20.0, 0.1))
+        job = submit(
+            TuningJob(spec=spec), data, open_store(store_url), service_of(spec), patience=GracePeriod(20.0, 0.1)
+        )
         Path(told).write_text(job.id or "")
     except Exception as error:  # noqa: BLE001  whatever it is, its name is told
         Path(told).write_text(type(error).__name__)

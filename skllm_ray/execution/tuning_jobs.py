@@ -25,11 +25,9 @@ from skllm_ray.execution import ray_state, session
 from skllm_ray.execution.tuning_submission import submit_here, submit_on_cluster
 from skllm_ray.execution.tuning_watcher import STARTING_S, OpenService, Polling, ask_once, watch, watchers
 from skllm_ray.llm.credentials import secrets_of
+from skllm_ray.llm.submissions import BEFORE_POST, GracePeriod, refresh
 from skllm_ray.llm.tuning import TuningJob, TuningSpec
-from skllm_ray.llm.tuning.job import BEFORE_POST
-from skllm_ray.llm.tuning.store import TuningStore
-from skllm_ray.llm.tuning.submit import GracePeriod, refresh
-from skllm_ray.llm.tuning_stores import open_store
+from skllm_ray.llm.tuning.store import TuningStore, open_store
 
 _log = logging.getLogger(__name__)
 
@@ -63,12 +61,12 @@ def submit_job(
     polling : Polling, optional
         How often the watcher asks.
     """
-    store = open_store()
-    secrets = secrets_of(key)
+    store, secrets = open_store(), secrets_of(key)
+    wanted = TuningJob(spec=spec, estimator=estimator)
     if ray_state.is_local_mode():
-        return submit_here(store.url, spec, data, estimator, new, patience, secrets)
+        return submit_here(store.url, wanted, data, new, patience, secrets)
     session.ensure()
-    job = submit_on_cluster(store, spec, data, estimator, new, patience, secrets)
+    job = submit_on_cluster(store, wanted, data, new, patience, secrets)
     watch(store, secrets, polling)
     return job
 

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 from skllm_ray.config import Secret, SecretRef, resolve_secret
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution import ray_state
+from skllm_ray.llm.submissions import BEFORE_POST, Service, refresh
 from skllm_ray.llm.tuning import TuningJob, TuningSpec
-from skllm_ray.llm.tuning.job import BEFORE_POST
-from skllm_ray.llm.tuning.store import TuningStore
-from skllm_ray.llm.tuning.submit import TuningService, refresh
+from skllm_ray.llm.tuning.store import TuningStore, open_store
 from skllm_ray.llm.tuning_services import open_service
-from skllm_ray.llm.tuning_stores import open_store
 
 if TYPE_CHECKING:
     from skllm_ray.execution.secrets import Sealed
@@ -163,7 +161,7 @@ class OpenService:
     def __init__(self, spec: TuningSpec, secrets: Mapping[str, Secret]) -> None:
         self._service = open_service(spec, lambda reference: resolve_secret(reference, secrets))
 
-    def __enter__(self) -> TuningService:
+    def __enter__(self) -> Service:
         return self._service
 
     def __exit__(self, *exception: object) -> None:

@@ -13,8 +13,8 @@ from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError
 from skllm_ray.llm.base import SecretResolver
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.llm.registry import provider_of, resolve
-from skllm_ray.llm.tuning.spec import Service, TuningSpec
-from skllm_ray.llm.tuning.submit import TuningService
+from skllm_ray.llm.submissions import Service
+from skllm_ray.llm.tuning.spec import ServiceName, TuningSpec
 
 OPENAI_CLOSES: Final = date(2027, 1, 6)
 """From this day on OpenAI takes no new tuning jobs."""
@@ -45,7 +45,7 @@ class Limits:
 
 
 _OPENAI_LIMITS = Limits(10, 1_000_000, 512 * 2**20, 65_536)
-LIMITS: Final[dict[Service, Limits]] = {
+LIMITS: Final[dict[ServiceName, Limits]] = {
     "vertex": Limits(1, 1_000_000, 2**30, 131_072),
     "openai": _OPENAI_LIMITS,
     "azure": _OPENAI_LIMITS,
@@ -193,7 +193,7 @@ def with_data(spec: TuningSpec, lines: list[bytes]) -> tuple[TuningSpec, bytes]:
     return replace(spec, data_sha256=hashlib.sha256(data).hexdigest()), data
 
 
-def open_service(spec: TuningSpec, resolve_secret: SecretResolver) -> TuningService:
+def open_service(spec: TuningSpec, resolve_secret: SecretResolver) -> Service:
     """Open the service of `spec` in this process."""
     if spec.service == "vertex":
         from skllm_ray.llm.vertex.tuning import VertexTuning

@@ -16,8 +16,9 @@ from ray.cluster_utils import Cluster
 
 import skllm_ray
 from skllm_ray.errors import AmbiguousSubmission
-from skllm_ray.llm.tuning import submit
-from skllm_ray.llm.tuning_stores import open_store
+from skllm_ray.llm.submissions import submit
+from skllm_ray.llm.tuning import TuningJob
+from skllm_ray.llm.tuning.store import open_store
 from skllm_ray.testing.tuning_server import SubmitFault, TuningServer
 from tests.cluster.scripts import run_script, start_script
 from tests.tuning_worlds import (
@@ -101,7 +102,9 @@ class World:
     def again(self) -> str:
         """Submit once more, as a new driver does; return the ID, or the name of the error."""
         try:
-            job = submit(self.spec, self.data, open_store(self.store_url), service_of(self.spec), patience=QUICK)
+            job = submit(
+                TuningJob(spec=self.spec), self.data, open_store(self.store_url), service_of(self.spec), patience=QUICK
+            )
         except AmbiguousSubmission as error:
             assert error.key == self.spec.key
             return "AmbiguousSubmission"

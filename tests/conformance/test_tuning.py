@@ -8,7 +8,7 @@ from skllm_ray import tuning
 from skllm_ray.classification import GPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError
-from skllm_ray.llm.tuning_stores import open_store
+from skllm_ray.llm.tuning.store import open_store
 from skllm_ray.llm.vertex.gcs import open_bucket
 from tests.conformance.conftest import free_port, serving
 from tests.tuning_worlds import LABELS, TEXTS, google_environment, job_of, service_of

@@ -14,7 +14,7 @@ from skllm_ray.execution.secrets import Sealed
 from skllm_ray.execution.tuning_jobs import wait
 from skllm_ray.execution.tuning_watcher import Polling, Watcher
 from skllm_ray.llm.tuning import ServerJob, TuningJob, TuningSpec
-from skllm_ray.llm.tuning_stores import open_store
+from skllm_ray.llm.tuning.store import open_store
 
 REF = SecretRef("openai_key", ("SKLLM_CONFIG_OPENAI_KEY",), "0" * 12, "my_company.vault:get_secret")
 SPEC = TuningSpec(service="custom_url", base_model="m", data_sha256="0" * 64, base_url="http://x/v1", key_ref=REF)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from skllm_ray.llm.tuning.spec import Service
+from skllm_ray.llm.tuning.spec import ServiceName
 from skllm_ray.tasks.base import ChatRequest
 
 
-def example_line(service: Service, request: ChatRequest, answer: str) -> bytes:
+def example_line(service: ServiceName, request: ChatRequest, answer: str) -> bytes:
     """Return one line of a data set: what will be asked, and what should be answered.
 
     Examples

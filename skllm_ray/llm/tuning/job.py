@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Final, Literal, Self
 
+from skllm_ray.llm.submissions.record import STRIKES, Submission
 from skllm_ray.llm.tuning.spec import TuningSpec
 
 State = Literal[
@@ -29,8 +29,6 @@ State = Literal[
 ]
 """The first four are ours, before the service knows the job; the others are the service's."""
 
-BEFORE_POST: Final[frozenset[State]] = frozenset({"intent", "refused", "forgotten"})
-"""The service holds no job for certain: submitting is safe."""
 ENDED: Final[frozenset[State]] = frozenset(
     {"succeeded", "partially_succeeded", "failed", "cancelled", "expired", "deleted"}
 )
@@ -63,7 +61,7 @@ class ServerJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TuningJob:
+class TuningJob(Submission):
     """A tuning job: what was asked, and the last that is known of it.
 
     Examples
@@ -73,43 +71,26 @@ class TuningJob:
     'intent'
     """
 
+    kind: ClassVar[str] = "tuning"
+    command: ClassVar[str] = "skllm-ray tune"
+
     spec: TuningSpec
     state: State = "intent"
-    id: str | None = None
-    """The service's identifier; None before the service has confirmed the job."""
     model: str | None = None
     """The tuned model; None before it exists."""
-    error: str | None = None
-    created_at: float | None = None
-    """When the service took the job, in seconds since the epoch."""
     started_at: float | None = None
     finished_at: float | None = None
     billable_tokens: int | None = None
     """The tokens that the service charges for, once it tells."""
     cost_usd: float | None = None
     """What the job cost; None where the service does not tell."""
-    data: str | None = None
-    """The service's name of the data set; None before the upload, and after it was removed."""
-    posted_at: float | None = None
-    """When the one POST was about to be sent."""
-    strikes: int = 0
-    """Polls in a row that found the job gone, or ended without its model."""
     estimator: dict[str, Any] = field(default_factory=dict)
     """What a fitted estimator is made of again: its parameters without credentials, and its labels."""
-    nonce: str = ""
-    """Tells apart two writers of the same version."""
-    version: int = 0
-    """The store's version of this record; 0 if it was never stored."""
 
     @property
-    def key(self) -> str:
-        """The content key."""
-        return self.spec.key
-
-    @property
-    def service(self) -> str:
-        """Who tunes."""
-        return self.spec.service
+    def title(self) -> str:
+        """What it is, for messages."""
+        return f"a tuning job of {self.base_model}"
 
     @property
     def base_model(self) -> str:
@@ -128,15 +109,27 @@ class TuningJob:
         """Whether there is a tuned model to predict with."""
         return self.state in USABLE and self.model is not None
 
-    def to_json(self) -> bytes:
-        """Return the record for the store."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+    def seen(self, found: ServerJob) -> Self:
+        """Return the record with what the service tells of the job."""
+        strikes = self.strikes + 1 if found.state in USABLE and found.model is None else 0
+        error = found.error
+        if strikes >= STRIKES:  # an endpoint may appear a little after its job's success
+            strikes, error = 0, error or "The job succeeded, but the service gives no tuned model to predict with."
+        return replace(
+            self,
+            id=found.id,
+            state=found.state,
+            model=found.model or self.model,
+            error=error,
+            created_at=found.created_at or self.created_at,
+            started_at=found.started_at or self.started_at,
+            finished_at=found.finished_at or self.finished_at,
+            billable_tokens=found.billable_tokens or self.billable_tokens,
+            data=self.data or (None if self.id else found.data),
+            strikes=strikes,
+        )
 
     @classmethod
-    def from_json(cls, text: bytes) -> Self:
-        """Return what :meth:`to_json` wrote; raises ``ValueError`` for anything else."""
-        fields = json.loads(text)
-        try:
-            return cls(**{**fields, "spec": TuningSpec.from_json(fields["spec"])})
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"not the record of a tuning job: {error}") from None
+    def read_spec(cls, told: dict[str, Any]) -> TuningSpec:
+        """Return the spec that is a part of the record."""
+        return TuningSpec.from_json(told)

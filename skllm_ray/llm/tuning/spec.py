@@ -12,7 +12,7 @@ from skllm_ray.config import SecretRef
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Service = Literal["vertex", "openai", "azure", "custom_url"]
+ServiceName = Literal["vertex", "openai", "azure", "custom_url"]
 """Who tunes: Vertex AI, OpenAI, Azure OpenAI, or any server with OpenAI's fine-tuning API."""
 
 _KEY_LENGTH = 40
@@ -30,7 +30,7 @@ class TuningSpec:
     True
     """
 
-    service: Service
+    service: ServiceName
     base_model: str
     """The model to tune, by its service's name."""
     data_sha256: str

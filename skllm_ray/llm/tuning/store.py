@@ -1,120 +1,16 @@
-"""Where tuning jobs are kept, so that they outlive every process.
-
-A job is a folder of versions, ``<key>/00000001.json`` and so on. Nothing is ever overwritten or removed: a change is
-the *exclusive creation* of the next version, which exactly one writer wins. That is all that a store must offer, and
-the reason why a local file system, Google Cloud Storage and many fsspec file systems serve alike. A version that was
-removed could be won a second time, so none is.
-"""
+"""Where tuning jobs are kept."""
 
 from __future__ import annotations
 
-import time
-import uuid
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import replace
+from typing import TypeAlias
 
-from skllm_ray.errors import ConfigurationError, InputError
+from skllm_ray.config import SKLLMConfig
+from skllm_ray.llm.submissions import SubmissionStore, stores
 from skllm_ray.llm.tuning.job import TuningJob
 
-PROBE = "probe"
-"""The folder that is no job's: what a store writes to try out whether it creates exclusively."""
-
-_READ_TRIES = 20
+TuningStore: TypeAlias = SubmissionStore[TuningJob]
 
 
-class TuningStore(ABC):
-    """A durable place for tuning jobs. A subclass reads, lists, and creates exclusively.
-
-    Attributes
-    ----------
-    url : str
-        What :func:`skllm_ray.llm.tuning_stores.open_store` takes.
-    is_local : bool
-        Whether only this machine sees it.
-    """
-
-    url: str
-    is_local = False
-
-    @abstractmethod
-    def _create(self, path: str, content: bytes) -> bool:
-        """Create `path` durably, whole or not at all; return False if it exists."""
-
-    @abstractmethod
-    def _read(self, path: str) -> bytes:
-        """Return the content of `path`."""
-
-    @abstractmethod
-    def _versions(self, key: str) -> Sequence[str]:
-        """Return the file names in the folder `key`, sorted; empty if there is none."""
-
-    @abstractmethod
-    def keys(self) -> list[str]:
-        """Return the keys of all jobs."""
-
-    def read(self, key: str) -> TuningJob | None:
-        """Return the last version of a job, or None.
-
-        Raises
-        ------
-        ConfigurationError
-            If the version cannot be read: what it said might be a job that was paid for.
-        """
-        names = self._versions(key)
-        if not names:
-            return None
-        path = f"{key}/{names[-1]}"
-        for _ in range(_READ_TRIES):  # a file system that is no object store may show a file before it is whole
-            try:
-                return TuningJob.from_json(self._read(path))
-            except ValueError as error:
-                reason = str(error)
-                time.sleep(0.05)
-        raise ConfigurationError(
-            f"{path} in the tuning store {self.url} is damaged ({reason}).",
-            "Restore it from a backup, or remove it if you know that no job was submitted.",
-        )
-
-    def write(self, job: TuningJob) -> TuningJob | None:
-        """Store `job` as the version after its own; return it, or None if another writer was first."""
-        job = replace(job, version=job.version + 1, nonce=uuid.uuid4().hex)
-        path = f"{job.key}/{job.version:08d}.json"
-        if self._create(path, job.to_json()):
-            return job
-        # A client that lost the server's answer may have tried again and met its own first try.
-        return job if self._read(path) == job.to_json() else None
-
-    def jobs(self) -> list[TuningJob]:
-        """Return all jobs that were not forgotten, oldest first."""
-        found = [job for key in self.keys() if (job := self.read(key)) is not None and job.state != "forgotten"]
-        return sorted(found, key=lambda job: (job.created_at or job.posted_at or float("inf"), job.key))
-
-    def find(self, name: str) -> TuningJob:
-        """Return the job with the service's ID or the key `name`.
-
-        Raises
-        ------
-        InputError
-            If there is none.
-        """
-        job = self.read(name) if name.replace("-", "").isalnum() else None
-        if job is not None and job.state != "forgotten":
-            return job
-        for job in self.jobs():
-            if job.id is not None and (name == job.id or name == job.id.rpartition("/")[2]):
-                return job
-        raise InputError(
-            f"No tuning job {name!r} in the store {self.url}.",
-            "`skllm-ray tune list` shows what it holds; `skllm-ray tune adopt` takes in a job of the service.",
-        )
-
-    def probe(self) -> None:
-        """Raise unless the second creation of the same file is refused."""
-        path = f"{PROBE}/{uuid.uuid4().hex}.json"
-        if self._create(path, b"{}") and not self._create(path, b"[]"):
-            return
-        raise ConfigurationError(
-            f"The tuning store {self.url} cannot create a file exclusively, so jobs could be paid twice.",
-            "Use a local folder, gs://BUCKET/FOLDER, or a file system of fsspec with pipe_file(…, mode='create').",
-        )
+def open_store(url: str | None = None) -> TuningStore:
+    """Return the store at `url`, else the one that ``SKLLMConfig.get_tuning_store()`` names."""
+    return stores.open_store(url or SKLLMConfig.get_tuning_store(), TuningJob)

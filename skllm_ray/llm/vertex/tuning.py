@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from skllm_ray.errors import ConfigurationError, JobFailedError
 from skllm_ray.llm.api.redaction import redact
+from skllm_ray.llm.submissions import OutcomeUnknownError, RefusedError
 from skllm_ray.llm.tuning.job import ServerJob, State
 from skllm_ray.llm.tuning.spec import TuningSpec
-from skllm_ray.llm.tuning.submit import OutcomeUnknownError, RefusedError
 from skllm_ray.llm.vertex.backend import _open_client
 from skllm_ray.llm.vertex.errors import classify
 from skllm_ray.llm.vertex.gcs import StorageError, check_bucket, explain, open_bucket

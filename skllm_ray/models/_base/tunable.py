@@ -12,9 +12,9 @@ from skllm_ray.errors import InputError, JobFailedError, NotSupportedError, warn
 from skllm_ray.execution.inherited_secrets import recalled
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.registry import resolve
+from skllm_ray.llm.submissions import GracePeriod
 from skllm_ray.llm.tuning import TuningJob, TuningSpec
 from skllm_ray.llm.tuning.examples import example_line
-from skllm_ray.llm.tuning.submit import GracePeriod
 from skllm_ray.llm.tuning_services import resolve_tuning, with_data
 from skllm_ray.models._base.constraints import A_FLAG, Constraints, Number, OneOf, Text, Whole
 from skllm_ray.models._base.estimator import LLMEstimator

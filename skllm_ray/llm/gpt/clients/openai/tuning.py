@@ -13,9 +13,9 @@ from skllm_ray.errors import ConfigurationError, JobFailedError, MissingKeyError
 from skllm_ray.llm.api.failures import classify
 from skllm_ray.llm.api.redaction import redact
 from skllm_ray.llm.base import SecretResolver
+from skllm_ray.llm.submissions import OutcomeUnknownError, RefusedError
 from skllm_ray.llm.tuning.job import ServerJob, State
 from skllm_ray.llm.tuning.spec import TuningSpec
-from skllm_ray.llm.tuning.submit import OutcomeUnknownError, RefusedError
 
 if TYPE_CHECKING:
     import openai

@@ -1,4 +1,4 @@
-"""The stores of tuning jobs, and how one is opened: a folder, Google Cloud Storage, or any fsspec file system."""
+"""The stores, and how one is opened: a folder, Google Cloud Storage, or any fsspec file system."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, MissingExtraError
-from skllm_ray.llm.tuning.store import PROBE, TuningStore
+from skllm_ray.llm.submissions.store import PROBE, R, SubmissionStore
 
 
-class FileStore(TuningStore):
+class FileStore(SubmissionStore[R]):
     """A folder of this machine, or one that several machines mount.
 
     Parameters
     ----------
     folder : str
         Made if it does not exist, for this user alone.
+    record : type
+        The kind of record.
     """
 
     is_local = True
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, record: type[R]) -> None:
+        self.record = record
         self._root = Path(folder).expanduser().absolute()
         self.url = str(self._root)
         try:
             self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise ConfigurationError(
-                f"tuning_store={folder!r} cannot be used: {error.strerror}.", "Choose another with set_tuning_store(…)."
+                f"{record.kind}_store={folder!r} cannot be used: {error.strerror}.",
+                f"Choose another with set_{record.kind}_store(…).",
             ) from None
 
     def _create(self, path: str, content: bytes) -> bool:
@@ -68,19 +71,20 @@ class FileStore(TuningStore):
         """Accept: a hard link is exclusive by definition."""
 
 
-class FsspecStore(TuningStore):
+class FsspecStore(SubmissionStore[R]):
     """A folder of any fsspec file system that creates exclusively."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, record: type[R]) -> None:
+        self.record, setting = record, f"{record.kind}_store={url!r}"
         try:
             import fsspec
         except ImportError:
-            raise MissingExtraError(f"fsspec is needed for tuning_store={url!r}.", "pip install fsspec") from None
+            raise MissingExtraError(f"fsspec is needed for {setting}.", "pip install fsspec") from None
         self.url = url.rstrip("/")
         try:
             self._fs, self._root = fsspec.url_to_fs(self.url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
-            raise ConfigurationError(f"tuning_store={url!r} cannot be opened: {error}") from None
+            raise ConfigurationError(f"{setting} cannot be opened: {error}") from None
 
     def _create(self, path: str, content: bytes) -> bool:
         whole = f"{self._root}/{path}"
@@ -90,14 +94,8 @@ class FsspecStore(TuningStore):
         except FileExistsError:
             return False
         except (NotImplementedError, TypeError):  # a file system that knows no exclusive creation
-            return self._refuse_exclusive()
+            raise self._not_exclusive() from None
         return True
-
-    def _refuse_exclusive(self) -> bool:
-        raise ConfigurationError(
-            f"The tuning store {self.url} cannot create a file exclusively, so jobs could be paid twice.",
-            "Use a local folder or gs://BUCKET/FOLDER.",
-        )
 
     def _read(self, path: str) -> bytes:
         return bytes(self._fs.cat_file(f"{self._root}/{path}"))
@@ -119,29 +117,30 @@ class FsspecStore(TuningStore):
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
 
-def open_store(url: str | None = None) -> TuningStore:
+def open_store(url: str, record: type[R]) -> SubmissionStore[R]:
     """Return the store at `url`: a local path, ``gs://BUCKET/FOLDER``, or any fsspec URL.
 
     Parameters
     ----------
-    url : str or None, default=None
-        None takes ``SKLLMConfig.get_tuning_store()``.
+    url : str
+        Where it is.
+    record : type
+        The kind of record that it keeps.
 
     Raises
     ------
     ConfigurationError
         If it cannot be opened, or does not create exclusively, which is tried out.
     """
-    url = url or SKLLMConfig.get_tuning_store()
     scheme, separator, rest = url.partition("://")
-    store: TuningStore
+    store: SubmissionStore[R]
     if not separator or scheme == "file":
-        store = FileStore(rest if separator else url)
+        store = FileStore(rest if separator else url, record)
     elif scheme == "gs":
-        from skllm_ray.llm.vertex.tuning_store import GCSStore
+        from skllm_ray.llm.vertex.gcs_store import GCSStore
 
-        store = GCSStore(url)
+        store = GCSStore(url, record)
     else:
-        store = FsspecStore(url)
+        store = FsspecStore(url, record)
     store.probe()
     return store

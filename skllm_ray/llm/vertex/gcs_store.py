@@ -1,4 +1,4 @@
-"""Tuning jobs kept in Google Cloud Storage."""
+"""Records of purchases kept in Google Cloud Storage."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from skllm_ray.errors import ConfigurationError
-from skllm_ray.llm.tuning.store import PROBE, TuningStore
+from skllm_ray.llm.submissions.store import PROBE, R, SubmissionStore
 from skllm_ray.llm.vertex.gcs import explain, open_bucket
 
 
-class GCSStore(TuningStore):
+class GCSStore(SubmissionStore[R]):
     """A folder of a bucket; versions are created under the precondition that they have no generation yet.
 
     Parameters
     ----------
     url : str
         ``gs://BUCKET/FOLDER``.
+    record : type
+        The kind of record.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, record: type[R]) -> None:
+        self.record = record
         self.url = url.rstrip("/")
         name, _, folder = self.url.removeprefix("gs://").partition("/")
         if not name:
-            raise ConfigurationError(f"tuning_store={url!r} names no bucket.", "Write gs://BUCKET/FOLDER.")
+            raise ConfigurationError(f"{record.kind}_store={url!r} names no bucket.", "Write gs://BUCKET/FOLDER.")
         self._folder = f"{folder}/" if folder else ""
         self._bucket = open_bucket(None, name)
 
@@ -59,8 +62,8 @@ class GCSStore(TuningStore):
         first: Any = self._create(path, b"{}")
         if self._create(path, b"[]"):
             raise ConfigurationError(
-                f"The tuning store {self.url} ignores if_generation_match=0 (given first: {first}), so it cannot keep "
-                "jobs from being paid twice.",
+                f"The {self.record.kind} store {self.url} ignores if_generation_match=0 (given first: {first}), "
+                "so it cannot keep jobs from being paid twice.",
                 "Use a real bucket, or a local folder.",
             )
 
