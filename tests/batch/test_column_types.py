@@ -109,7 +109,6 @@ def job(*columns: Any, folder: Path, **options: Any) -> tuple[pa.DataType, list[
         ([pa.nulls(1), pa.array([1])], "int64", [None, 1]),
         ([pa.array([], pa.string()), pa.array([1])], "int64", [1]),
     ],
-    ids=str,
 )
 def test_numbers_are_exact_or_texts(tmp_path, columns, kind, wanted):
     for i, some in enumerate((columns, columns[::-1])):
@@ -156,7 +155,6 @@ def test_files_without_statistics_are_looked_into(tmp_path):
         ([pa.array([2**62], pa.duration("ms")), pa.array([1], pa.duration("ns"))], "string"),
         ([pa.array([1], pa.duration("ms")), pa.array(["x"])], "string"),
     ],
-    ids=str,
 )
 def test_times_of_every_unit(tmp_path, columns, kind):
     found, values = job(*columns, folder=tmp_path)
@@ -256,7 +254,6 @@ def test_nanoseconds_in_96_bits_are_kept(tmp_path):
             ['{"a": ["2026-01-01 00:00:00.000000"], "b": "1.5", "c": "x"}', "7"],
         ),
     ],
-    ids=str,
 )
 def test_texts_bytes_and_what_is_nested(tmp_path, columns, kind, wanted):
     found, values = job(*columns, folder=tmp_path)

@@ -14,7 +14,9 @@ CLUSTER = Path(__file__).parents[2] / "cluster"
 SECRETS = re.compile(r"sk-[A-Za-z0-9]{8}|AKIA[A-Z0-9]{12}|_KEY[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9+/]{16}")
 
 
-@pytest.mark.parametrize("file", [path for path in CLUSTER.rglob("*") if path.is_file()], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "file", sorted(path for path in CLUSTER.rglob("*") if path.is_file()), ids=lambda path: path.name
+)
 def test_no_secret_stands_in_a_file(file):
     text = file.read_text("utf-8")
     assert SECRETS.search(text) is None
