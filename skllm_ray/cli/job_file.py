@@ -52,7 +52,7 @@ class JobFile(JobOptions):
     input: OneOrMore = Field([], description="Files, folders or patterns: Parquet, CSV, JSON lines.")
     output: str | None = Field(None, description="The folder for the parts.")
     model: str | None = Field(None, description="Such as gpt-5.4-mini, gguf::gemma2-2b-q6, custom_url::…, vertex::….")
-    fast_model: str | None = Field(None, description="A cheap model, whose labels are kept where it is sure.")
+    fast_model: str | None = Field(None, description="A cheap model or student (….skops); kept where it is sure.")
     fast_request_options: dict[str, Any] | None = Field(None, description="The fast model's extra request parameters.")
     fast_input_price: float | None = Field(None, ge=0, description="fast model: US dollars per million prompt tokens.")
     fast_output_price: float | None = Field(None, ge=0, description="fast model: US dollars per million answer tokens.")
@@ -228,8 +228,10 @@ def _cascade(job: JobFile, model: str | None) -> Any:
             input_per_million=job.fast_input_price or 0.0,
             output_per_million=job.fast_output_price or 0.0,
         )
+    student = name.endswith(".skops")
+    fast_job = job.model_copy(update={"request_options": job.fast_request_options})
     return classification.CascadeClassifier(
-        make(job.model_copy(update={"request_options": job.fast_request_options}), name),
+        classification.DistilledClassifier.load(name) if student else make(fast_job, name),
         make(job, model),
         max_disagreement=job.max_disagreement,
         confidence=job.confidence,

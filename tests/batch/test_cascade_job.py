@@ -11,6 +11,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 import skllm_ray
 from skllm_ray import batch
@@ -30,7 +33,8 @@ from skllm_ray.cli.job_file import JobFile, prepare, without_fast
 from skllm_ray.config import Price, SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError, OutputMismatchError
 from skllm_ray.execution.plan import Promised
-from skllm_ray.tasks.base import Reply, RowError, Usage
+from skllm_ray.models._base.student_backend import StudentBackend, StudentSpec
+from skllm_ray.tasks.base import ChatRequest, Reply, RowError, Usage
 from skllm_ray.testing import FakeBackend, FakeSpec
 from tests.batch.worlds import read, write
 
@@ -392,3 +396,30 @@ def test_sets_of_labels_in_a_job(tmp_path):
     assert result.complete and found["stage"].value_counts().to_dict() == {"sample": 60, "fast": 20}
     assert [list(one) for one in found["prediction"]] == [list(one) for one in found["fast_label"]]
     assert ((found["score"] > 0) & (found["score"] <= 1)).all()
+
+
+def test_a_student_is_the_fast_model_of_a_job(tmp_path):
+    texts = rows(1500, 0.0)
+    student = make_pipeline(CountVectorizer(token_pattern=r"\S+"), LogisticRegression(C=10))
+    student.fit(texts[:200], truth(texts[:200]))
+    strong = Model(model="strong", on_error="coerce").fit(None, LABELS)
+    source = files(tmp_path, texts)
+    result = run(source, tmp_path / "out", CascadeClassifier(student, strong))
+    found = read(tmp_path / "out")
+    assert result.complete and (found["prediction"] != truth(texts)).mean() <= 0.05
+    assert set(asked["strong"]) == set(found["text"][found["stage"] != "fast"]) and len(asked["strong"]) < 1000
+    assert found["fast_label"].tolist() == student.predict(texts).tolist()
+    np.testing.assert_allclose(found["score"], student.predict_proba(texts).max(axis=1))
+    assert found["cost_usd"][found["stage"] == "fast"].sum() == 0
+    other = make_pipeline(CountVectorizer(token_pattern=r"\S+"), LogisticRegression(C=10))
+    other.fit(texts[200:400], truth(texts[200:400]))
+    with pytest.raises(OutputMismatchError):
+        run(source, tmp_path / "out", CascadeClassifier(other, strong))
+
+
+def test_a_student_that_fails_escalates_its_rows():
+    backend = StudentBackend(StudentSpec(LogisticRegression()))
+    (reply,) = backend.complete([ChatRequest(({"role": "user", "content": "x"},))])
+    assert reply.error.kind == "bad_request" and "NotFittedError" in reply.error.message
+    with pytest.raises(NotSupportedError, match="gives labels, not vectors"):
+        backend.embed(["x"])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from skllm_ray.config import Secret
@@ -15,32 +16,32 @@ from skllm_ray.models._base.classifier import LLMClassifier
 from skllm_ray.models._base.cot import CoTClassifier, MultiLabelCoTClassifier
 from skllm_ray.models._base.estimator import OnError, Process
 from skllm_ray.models._base.labelling import innermost
+from skllm_ray.models._base.student_backend import student_step
 from skllm_ray.tasks.base import Row, Task
 
 
 class CascadeOfModels:
-    """Two language models as one estimator, for a batch job.
+    """A fast classifier and a strong language model as one estimator, for a batch job.
 
     Parameters
     ----------
-    fast, strong : classifier
-        Fitted.
+    fast : classifier
+        Fitted: a language model, or a classifier of scikit-learn's that takes texts.
+    strong : classifier
+        Fitted: a language model.
     promise : Promised
         The terms of the certificate.
-    params : mapping of str to object
-        The cascade's parameters.
 
     Raises
     ------
     NotSupportedError
-        If either is no language model with a label for each text.
+        If they are no such classifiers.
     """
 
     def __init__(self, fast: Any, strong: Any, promise: Promised) -> None:
-        self.fast, self.strong = (_model(one, name) for one, name in ((fast, "fast"), (strong, "strong")))
-        if self.fast._names() != self.strong._names():
+        self.strong, (self.fast, _), self._promise = _model(strong, "strong"), innermost(fast), promise
+        if isinstance(self.fast, LLMClassifier) and _model(fast, "fast")._names() != self.strong._names():
             raise ConfigurationError("fast and strong must have the same labels, under the same names.")
-        self._promise = promise
 
     def task(self) -> Task[Any]:
         """Return what the strong one asks."""
@@ -48,7 +49,7 @@ class CascadeOfModels:
 
     def plan(self) -> Plan:
         """Return both steps; the second takes all rows until there is a certificate."""
-        first, second = self.fast._checked_plan(log_probs=True), self.strong._checked_plan()
+        first, second = self._first(), self.strong._checked_plan()
         if len(first) > 1 or len(second) > 1:
             raise NotSupportedError(
                 "A batch cascade takes models of one step.", "Zero-shot and few-shot classifiers are; dynamic are not."
@@ -57,7 +58,8 @@ class CascadeOfModels:
 
     def secrets(self) -> dict[str, Secret]:
         """Return both models' credentials."""
-        return {**self.fast._secrets(), **self.strong._secrets()}
+        own = self.fast._secrets() if isinstance(self.fast, LLMClassifier) else {}
+        return {**own, **self.strong._secrets()}
 
     def output_types(self) -> dict[str, pa.DataType | None]:
         """Return the strong one's columns, and those that tell how a label came about."""
@@ -72,10 +74,16 @@ class CascadeOfModels:
         first = [row if row.stage == "fast" else row.replaced for row in rows]
         known = [one for one in first if one is not None]
         scores = iter(label_probability(known).tolist())
-        read = self.fast._reader()
+        read = self.strong._reader()  # both have the labels under the same names
         labels = [read(one.value) if one is not None and one.value is not None else None for one in first]
         more = [[row.stage or None for row in rows], [None if one is None else next(scores) for one in first]]
-        return [*columns, *more, *self.fast._columns(labels, rows)], rows
+        return [*columns, *more, *self.strong._columns(labels, rows)], rows
+
+    def _first(self) -> Plan:
+        if isinstance(self.fast, LLMClassifier):
+            return self.fast._checked_plan(log_probs=True)
+        names = dict(zip(self.strong.classes_.tolist(), self.strong._names(), strict=True))
+        return (student_step(self.fast, [names[label] for label in np.asarray(self.fast.classes_).tolist()]),)
 
 
 def _model(classifier: Any, name: str) -> LLMClassifier:
