@@ -95,8 +95,7 @@ def check(architecture: Architecture, folder: Path | None) -> Result:
             together = np.stack([reply.log_probs for reply in backend.complete(exact)])
             alone = np.stack([backend.complete([request])[0].log_probs for request in requests])
             best = [
-                json.loads(reply.text or "{}")
-                for reply in backend.complete([_with(r, best_only=True) for r in requests])
+                json.loads(reply.text or "{}") for reply in backend.complete([_with(r, best_only=True) for r in exact])
             ]
         finally:
             backend.close()

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from skllm_ray.llm.gpt.clients.llama_cpp.batch import Batch
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
-from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions, common_length
+from skllm_ray.llm.gpt.clients.llama_cpp.decoding import common_length
+from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.library import load_model, take_errors
 from skllm_ray.tasks import ChatRequest
 

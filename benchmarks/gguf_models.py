@@ -1,7 +1,9 @@
 """GGUF: ours against scikit-llm's way and against llama.cpp's own rate, in one run.
 
-``make bench-gguf`` runs it; ``--help`` lists what it takes. On a machine with a GPU and a llama-cpp-python that was
-built for it, ``--gpu-layers -1 --sizes 1B --widths 1,2,4,8,16,32,64`` measures the same there.
+``make bench-gguf`` runs it; ``--help`` lists what it takes. By default it measures what a row costs by labels, on the
+real model that ``make conformance`` downloads, if it is there, and on random weights with small and large vocabularies;
+``--full`` adds llama.cpp's own rates, free text and Ray, which takes long. On a machine with a GPU and a
+llama-cpp-python that was built for it, ``--gpu-layers -1 --sizes 1B --widths 1,2,4,8,16,32,64`` measures it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.gguf_labels import by_labels, show_by_labels
 from benchmarks.random_model import SHAPES, make_model
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.batch import Batch
@@ -33,6 +36,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.memory import memory_needed
 from skllm_ray.tasks import ChatRequest, ZeroShotTask
 
 LABELS = ("positive", "negative", "neutral")
+REAL_MODEL = Path(os.environ.get("SKLLM_RAY_REAL_MODEL", ".conformance/gemma3-270m.gguf"))
 FORCED = 10
 """Tokens that the sequential way writes per row: those of ``{"label": "positive"}`` in a common tokenizer."""
 PADDING = "Judge by what the writer felt and not by what the thing was, and by the text as a whole. "
@@ -324,26 +328,42 @@ def private_and_mapped(replicas: Sequence[Any], path: Path) -> list[dict[str, fl
 
 
 @click.command()
-@click.option("--sizes", default="demo,20M,250M", show_default=True, help=f"Of demo, {', '.join(SHAPES)}.")
+@click.option(
+    "--sizes",
+    default="demo,20M,250M-152k,270M-262k",
+    show_default=True,
+    help=f"Of demo, {', '.join(SHAPES)}; the real model comes first, if `make conformance` has downloaded it.",
+)
 @click.option(
     "--model",
     default=None,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A GGUF file to measure in place of --sizes.",
 )
+@click.option(
+    "--data",
+    default=None,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A CSV file with columns text and category, such as BANKING77's; made-up texts without.",
+)
+@click.option("--labels", default="5,77,1000", show_default=True, help="Numbers of labels.")
+@click.option("--full/--short", default=False, show_default=True, help="Measure llama.cpp's rates and free text, too.")
 @click.option("--rows", default=0, help="Texts to classify; 0 chooses by size.")
-@click.option("--rounds", default=3, show_default=True)
+@click.option("--rounds", default=2, show_default=True)
 @click.option("--threads", default=os.cpu_count() or 1, show_default=True)
 @click.option("--gpu-layers", default=0, show_default=True, help="0: CPU, -1: all layers on the GPU.")
 @click.option(
     "--widths", default="1,8,32", show_default=True, help="Rows asked together, and sequences written at once."
 )
-@click.option("--ray/--no-ray", default=True, show_default=True, help="Measure predict through Ray as well.")
+@click.option("--ray/--no-ray", default=False, show_default=True, help="With --full, measure predict through Ray.")
 @click.option("--models", default=".benchmarks/models", show_default=True, type=click.Path(path_type=Path))
 @click.option("--out", default=".benchmarks/gguf.json", show_default=True, type=click.Path(path_type=Path))
 def main(
     sizes: str,
     model: Path | None,
+    data: Path | None,
+    labels: str,
+    full: bool,
     rows: int,
     rounds: int,
     threads: int,
@@ -356,22 +376,33 @@ def main(
     """Measure GGUF models: scikit-llm's way, ours, and llama.cpp's own rate, in turn."""
     console = Console()
     results: dict[str, Any] = {"threads": threads, "gpu_layers": gpu_layers, "models": {}}
-    for size in [model.name] if model else sizes.split(","):
-        if model:
-            path = model.resolve()
-        else:
-            path = DEMO_FILE if size == "demo" else make_model(SHAPES[size], models.resolve() / f"{size}.gguf")
+    counts, together = ([int(n) for n in numbers.split(",")] for numbers in (labels, widths))
+    for size, path in _files(sizes, model, models.resolve()).items():
         n_rows = rows or (2048 if gpu_layers else {"demo": 1024, "20M": 256}.get(size, 64))
-        together = [int(width) for width in widths.split(",")]
-        one: dict[str, Any] = {"scoring": scoring(path, n_rows, rounds, threads, gpu_layers, together)}
-        one["free_text"] = free_text(path, together, rounds, threads, gpu_layers)
-        if ray:
-            one["ray"] = through_ray(path, 2 * n_rows, rounds, threads, gpu_layers)
+        one: dict[str, Any] = {}
+        if not gpu_layers:
+            one["by_labels"] = by_labels(path, data, counts, n_rows, rounds, threads)
+            show_by_labels(console, size, one["by_labels"])
+        if full or gpu_layers:
+            one["scoring"] = scoring(path, n_rows, rounds, threads, gpu_layers, together)
+            one["free_text"] = free_text(path, together, rounds, threads, gpu_layers)
+            if ray:
+                one["ray"] = through_ray(path, 2 * n_rows, rounds, threads, gpu_layers)
+            show(console, size, one)
         results["models"][size] = one
-        show(console, size, one)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(results, indent=1))
     console.print(f"Written to {out}")
+
+
+def _files(sizes: str, model: Path | None, models: Path) -> dict[str, Path]:
+    """Return the models to measure; those of random weights are made where they are missing."""
+    if model:
+        return {model.name: model.resolve()}
+    found = {REAL_MODEL.name: REAL_MODEL.resolve()} if REAL_MODEL.exists() else {}
+    for size in sizes.split(","):
+        found[size] = DEMO_FILE if size == "demo" else make_model(SHAPES[size], models / f"{size}.gguf")
+    return found
 
 
 def show(console: Console, size: str, one: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ from rich.table import Table
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import Prompts
-from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, score
+from skllm_ray.llm.gpt.clients.llama_cpp.scoring import score
+from skllm_ray.llm.gpt.clients.llama_cpp.trie import ContextOverflowError
 from skllm_ray.tasks import ChatRequest, MultiLabelZeroShotTask, PromptStyle
 from training.demo_model.generator import draw_example, draw_task
 

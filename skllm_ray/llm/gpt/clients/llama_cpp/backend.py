@@ -21,10 +21,10 @@ from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat, Prompts
 from skllm_ray.llm.gpt.clients.llama_cpp.embedding import Embedder, Vector
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generated, Generator
-from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Scores, Trie, tokens_needed
 from skllm_ray.llm.gpt.clients.llama_cpp.search import Found
 from skllm_ray.llm.gpt.clients.llama_cpp.templates import TemplateError
 from skllm_ray.llm.gpt.clients.llama_cpp.thinking import UNFINISHED, answer_text, think
+from skllm_ray.llm.gpt.clients.llama_cpp.trie import ContextOverflowError, Scores, Trie, tokens_needed
 from skllm_ray.llm.gpt.clients.llama_cpp.truncation import shortened
 from skllm_ray.tasks.base import TRUNCATED, ChatRequest, Choices, Embedding, PromptStyle, Reply, RowError, Usage
 
@@ -150,7 +150,8 @@ class GGUFBackend(Backend):
     # --- one label ------------------------------------------------------------------------------------------------
 
     def _choose_one(self, requests: Sequence[ChatRequest], chat: Prompts) -> list[Reply]:
-        scorer = open_scorer(self._engine, exact=any(_choices(request).exact for request in requests))
+        exact = any(_choices(request).exact for request in requests)
+        scorer = open_scorer(self._engine, exact=exact)
         at_once = _TOKENISED_AHEAD if self._engine.options.n_gpu_layers else len(requests)
         split = [self._split_one(request, chat) for request in requests[:at_once]]  # while another call still decodes
         scored: dict[int, Scores] = {}
@@ -162,45 +163,24 @@ class GGUFBackend(Backend):
             scorer.finish()
             searched = [i for i in range(len(requests)) if i not in scored]
             heads, tries = [split[i][0] for i in searched], [split[i][1] for i in searched]
-            found = dict(zip(searched, best(self._engine, heads, tries, self._margin(tries)), strict=True))
-        close = [
-            i for i, request in enumerate(requests) if self._is_close(request, scored.get(i), found.get(i, 0), split[i])
-        ]
-        exact = self._choose_one([_exactly(requests[i]) for i in close], chat) if close else []
-        decided = dict(zip(close, exact, strict=True))
+            found = dict(zip(searched, self._best(heads, tries, exact), strict=True))
         return [
-            self._one_reply(request, scored.get(i, found.get(i)), split[i], decided.get(i))
+            self._one_reply(request, scored[i] if i in scored else found[i], split[i])
             for i, request in enumerate(requests)
         ]
 
-    def _one_reply(
-        self, request: ChatRequest, found: Scores | Found, split: tuple[list[int], Trie], exact: Reply | None
-    ) -> Reply:
-        """Return a row's reply; `exact` is that of exact scores, where they were asked for."""
+    def _best(self, heads: Sequence[list[int]], tries: Sequence[Trie], exact: bool) -> list[Found]:
+        """Return the likeliest label of each row: that of exact scores where they are asked for and labels are few."""
+        return best(self._engine, heads, tries, exact=exact and all(trie.n_nodes <= _MANY_NODES for trie in tries))
+
+    def _one_reply(self, request: ChatRequest, found: Scores | Found, split: tuple[list[int], Trie]) -> Reply:
         if isinstance(found, ContextOverflowError):
             return self._too_long(found)
         if isinstance(found, np.ndarray):
-            return self._scored_reply(request, found, split) if exact is None else replace(exact, usage=_usage(split))
+            return self._scored_reply(request, found, split)
         choices = _choices(request)
-        text = exact.text if exact is not None else choices.answer([choices.labels[found or 0]])
+        text = choices.answer([choices.labels[found]])
         return Reply(text=text, usage=_usage(split), model=self._model)
-
-    def _margin(self, tries: Sequence[Trie]) -> float:
-        """Return how close two labels may be before exact scores decide between them; 0 where none do."""
-        exact = not self._engine.overlaps and self._engine.sequences.shares_tokens
-        return _CLOSE if exact and all(trie.n_nodes <= _MANY_NODES for trie in tries) else 0.0
-
-    def _is_close(
-        self, request: ChatRequest, scores: Scores | None, found: Found, split: tuple[list[int], Trie]
-    ) -> bool:
-        """Return whether exact scores, those of `predict_proba`, may have another best label."""
-        choices = _choices(request)
-        if scores is None:
-            return found is None
-        if not choices.best_only or choices.exact or isinstance(scores, ContextOverflowError) or len(scores) < 2:
-            return False
-        second, first = np.partition(scores, -2)[-2:].tolist()
-        return bool(first - second < self._margin([split[1]]))
 
     def _is_searched(self, request: ChatRequest, split: tuple[list[int], Trie]) -> bool:
         engine, n_nodes = self._engine, split[1].n_nodes
@@ -344,9 +324,6 @@ _SINGLE, _MULTIPLE, _FREE = "single", "multiple", "free"
 _KEPT_FORMATS = 8
 _WRITTEN_TOKENS = 256  # room for an answer that nobody bounded, where a text is cut
 _TOKENISED_AHEAD = 64  # rows: what a GPU decodes while the next ones are tokenised
-_CLOSE = 0.4
-"""Of log-probabilities. Other rows in a decode moved two likeliest labels against one another by 0.08 in the median and
-by 0.4 at most, with 4-bit weights of a small model. Exact scores of one row in seven cost a third more time."""
 _MANY_LOGITS = 1 << 18  # of a row, the same on a CPU
 _MANY_NODES = 64  # of a trie, from which on a search for the best label alone is faster than scoring all
 
@@ -355,10 +332,6 @@ def _kind(request: ChatRequest) -> str:
     if request.choices is None:
         return _FREE
     return _MULTIPLE if request.choices.multiple else _SINGLE
-
-
-def _exactly(request: ChatRequest) -> ChatRequest:
-    return replace(request, choices=replace(_choices(request), best_only=False, exact=True))
 
 
 def _usage(split: tuple[list[int], Trie]) -> Usage:

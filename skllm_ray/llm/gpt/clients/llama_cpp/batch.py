@@ -79,9 +79,9 @@ class Batch:
             self.wanted[stop - 1] = 1
         self.n_tokens = stop
 
-    def fill(self, n_tokens: int, position: int) -> None:
-        """Add tokens of sequence 0 from `position` on, which nobody looks at."""
-        self.add(self.tokens[:1].repeat(n_tokens), position + self.n_filled, 0)
+    def fill(self, n_tokens: int, position: int, sequence: int) -> None:
+        """Add tokens that nobody looks at, of one sequence from `position` on."""
+        self.add(np.full(n_tokens, self.tokens[0] if self.n_tokens else 0, np.int32), position, sequence)
         self.n_filled += n_tokens
 
     def ends(self) -> list[int]:

@@ -18,15 +18,8 @@ from numpy.typing import NDArray
 from skllm_ray.llm.gpt.clients.llama_cpp import search
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
 from skllm_ray.llm.gpt.clients.llama_cpp.logarithms import log_sum_exp
-from skllm_ray.llm.gpt.clients.llama_cpp.scoring import (
-    ContextOverflowError,
-    Row,
-    Scorer,
-    Scores,
-    Trie,
-    _closing,
-    fitting,
-)
+from skllm_ray.llm.gpt.clients.llama_cpp.scoring import Scorer, closing
+from skllm_ray.llm.gpt.clients.llama_cpp.trie import ContextOverflowError, Row, Scores, Trie, fitting
 
 _Path = tuple[int, ...]
 
@@ -125,7 +118,7 @@ class _Standing:
         """Take in the logits behind a node, of shape (1, n_vocab), and the logarithm of their sum of exponentials."""
         node, base = self.paths.nodes[number], self.bases[number] - total
         if len(node.ends):
-            self.scores[node.ends] = base + _closing(engine, logits, np.zeros_like(node.ends), node.end_tokens)
+            self.scores[node.ends] = base + closing(engine, logits, np.zeros_like(node.ends), node.end_tokens)
         if len(node.children):
             values = base + logits[0, node.tokens]
             self.bases[node.children] = values
@@ -197,11 +190,11 @@ def score(
 
 
 def best(
-    engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie], margin: float = 0.0
+    engine: Engine, prompts: Sequence[Sequence[int]], tries: Sequence[Trie], *, exact: bool = False
 ) -> list[search.Found]:
-    """Return the most likely continuation of every prompt; see :func:`.search.best`. Copies need no `margin`."""
+    """Return the most likely continuation of every prompt; see :func:`.search.best`. Copies are exact either way."""
     if engine.sequences.shares_tokens:
-        return search.best(engine, prompts, tries, margin)
+        return search.best(engine, prompts, tries, exact=exact)
     results: list[Scores] = [np.zeros(0)] * len(prompts)
     rows = fitting(engine, prompts, tries, results)
     found: list[search.Found] = [entry if isinstance(entry, ContextOverflowError) else 0 for entry in results]

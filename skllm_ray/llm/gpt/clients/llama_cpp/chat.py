@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from skllm_ray.errors import ConfigurationError, ModelLoadError, SkllmRayError
-from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, common_length
-from skllm_ray.llm.gpt.clients.llama_cpp.scoring import Trie
+from skllm_ray.llm.gpt.clients.llama_cpp.decoding import common_length
+from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
 from skllm_ray.llm.gpt.clients.llama_cpp.templates import PLAIN, ChatTemplate, TemplateError
 from skllm_ray.llm.gpt.clients.llama_cpp.thoughts import FORMS, MARKUP, ThoughtForm, closes, no_form
+from skllm_ray.llm.gpt.clients.llama_cpp.trie import Trie
 from skllm_ray.tasks.base import Message, PromptStyle
 
 _KEPT_TRIES = 256

@@ -12,7 +12,7 @@ from skllm_ray.errors import ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.batch import Batch
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
 from skllm_ray.llm.gpt.clients.llama_cpp.library import take_errors
-from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError
+from skllm_ray.llm.gpt.clients.llama_cpp.trie import ContextOverflowError
 
 _TOKENS = 512  # in one decode; a longer text comes alone
 _MOST_TEXTS = 64

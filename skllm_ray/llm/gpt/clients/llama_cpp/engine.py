@@ -6,12 +6,10 @@ stays there from call to call. What is done with the sequences is told in :mod:`
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,26 +17,26 @@ from numpy.typing import NDArray
 
 from skllm_ray.errors import ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.batch import Batch
+from skllm_ray.llm.gpt.clients.llama_cpp.decoding import Decoding, common_length
 from skllm_ray.llm.gpt.clients.llama_cpp.fitness import facts_of, refusal
 from skllm_ray.llm.gpt.clients.llama_cpp.library import (
     context_length,
     import_llama_cpp,
     is_embedding_model,
     load_model,
-    metadata,
     most_outputs,
     set_verbose,
     take_errors,
 )
 from skllm_ray.llm.gpt.clients.llama_cpp.memory import is_recurrent, memory_needed, recurrent_memory
 from skllm_ray.llm.gpt.clients.llama_cpp.sequences import N_MARKS, TOGETHER, Sequences, SharedTokens, StateCopies
+from skllm_ray.llm.gpt.clients.llama_cpp.vocabulary import Vocabulary
 
 _WORTH_A_RUN = 256  # tokens that a shorter prefix must cost before rows part into two runs
 _LONGEST = 1 << 31
 _EVEN = 16
 _CPU_BATCH = 256  # a token looks at all cells of its batch: on a CPU, wider decodes cost more than they save
 _GPU_BATCH = 2048
-_ACROSS = re.compile(rb"\S ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class EngineOptions:
     """Whether the tokenizer alone is loaded."""
 
 
-class Engine:
+class Engine(Vocabulary):
     """A loaded GGUF model and its context.
 
     Parameters
@@ -73,12 +71,10 @@ class Engine:
     """
 
     def __init__(self, options: EngineOptions) -> None:
-        self.lib = import_llama_cpp()
+        lib = import_llama_cpp()
         self.options = options
         set_verbose(options.verbose)
-        self.model = self._load_model()
-        self.vocab = self.lib.llama_model_get_vocab(self.model)
-        self.n_vocab = int(self.lib.llama_vocab_n_tokens(self.vocab))
+        super().__init__(lib, _load_model(lib, options))
         trained = int(self.lib.llama_model_n_ctx_train(self.model))
         self.n_ctx = context_length(trained, options.n_ctx)
         self.n_outputs = most_outputs(self.n_vocab)
@@ -104,23 +100,6 @@ class Engine:
         """Prompt tokens that were not decoded, because they stood in the shared prefix."""
 
     # --- loading --------------------------------------------------------------------------------------------------
-
-    def _load_model(self) -> Any:
-        lib, options = self.lib, self.options
-        if options.n_gpu_layers != 0 and not lib.llama_supports_gpu_offload():
-            raise ModelLoadError(
-                f"gguf_max_gpu_layers={options.n_gpu_layers}, but this llama-cpp-python was built without GPU support.",
-                "Install a CUDA or Metal build, or call SKLLMConfig.set_gguf_max_gpu_layers(0).",
-            )
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = options.n_gpu_layers
-        params.vocab_only = options.vocab_only
-        model = load_model(lib, options.path, params)
-        reason = refusal(options.path, facts_of(lib, model))
-        if reason is not None:
-            lib.llama_model_free(model)
-            raise reason
-        return model
 
     def _open_context(self) -> Any:
         lib, options = self.lib, self.options
@@ -165,10 +144,6 @@ class Engine:
             return SharedTokens(self.lib, memory, self.n_sequences)
         return StateCopies(self.lib, memory, self.n_sequences, self.metadata("general.architecture") in TOGETHER)
 
-    def metadata(self, key: str) -> str | None:
-        """Return a metadata value of the file, or None."""
-        return metadata(self.lib, self.model, key)
-
     def close(self) -> None:
         """Free the context and the model. Calling it again does nothing."""
         if self.model is None:
@@ -177,98 +152,6 @@ class Engine:
             self.lib.llama_free(self._context)
         self.lib.llama_model_free(self.model)
         self.model = self._context = None
-
-    # --- tokens ---------------------------------------------------------------------------------------------------
-
-    def tokenize(self, text: str) -> list[int]:
-        """Return the tokens of a rendered prompt: control tokens recognised, none added."""
-        return self._tokenize(text, add_special=False, parse_special=True)
-
-    def tokenize_text(self, text: str) -> list[int]:
-        """Return the tokens of a bare text: no control token is read from it, the model's own are added."""
-        return self._tokenize(text, add_special=True, parse_special=False)
-
-    def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        encoded = text.encode("utf-8", "replace")
-        size = len(encoded) + 8
-        tokens = (self.lib.llama_token * size)()
-        count = self.lib.llama_tokenize(self.vocab, encoded, len(encoded), tokens, size, add_special, parse_special)
-        if count < 0:
-            raise ValueError(f"llama.cpp could not tokenise a text of {len(encoded)} bytes.")
-        return list(tokens[:count])
-
-    def piece(self, token: int, *, special: bool = False) -> bytes:
-        """Return the bytes that `token` stands for."""
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            length = self.lib.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
-            if length >= 0:
-                return buffer.raw[:length]
-            size = -length
-
-    @property
-    def bos(self) -> int | None:
-        """The token that begins every prompt, or None if the model has none."""
-        return self.bos_token if self.lib.llama_vocab_get_add_bos(self.vocab) else None
-
-    def special_text(self, name: str) -> str:
-        """Return the text of the special token `name` (``bos`` or ``eos``), or an empty string."""
-        token = int(getattr(self.lib, f"llama_vocab_{name}")(self.vocab))
-        return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
-
-    @property
-    def bos_token(self) -> int | None:
-        """The model's token of a beginning, whether or not its tokenizer puts it there by itself."""
-        token = int(self.lib.llama_vocab_bos(self.vocab))
-        return token if token >= 0 else None
-
-    def special_texts(self) -> tuple[list[str], list[str]]:
-        """Return the texts that llama.cpp reads as tokens of their own: control tokens, and user-defined ones."""
-        lib, vocab = self.lib, self.vocab
-        hidden = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
-        found: tuple[list[str], list[str]] = ([], [])
-        for token in range(self.n_vocab):
-            kind = int(lib.llama_vocab_get_attr(vocab, token))
-            if kind & (hidden | lib.LLAMA_TOKEN_ATTR_USER_DEFINED):
-                text = self.piece(token, special=True).decode("utf-8", "replace")
-                found[0 if kind & hidden else 1].append(text)
-        return found
-
-    @cached_property
-    def marked_pieces(self) -> dict[int, bytes]:
-        """The texts of the control tokens, which have none in `pieces`, and of those that users defined."""
-        lib, vocab = self.lib, self.vocab
-        marked = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
-        return {
-            token: self.piece(token, special=True)
-            for token in range(self.n_vocab)
-            if lib.llama_vocab_get_attr(vocab, token) & marked
-        }
-
-    @cached_property
-    def quoted_tokens(self) -> NDArray[np.int64]:
-        """The tokens whose text begins with a double quote."""
-        return np.asarray([token for token, piece in enumerate(self.pieces) if piece.startswith(b'"')], np.int64)
-
-    @cached_property
-    def quotes(self) -> NDArray[np.int64]:
-        """The tokens whose text is a double quote and nothing else."""
-        return np.asarray([token for token, piece in enumerate(self.pieces) if piece == b'"'], np.int64)
-
-    @cached_property
-    def parts_at_spaces(self) -> bool:
-        """Whether no token reaches from the end of a word over the space behind it."""
-        return not any(_ACROSS.search(piece) for piece in self.pieces)
-
-    @cached_property
-    def pieces(self) -> list[bytes]:
-        """Each token's bytes."""
-        return [self.piece(token) for token in range(self.n_vocab)]
-
-    def is_end(self, token: int) -> bool:
-        """Return whether `token` ends a generation."""
-        return bool(self.lib.llama_vocab_is_eog(self.vocab, token))
 
     # --- the shared prefix ----------------------------------------------------------------------------------------
 
@@ -322,7 +205,7 @@ class Engine:
             batch.add(prefix[kept:stop], kept, 0, self.sequences.n_holders)
             n_missing = -len(batch) % step if self.sequences.shares_tokens else 0
             if n_missing:
-                batch.fill(n_missing, stop)
+                batch.fill(n_missing, stop, 0)
             self._prefix, kept = list(prefix[:stop]), stop
             self.start(batch)
             if n_missing:
@@ -365,11 +248,12 @@ class Engine:
         self._batch.clear()
         return self._batch
 
-    def fill_up(self, batch: Batch, step: int) -> None:
-        """Fill `batch` up, behind a row, to the next multiple of `step`, where another row may begin."""
+    def filled_up(self, batch: Batch, step: int) -> Batch:
+        """Fill `batch` up, at its end, to a multiple of `step`, with tokens that nobody looks at; return it."""
         n_missing = -len(batch) % step
         if n_missing:
-            batch.fill(n_missing, len(self._prefix))
+            batch.fill(n_missing, len(self._prefix), 0)
+        return batch
 
     def decode(self, batch: Batch) -> NDArray[np.float32]:
         """Decode a batch of any length, with any number of wanted tokens.
@@ -415,48 +299,18 @@ class Engine:
                 start = stop
 
 
-class Decoding:
-    """The logits of a batch, of which the last may still be on their way from a GPU.
-
-    Parameters
-    ----------
-    view : callable
-        Waits for a decode, and returns so many of its logits in llama.cpp's own buffer.
-    """
-
-    def __init__(self, view: Callable[[int], NDArray[np.float32]]) -> None:
-        self._view = view
-        self._taken: list[NDArray[np.float32]] = []
-        self.n_in_buffer = 0
-        """Rows of logits in llama.cpp's buffer, which the next decode overwrites."""
-
-    def take(self) -> None:
-        """Copy what is in llama.cpp's buffer."""
-        if self.n_in_buffer:
-            self._taken.append(self._view(self.n_in_buffer).copy())
-            self.n_in_buffer = 0
-
-    def logits(self) -> NDArray[np.float32]:
-        """Return the logits of the wanted tokens, of shape (n_wanted, n_vocab), once; valid until the next decode."""
-        if self.n_in_buffer and not self._taken:
-            n_wanted, self.n_in_buffer = self.n_in_buffer, 0
-            return self._view(n_wanted)
-        self.take()
-        if len(self._taken) == 1:
-            return self._taken[0]
-        return np.concatenate(self._taken) if self._taken else np.empty((0, 0), np.float32)
-
-
-def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Return how many tokens, or characters, two sequences both begin with."""
-    most = min(len(one), len(other))
-    if one[:most] == other[:most]:
-        return most
-    low, high = 0, most  # one[:low] == other[:low], one[:high] != other[:high]
-    while high - low > 1:
-        middle = (low + high) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
+def _load_model(lib: ModuleType, options: EngineOptions) -> Any:
+    if options.n_gpu_layers != 0 and not lib.llama_supports_gpu_offload():
+        raise ModelLoadError(
+            f"gguf_max_gpu_layers={options.n_gpu_layers}, but this llama-cpp-python was built without GPU support.",
+            "Install a CUDA or Metal build, or call SKLLMConfig.set_gguf_max_gpu_layers(0).",
+        )
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = options.n_gpu_layers
+    params.vocab_only = options.vocab_only
+    model = load_model(lib, options.path, params)
+    reason = refusal(options.path, facts_of(lib, model))
+    if reason is not None:
+        lib.llama_model_free(model)
+        raise reason
+    return model

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.errors import ConfigurationError
+from skllm_ray.llm.gpt.clients.llama_cpp.batch import Batch
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
 from skllm_ray.llm.gpt.clients.llama_cpp.library import take_errors
-from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError
+from skllm_ray.llm.gpt.clients.llama_cpp.trie import ContextOverflowError
 
 MAX_SLOTS = 64
 """Sequences written at once: wider decodes gain little and take memory from one another."""
@@ -61,6 +62,77 @@ class _Slot:
     @property
     def n_written(self) -> int:
         return len(self.tokens) - self.n_prompt
+
+
+class _Queue:
+    """The sequences of one run: those that are written or read, and those that wait for a place."""
+
+    def __init__(self, engine: Engine, waiting: deque[_Slot], free: list[int]) -> None:
+        self._engine, self.waiting, self._free = engine, waiting, free
+        self.active: list[_Slot] = []
+
+    def write(self, batch: Batch) -> list[_Slot]:
+        """Add the last token of each sequence that is being written; return these."""
+        self._make_room()
+        writing = self._writing()
+        for slot in writing:
+            batch.add(slot.tokens[-1:], slot.n_decoded, slot.sequence, last_wanted=True)
+            slot.n_decoded += 1
+        return writing
+
+    def read(self, batch: Batch) -> list[_Slot]:
+        """Give the rest of a decode to prompts, those begun first; return those that are read to their ends.
+
+        A new one starts where it finds room to write.
+        """
+        engine, asked = self._engine, []
+        reading = [slot for slot in self.active if slot.n_decoded < len(slot.tokens)]
+        while len(batch) < engine.n_batch and (reading or self._begin(reading)):
+            slot = reading.pop(0)
+            room = min(engine.n_batch - len(batch), engine.room - self._n_cells())
+            stop = min(len(slot.tokens), slot.n_decoded + room)
+            if stop == slot.n_decoded:
+                break
+            whole = stop == len(slot.tokens)
+            batch.add(slot.tokens[slot.n_decoded : stop], slot.n_decoded, slot.sequence, last_wanted=whole)
+            slot.n_decoded = stop
+            if whole:
+                asked.append(slot)
+        return asked
+
+    def end(self, slot: _Slot) -> None:
+        """Take a sequence out."""
+        self.active.remove(slot)
+        self._engine.release(slot.sequence)
+        self._free.append(slot.sequence)
+
+    def _make_room(self) -> None:
+        """Where the context is full, let the youngest start again later."""
+        while self._n_cells() + len(self._writing()) > self._engine.room and len(self.active) > 1:
+            youngest = self.active[-1]
+            self.end(youngest)
+            self.waiting.appendleft(youngest)
+
+    def _begin(self, reading: list[_Slot]) -> bool:
+        """Take the next sequence up, if there is room for it."""
+        if not self.waiting or not self._free:
+            return False
+        slot, n_prefix = self.waiting[0], self._engine.n_prefix
+        margin = 32 * (len(self.active) + 1)
+        if self.active and self._n_cells() + len(slot.tokens) - n_prefix + margin > self._engine.room:
+            return False
+        self.waiting.popleft()
+        slot.sequence, slot.n_decoded = self._free.pop(), n_prefix
+        self._engine.sequences.open(slot.sequence)
+        self.active.append(slot)
+        reading.append(slot)
+        return True
+
+    def _writing(self) -> list[_Slot]:
+        return [slot for slot in self.active if len(slot.tokens) - slot.n_decoded == 1]
+
+    def _n_cells(self) -> int:
+        return sum(slot.n_decoded - self._engine.n_prefix for slot in self.active)
 
 
 class Generator:
@@ -155,62 +227,18 @@ class Generator:
 
     def _write(self, waiting: deque[_Slot], results: list[Generated | ContextOverflowError | None]) -> None:
         """Work through the queue of one run, whose shared prefix stands in all sequences."""
-        engine = self._engine
-        n_prefix = engine.n_prefix
-        free = list(range(self._max_slots, 0, -1))
-        active: list[_Slot] = []
-        while waiting or active:
-            cells = sum(slot.n_decoded - n_prefix for slot in active)
-            writing = [slot for slot in active if len(slot.tokens) - slot.n_decoded == 1]
-            while cells + len(writing) > engine.room and len(active) > 1:  # full: the youngest starts again later
-                youngest = active.pop()
-                engine.release(youngest.sequence)
-                free.append(youngest.sequence)
-                cells -= youngest.n_decoded - n_prefix
-                writing = [slot for slot in writing if slot is not youngest]
-                waiting.appendleft(youngest)
-            batch = engine.new_batch()
-            asked: list[_Slot] = []
-            for slot in writing:
-                batch.add(slot.tokens[-1:], slot.n_decoded, slot.sequence, last_wanted=True)
-                slot.n_decoded += 1
-                asked.append(slot)
-            cells += len(writing)
-            # The rest of the batch goes to prompts, those begun first. A new one starts where it finds room to write.
-            reading = [slot for slot in active if slot not in asked]
-            while len(batch) < engine.n_batch and (reading or (waiting and free)):
-                if not reading:
-                    slot = waiting[0]
-                    margin = 32 * (len(active) + 1)
-                    if active and cells + len(slot.tokens) - n_prefix + margin > engine.room:
-                        break
-                    waiting.popleft()
-                    slot.sequence, slot.n_decoded = free.pop(), n_prefix
-                    engine.sequences.open(slot.sequence)
-                    active.append(slot)
-                    reading = [slot]
-                slot = reading.pop(0)
-                stop = min(len(slot.tokens), slot.n_decoded + min(engine.n_batch - len(batch), engine.room - cells))
-                if stop == slot.n_decoded:
-                    break
-                whole = stop == len(slot.tokens)
-                batch.add(slot.tokens[slot.n_decoded : stop], slot.n_decoded, slot.sequence, last_wanted=whole)
-                cells += stop - slot.n_decoded
-                slot.n_decoded = stop
-                if whole:
-                    asked.append(slot)
-            logits = engine.decode(batch)
+        queue = _Queue(self._engine, waiting, list(range(self._max_slots, 0, -1)))
+        while queue.waiting or queue.active:
+            batch = self._engine.new_batch()
+            asked = [*queue.write(batch), *queue.read(batch)]
+            logits = self._engine.decode(batch)
             self.n_decodes += bool(asked)
             for row, slot in zip(logits, asked, strict=True):
                 reason = self._step(slot, row)
                 if reason:
-                    text = slot.written.decode("utf-8", "replace")
-                    results[slot.index] = Generated(
-                        text, slot.n_prompt, slot.n_written, reason, slot.tokens[slot.n_prompt :]
-                    )
-                    active.remove(slot)
-                    engine.release(slot.sequence)
-                    free.append(slot.sequence)
+                    text, tokens = slot.written.decode("utf-8", "replace"), slot.tokens[slot.n_prompt :]
+                    results[slot.index] = Generated(text, slot.n_prompt, slot.n_written, reason, tokens)
+                    queue.end(slot)
                     self._free(slot)
 
     def _step(self, slot: _Slot, logits: NDArray[np.float32]) -> Literal["", "stop", "length"]:

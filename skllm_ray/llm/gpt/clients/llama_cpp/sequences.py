@@ -120,7 +120,7 @@ class SharedTokens:
 
     def cut(self, length: int) -> int:
         """Remove everything from `length` on."""
-        self._remove(-1, length)
+        self.remove(-1, length)
         return length
 
     def open(self, sequence: int, source: int = 0) -> None:
@@ -128,14 +128,15 @@ class SharedTokens:
 
     def release(self, sequence: int, n_prefix: int) -> None:
         """Remove what stands behind the shared beginning."""
-        self._remove(sequence, n_prefix)
+        self.remove(sequence, n_prefix)
 
     def clear(self) -> None:
         """Empty all sequences."""
         self._lib.llama_memory_clear(self._memory, False)
 
-    def _remove(self, sequence: int, position: int) -> None:
-        if not self._lib.llama_memory_seq_rm(self._memory, sequence, position, -1):
+    def remove(self, sequence: int, start: int, stop: int = -1) -> None:
+        """Remove the tokens from position `start` up to `stop`, or to the end, of one sequence, or, with -1, of all."""
+        if not self._lib.llama_memory_seq_rm(self._memory, sequence, start, stop):
             raise RuntimeError("llama.cpp does not forget the end of a sequence of this model.")
 
 

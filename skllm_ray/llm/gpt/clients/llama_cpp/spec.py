@@ -120,13 +120,13 @@ class GGUFSpec(StatefulSpec):
     def _constrained(self, request: ChatRequest) -> ChatRequest:
         if request.choices is None:
             return request
-        best_only = self.best_only and not self._exact  # a search decodes the labels in another order
+        best_only = self.best_only and not self.options.exact  # among very many labels a search is not exact
         return replace(request, choices=replace(request.choices, best_only=best_only, exact=self._exact))
 
     @property
     def _exact(self) -> bool:
         if self.options.exact is None:
-            return self.n_gpu_layers == 0 and not self.best_only
+            return self.n_gpu_layers == 0
         return self.options.exact
 
     def adapt_texts(self, texts: Sequence[str]) -> list[str]:

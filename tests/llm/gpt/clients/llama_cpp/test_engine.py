@@ -16,10 +16,11 @@ from skllm_ray.datasets import get_reviews_dataset
 from skllm_ray.errors import ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE
-from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat, Prompts
-from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions, common_length
-from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Trie, score
-from skllm_ray.llm.gpt.clients.llama_cpp.search import best
+from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
+from skllm_ray.llm.gpt.clients.llama_cpp.decoding import common_length
+from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
+from skllm_ray.llm.gpt.clients.llama_cpp.scoring import score
+from skllm_ray.llm.gpt.clients.llama_cpp.trie import ContextOverflowError, Trie
 from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, PromptStyle, ZeroShotTask
 
 TOLERANCE = 1e-3
@@ -490,36 +491,79 @@ def test_the_search_for_the_best_of_many_labels_finds_the_arg_max(backend):
         assert one.text == other.text or top - second < TOLERANCE
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.3, 100.0])
-def test_a_search_does_not_decide_between_labels_that_are_close(backend, margin):
-    engine, labels = backend._engine, tuple(f"{colour} {n}" for colour in ("red", "a red", "green") for n in range(9))
-    requests = [question(text, labels) for text in (*TEXTS, "red", "green", "8")]
-    prompts = Prompts(backend._chat(PromptStyle()))
-    heads, tries = zip(*(backend._split_one(request, prompts) for request in requests), strict=True)
-    found = best(engine, heads, tries, margin)
-    for position, scores in zip(found, score(engine, heads, tries), strict=True):
-        second, first = np.sort(scores)[-2:]
-        assert (position is None) == (first - second < margin) or abs(first - second - margin) < 0.02
-        assert position is None or position == scores.argmax() or first - second < 0.02
-
-
 @pytest.mark.parametrize("is_searched", [False, True])
 def test_the_best_label_is_that_of_the_exact_probabilities(backend, monkeypatch, is_searched):
     monkeypatch.setattr("skllm_ray.llm.gpt.clients.llama_cpp.backend._MANY_LOGITS", 0 if is_searched else 1 << 30)
     labels = tuple(f"{colour} {n}" for colour in ("red", "green") for n in range(9))
     reviews, _ = get_reviews_dataset()
     requests = [question(text, labels) for text in reviews[:100]]
-    exact = [replace(request, choices=replace(request.choices, exact=True)) for request in requests]
-    quick = [replace(request, choices=replace(request.choices, best_only=True)) for request in requests]
+    exact, quick = exactly(requests), exactly(requests, best_only=True)
     found = backend.complete(quick)
     assert [reply.text for reply in found] == [reply.text for reply in backend.complete(exact)]
     assert all((reply.label_mass is None) == is_searched for reply in found)
 
 
+def exactly(requests, **choices):
+    return [replace(request, choices=replace(request.choices, exact=True, **choices)) for request in requests]
+
+
+def watched(engine, monkeypatch):
+    """Return a list to which every decode adds its tokens, those that only fill, and the wanted ones."""
+    seen, start = [], engine.start
+
+    def watch(batch):
+        seen.append((len(batch), batch.n_filled, int(batch.wanted[: len(batch)].sum())))
+        return start(batch)
+
+    monkeypatch.setattr(engine, "start", watch)
+    return seen
+
+
+def test_a_search_among_exact_rows_asks_for_fewer_logits_and_has_the_same_ones(backend, monkeypatch):
+    monkeypatch.setattr("skllm_ray.llm.gpt.clients.llama_cpp.backend._MANY_LOGITS", 0)
+    things, kinds = ("delivery", "price", "quality"), ("good", "bad", "very bad")
+    labels = tuple(f"{thing} {kind}" for thing in things for kind in kinds)
+    reviews, _ = get_reviews_dataset()
+    requests = [*ZeroShotTask(labels).render(reviews[:50]), *ZeroShotTask(THREE).render(reviews[50:70])]
+    requests += [question("x", THREE), question("word " * 150, labels)]
+    seen = watched(backend._engine, monkeypatch)
+    full = backend.complete(exactly(requests))
+    n_full = sum(wanted for _, _, wanted in seen)
+    seen.clear()
+    found = backend.complete(exactly(requests, best_only=True))
+    assert [reply.text for reply in found] == [reply.text for reply in full]
+    assert sum(wanted for _, _, wanted in seen) < n_full / 2
+
+
+def test_rows_that_follow_upon_others_fill_little(backend, monkeypatch):
+    reviews, _ = get_reviews_dataset()
+    requests = exactly(ZeroShotTask(THREE).render([*reviews[:100]]))
+    seen = watched(backend._engine, monkeypatch)
+    backend.complete(requests)
+    assert sum(filled for _, filled, _ in seen) < 3 * len(requests)  # 8 in the mean, were each filled up to a group
+
+
+def test_exact_rows_of_all_lengths_in_any_order_up_to_a_full_context(backend):
+    engine = backend._engine
+    reviews, _ = get_reviews_dataset()
+    texts = ["x", *reviews[:6], "word " * 90, *(" ".join(reviews[:n]) for n in (2, 9, 4, 30, 3, 5)), "?"]
+    requests = exactly(ZeroShotTask(THREE).render(texts))
+    full = question("word " * engine.n_ctx)
+    while backend.complete([full])[0].error is not None:  # up to the last token but a few
+        words = full.messages[0]["content"].split()[3:]
+        full = question(" ".join(words))
+    requests += exactly([full, question("a b")])
+    alone = np.stack([backend.complete([request])[0].log_probs for request in requests])
+    for seed in range(2):
+        order = np.random.default_rng(seed).permutation(len(requests))
+        together = np.stack([reply.log_probs for reply in backend.complete([requests[i] for i in order])])
+        np.testing.assert_allclose(together, alone[order], atol=1e-6, rtol=0)
+
+
 def test_labels_that_one_decode_does_not_hold_have_exact_scores_as_well(backend):
     labels = tuple(f"{colour} {number}" for colour in ("red", "green", "blue") for number in range(100))
     requests = [question(text, labels) for text in TEXTS]
-    exact = [replace(request, choices=replace(request.choices, exact=True)) for request in requests]
+    exact = exactly(requests)
     together = np.stack([reply.log_probs for reply in backend.complete(exact)])
     alone = np.stack([backend.complete([request])[0].log_probs for request in exact])
     np.testing.assert_allclose(together, alone, atol=1e-6)

@@ -16,8 +16,8 @@ from skllm_ray.llm.gpt.clients.llama_cpp.chat import Prompts
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generated, Generator
 from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
-from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError
 from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
+from skllm_ray.llm.gpt.clients.llama_cpp.trie import ContextOverflowError
 from skllm_ray.llm.gpt.clients.llama_cpp.truncation import shortened
 from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, PromptStyle, ZeroShotTask
 
@@ -241,13 +241,13 @@ def test_options_bound_free_text_alone():
     ("options", "settings", "exact", "best_only"),
     [
         ({}, {}, True, False),
-        ({}, {"best_only": True}, False, True),
+        ({}, {"best_only": True}, True, True),
         ({}, {"n_gpu_layers": -1}, False, False),
         ({"exact": True}, {"best_only": True}, True, False),
         ({"exact": False}, {}, False, False),
     ],
 )
-def test_probabilities_are_exact_on_a_cpu_and_labels_quick(options, settings, exact, best_only):
+def test_rows_are_exact_on_a_cpu(options, settings, exact, best_only):
     spec = GGUFSpec("demo", options=GGUFOptions.parse(options), **settings)
     (one,) = spec.adapt([ask("x", choices=Choices(("a", "b")))], ["x"])
     assert (one.choices.exact, one.choices.best_only) == (exact, best_only)

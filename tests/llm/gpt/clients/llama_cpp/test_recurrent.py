@@ -17,7 +17,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.branching import BranchScorer, best, score
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.memory import memory_needed
-from skllm_ray.llm.gpt.clients.llama_cpp.scoring import ContextOverflowError, Trie
+from skllm_ray.llm.gpt.clients.llama_cpp.trie import ContextOverflowError, Trie
 from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, PromptStyle, ZeroShotTask
 from tests.llm.gpt.clients.llama_cpp.test_thinking import NAMED
 
