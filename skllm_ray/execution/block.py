@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,11 +22,25 @@ Backends = Sequence[Backend]
 """The open backends of a plan, one for each step."""
 
 
-def process(block: Block, plan: Plan, backends: Backends) -> list[Row[Any]]:
-    """Return one row per text, as it stands after the last step that took it."""
-    rows = _ask(block.texts, plan[0], backends[0], ())
-    if len(plan) == 1:
-        return rows
+def process(block: Block, plan: Plan, backends: Backends, call: Call | None = None) -> list[Row[Any]]:
+    """Return one row per text, as it stands after the last step that took it.
+
+    Once a row of a `call` has failed for a reason that all share, nothing more is sent, in this block and in others.
+    """
+    if call is not None and call.ended is not None:
+        return [Row(None, False, Reply(error=not_sent(call.ended), attempts=0))] * len(block)
+    with call.active() if call is not None else nullcontext():
+        rows = _ask(block.texts, plan[0], backends[0], ())
+        if len(plan) > 1:
+            rows = _go_on(block, plan, backends, rows)
+    fatal = next((row.error for row in rows if row.error is not None and row.error.fatal), None)
+    if call is not None and fatal is not None:
+        call.end(fatal)
+    return rows
+
+
+def _go_on(block: Block, plan: Plan, backends: Backends, rows: list[Row[Any]]) -> list[Row[Any]]:
+    """Return the rows of the first step as they stand after the others."""
     rows = _with_costs(rows, plan[0])
     by_step = [[row.reply.usage] + [None] * (len(plan) - 1) for row in rows]
     for n, (step, backend) in enumerate(zip(plan[1:], backends[1:], strict=True), 1):
@@ -41,31 +55,34 @@ def process(block: Block, plan: Plan, backends: Backends) -> list[Row[Any]]:
 
 
 def _ask(texts: Sequence[str], step: Step, backend: Backend, so_far: Sequence[Row[Any]]) -> list[Row[Any]]:
-    """Ask one step's model about some rows; `so_far` is how they stand after the steps before."""
-    task = step.task
+    """Ask one step's model about some rows; `so_far` is how they stand after the steps before.
+
+    A cache keeps no answers that the task cannot use.
+    """
+    task, spec = step.task, step.spec
     if isinstance(task, EmbeddingTask):
-        rows = list(task.rows(backend.embed(step.spec.adapt_texts(texts))))
+        rows = list(task.rows(backend.embed(spec.adapt_texts(texts))))
         return _with_requests(rows, task.render(texts)) if _keeps_requests() else rows
-    if not isinstance(task, FollowUpTask):
-        return _complete(texts, step, backend, task.render(texts))
-    requests = task.render_after(texts, so_far)
-    # What requests that begin alike share is read once by a local model, if they go one after the other.
-    order = sorted(range(len(texts)), key=lambda i: requests[i].messages[-1]["content"])
-    answered = _complete([texts[i] for i in order], step, backend, [requests[i] for i in order])
-    by_place = dict(zip(order, answered, strict=True))
-    return [by_place[i] for i in range(len(texts))]
-
-
-def _complete(texts: Sequence[str], step: Step, backend: Backend, requests: Sequence[ChatRequest]) -> list[Row[Any]]:
-    """Ask and parse; a cache keeps no answers that the task cannot use."""
-    requests = step.spec.adapt(requests, texts)
-    rows = step.task.parse(texts, backend.complete(requests))
+    if isinstance(task, FollowUpTask):
+        requests = spec.adapt(task.render_after(texts, so_far), texts)
+        replies = _complete_alike(requests, backend)
+    else:
+        requests = spec.adapt(task.render(texts), texts)
+        replies = backend.complete(requests)
+    rows = task.parse(texts, replies)
     useless = [ask for ask, row in zip(requests, rows, strict=True) if not row.valid and row.error is None]
     if useless:
         backend.forget(useless)
     if step.stage:
         rows = [replace(row, stage=step.stage) for row in rows]
     return _with_requests(rows, requests) if _keeps_requests() else rows
+
+
+def _complete_alike(requests: Sequence[ChatRequest], backend: Backend) -> list[Reply]:
+    """Ask so that requests which begin alike follow each other: what they share is then read once."""
+    order = sorted(range(len(requests)), key=lambda i: requests[i].messages[-1]["content"])
+    by_place = dict(zip(order, backend.complete([requests[i] for i in order]), strict=True))
+    return [by_place[i] for i in range(len(requests))]
 
 
 def _keeps_requests() -> bool:
@@ -93,32 +110,18 @@ def _after(earlier: Row[Any], row: Row[Any], step: Step, stage: str) -> Row[Any]
 def _with_costs(rows: Sequence[Row[Any]], step: Step) -> list[Row[Any]]:
     """Return rows that tell what they cost where it is known to be nothing, so that steps can be added up."""
     is_free = step.spec.capabilities.price == Price(0.0)
-    return [_free(row) if is_free or _is_unpaid(row.reply) else row for row in rows]
-
-
-def _free(row: Row[Any]) -> Row[Any]:
-    usage = row.reply.usage
-    return (
-        row
-        if usage.cost_usd is not None
-        else replace(row, reply=replace(row.reply, usage=replace(usage, cost_usd=0.0)))
-    )
+    return [_at_no_cost(row) if is_free or _is_unpaid(row.reply) else row for row in rows]
 
 
 def _is_unpaid(reply: Reply) -> bool:
     return not reply.attempts or (reply.error is not None and reply.error.kind not in LOST)
 
 
-def process_for(call: Call, block: Block, plan: Plan, backends: Backends) -> list[Row[Any]]:
-    """Process a block of `call`: once a row has failed for a reason that all share, nothing more is sent."""
-    if call.ended is not None:
-        return [Row(None, False, Reply(error=not_sent(call.ended), attempts=0))] * len(block)
-    with call.active():
-        rows = process(block, plan, backends)
-    fatal = next((row.error for row in rows if row.error is not None and row.error.fatal), None)
-    if fatal is not None:
-        call.end(fatal)
-    return rows
+def _at_no_cost(row: Row[Any]) -> Row[Any]:
+    usage = row.reply.usage
+    if usage.cost_usd is not None:
+        return row
+    return replace(row, reply=replace(row.reply, usage=replace(usage, cost_usd=0.0)))
 
 
 def process_here(
@@ -128,7 +131,7 @@ def process_here(
     with opened_all(plan, secrets) as backends:
         for start in range(0, len(block), BLOCK_ROWS):
             places = range(start, min(start + BLOCK_ROWS, len(block)))
-            yield places, process_for(call, block.take(places), plan, backends)
+            yield places, process(block.take(places), plan, backends, call)
 
 
 @contextmanager

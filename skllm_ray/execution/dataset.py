@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError, InputError, SkllmRayError
 from skllm_ray.execution import ray_state, session
-from skllm_ray.execution.block import BLOCK_ROWS, process, process_for, process_here
+from skllm_ray.execution.block import BLOCK_ROWS, process, process_here
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
 from skllm_ray.execution.open_backends import opened
 from skllm_ray.execution.plan import Block, Plan, needs_positions
@@ -116,9 +116,7 @@ class Connected:
     def process(self, block: Block, secrets: Mapping[str, Secret] | None = None) -> list[Row[Any]]:
         """Process one block, here."""
         with self.opened(secrets) as backends:
-            if self.call is not None:
-                return process_for(self.call, block, self.plan, backends)
-            return process(block, self.plan, backends)
+            return process(block, self.plan, backends, self.call)
 
 
 def _one_block(block: Block, work: Connected) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:

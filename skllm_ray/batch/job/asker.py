@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from skllm_ray.batch.job.journalled_backend import journalled
+from skllm_ray.batch.job.journalled_plan import journalled
 from skllm_ray.batch.job.terms import most_usd_of_texts
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import Ledger

@@ -13,11 +13,9 @@ from skllm_ray.batch.job.terms import Terms
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import Progress, SharedLedger
 from skllm_ray.batch.output.journal import Journal, digest
-from skllm_ray.execution.plan import Plan, row_step
 from skllm_ray.llm.base import Backend
 from skllm_ray.llm.cancellation import Call
 from skllm_ray.tasks.base import LOST, ChatRequest, Embedding, Reply, RowError
-from skllm_ray.tasks.embedding import EmbeddingTask
 
 _REPORT_S: Final = 1.0
 _BUDGET_POLL_S: Final = 0.25
@@ -371,38 +369,6 @@ class JournalledBackend(Backend):
 
 
 Answer = Reply | Embedding
-
-
-def journalled(
-    plan: Plan,
-    backends: Sequence[Backend],
-    journal: Journal,
-    ledger: SharedLedger,
-    worker: str,
-    rules: tuple[Sequence[Terms], UnitGuard],
-    *,
-    counts_rows: bool = True,
-) -> list[JournalledBackend]:
-    """Return a plan's backends under the job's rules: answers go into the journal, and costs are reserved first."""
-    terms, guard = rules
-    number, last = row_step(plan), len(plan) - 1
-    kinds = [isinstance(step.task, EmbeddingTask) for step in plan]
-    marks = [kinds[:n].count(kind) for n, kind in enumerate(kinds)]  # the first of each kind has none, as ever
-    return [
-        JournalledBackend(
-            backend,
-            journal,
-            ledger,
-            worker,
-            terms[n],
-            guard,
-            model=plan[n].spec.model,
-            mark=f"\0{marks[n]}\0" if marks[n] else "",
-            counts_rows=counts_rows and n == number,
-            fails_rows=n == last,
-        )
-        for n, backend in enumerate(backends)
-    ]
 
 
 def _is_unpriced(answer: Answer) -> bool:

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from skllm_ray.batch.input.files import read, short
 from skllm_ray.batch.input.text_template import template_fields, texts_of
-from skllm_ray.batch.job.journalled_backend import JournalledBackend, journalled
+from skllm_ray.batch.job.journalled_backend import JournalledBackend
+from skllm_ray.batch.job.journalled_plan import journalled
 from skllm_ray.batch.job.terms import Terms
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import SPENT, Progress, SharedLedger

@@ -179,10 +179,8 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         from skllm_ray.execution.runner import run
 
         def process(present: Sequence[str], places: Sequence[int]) -> Sequence[Row[Any]]:
-            ready = self._ready(plan)
-            return run(
-                present, ready, secrets, positions=places, num_workers=num_workers, keeps_requests=keeps_requests
-            )
+            options: Any = {"positions": places, "num_workers": num_workers, "keeps_requests": keeps_requests}
+            return run(present, self._ready(plan), secrets, **options)
 
         return texts, self._rows(texts, mode, process), mode
 
@@ -280,8 +278,9 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
     def _requests(self, texts: Texts) -> list[ChatRequest | None]:
         """Return what the last step asks; the steps before it are asked where it depends on their answers."""
         task, present = self._task(), [text for text in texts.values if text is not None]
-        if isinstance(task, FollowUpTask):
-            rendered = iter(task.render_after(present, self._answered(present, self._plan(self._spec())[:-1])))
+        if isinstance(task, FollowUpTask) and present:
+            rows = self._answered(present, self._plan(self._spec())[:-1])
+            rendered = iter(task.render_after(present, rows))
         else:
             rendered = iter(task.render(present))
         return [None if text is None else next(rendered) for text in texts.values]
@@ -295,7 +294,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             rows = of_one_length(rows)
         failed = next((row.error for row in rows if row.error is not None), None)
         if failed is not None:
-            told = f"{plan[-1].spec.model} answered not for every text ({failed.kind}): {failed.message}"
+            told = f"{plan[-1].spec.model} did not answer for every text ({failed.kind}): {failed.message}"
             raise JobFailedError(told, failed.hint)
         return rows
 
@@ -335,10 +334,10 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             spec = spec.asked_for("log_probs")
         if best_only:
             spec = spec.asked_for("label")
-        *before, last = self._plan(spec)
-        for step in before:
+        plan = self._plan(spec)
+        for step in plan[:-1]:
             step.spec.check()
-        return (*before, last)
+        return plan
 
     def _spec(self) -> BackendSpec:
         """Return the backend's spec, under the settings of this process, or of the one that the estimator came from."""
