@@ -25,7 +25,7 @@ a GGUF engine goes on from the thought that is in its memory, and a second step 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -181,9 +181,17 @@ def row_step(plan: Plan) -> int:
     return max(i for i, step in enumerate(plan) if not step.takes)
 
 
-def answers_alone(plan: Plan, number: int) -> range:
-    """Return the numbers of the steps that bring one step's answers to any text: itself, and what it follows up."""
+def steps_alone(plan: Plan, number: int) -> range:
+    """Return the numbers of the steps that one step's answers take where all texts are asked about.
+
+    They are the step itself, and the one before where it goes on from its answers.
+    """
     return range(number - isinstance(plan[number].task, FollowUpTask), number + 1)
+
+
+def part_of(plan: Plan, numbers: range) -> Plan:
+    """Return some steps as a plan of their own, in which all texts are asked about."""
+    return tuple(replace(plan[number], takes=()) for number in numbers)
 
 
 def _has_ended(row: Row[Any]) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from skllm_ray.batch.job.journalled_plan import journalled
+from skllm_ray.batch.job.prior import ask_prior
 from skllm_ray.batch.job.terms import most_usd_of_texts
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import Ledger
@@ -113,7 +114,7 @@ def ask_rows(jobs: Mapping[str, Job], texts: Sequence[str], budget_usd: float | 
 
 
 def _ask_all(job: Job, texts: Sequence[str]) -> Asked:
-    before = job.ask(job.prior_texts)
+    before = job.ask_prior()
     job.take_prior(before)
     rows = job.ask(texts[:1])  # starts what has to be started
     began = time.perf_counter()
@@ -157,7 +158,7 @@ class _Asker:
         try:
             if not self._begun:
                 self._begun = True
-                into.before += self._ask(self._job.prior_texts)
+                into.before += ask_prior(self._job.plan, self._backends) if self._job.prior_texts else []
                 self._job.take_prior(into.before)
             into.rows += self._ask(texts)
         except UnitStopped as stop:

@@ -16,7 +16,7 @@ from skllm_ray.batch.job.driver import Budget, Outcome, work_off
 from skllm_ray.batch.job.options import BatchEstimator, JobOptions
 from skllm_ray.batch.job.plan import Planner, limited, remaining_calls, wanted_rows
 from skllm_ray.batch.job.pricing import Pricing
-from skllm_ray.batch.job.prior import estimated, prior_to_ask, read_prior, ready_work, with_prior
+from skllm_ray.batch.job.prior import estimated, prior_of, prior_to_ask, read_prior, ready_work, with_prior
 from skllm_ray.batch.job.progress_display import Screen, State, open_screen
 from skllm_ray.batch.job.result import JobResult
 from skllm_ray.batch.job.terms import Terms
@@ -29,6 +29,7 @@ from skllm_ray.batch.promise import promise_facts
 from skllm_ray.batch.storage import Folder, StorageOptions
 from skllm_ray.config import Secret
 from skllm_ray.errors import warn
+from skllm_ray.execution.plan import Plan, part_of, steps_alone
 from skllm_ray.execution.runner import run as run_rows
 from skllm_ray.tasks.base import Row
 from skllm_ray.tasks.label_mass import low_mass
@@ -123,13 +124,26 @@ class Job:
 
     def ask(self, texts: Sequence[str]) -> list[Row[Any]]:
         """Ask about some texts, outside of any output."""
-        return run_rows(texts, self.plan, self._estimator._secrets(), show_progress=False)
+        return self._run_rows(texts, self.plan)
+
+    def _run_rows(self, texts: Sequence[str], plan: Plan) -> list[Row[Any]]:
+        return run_rows(texts, plan, self._estimator._secrets(), show_progress=False)
 
     @property
     def prior_texts(self) -> tuple[str, ...]:
         """The texts that are asked about before the first row, for the labels' prior; none where it is known."""
         prior = prior_to_ask(self.plan)
-        return () if prior is None or read_prior(self.output) is not None else prior.texts
+        return () if prior is None or read_prior(self.output) is not None else prior[1].texts
+
+    @property
+    def prior_steps(self) -> range:
+        """The numbers of the steps that are asked about them."""
+        prior = prior_of(self.plan)
+        return range(0) if prior is None else steps_alone(self.plan, prior[0])
+
+    def ask_prior(self) -> list[Row[Any]]:
+        """Ask about `prior_texts`, outside of any output."""
+        return self._run_rows(self.prior_texts, part_of(self.plan, self.prior_steps))
 
     def take_prior(self, rows: Sequence[Row[Any]]) -> None:
         """Take the prior that the answers to `prior_texts` tell; without any, the output's."""

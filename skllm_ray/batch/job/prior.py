@@ -20,9 +20,10 @@ from skllm_ray.batch.job.worker import Call, UnitWork
 from skllm_ray.batch.output.part import PRIOR, PRIOR_PART, OldPart, UnitSummary
 from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import Folder
-from skllm_ray.errors import JobFailedError, OutputMismatchError
+from skllm_ray.errors import ConfigurationError, JobFailedError, OutputMismatchError
 from skllm_ray.execution.block import process
-from skllm_ray.execution.plan import Block, Plan
+from skllm_ray.execution.plan import Block, Plan, part_of, steps_alone
+from skllm_ray.llm.base import Backend
 from skllm_ray.tasks.base import Row, RowError
 from skllm_ray.tasks.classification import ZeroShotTask
 from skllm_ray.tasks.prior import LabelPrior, estimate_prior
@@ -61,8 +62,7 @@ class PriorWork(UnitWork):
         backends: list[JournalledBackend],
     ) -> tuple[pa.Table, list[Row[Any]]]:
         del call, table, old
-        prior = prior_to_ask(self.plan)
-        rows = process(Block(prior.texts if prior else ()), self.plan, backends)
+        rows = ask_prior(self.plan, backends)
         return self._prior_table(estimated(rows)), rows
 
     def write_down(self, output: Folder, probabilities: Sequence[float]) -> UnitSummary:
@@ -88,22 +88,47 @@ class PriorWork(UnitWork):
         return {}
 
 
-def prior_to_ask(plan: Plan) -> LabelPrior | None:
-    """Return the prior that a plan's last step lacks before its first row; None where it lacks none."""
-    prior = _prior_of(plan)
-    return prior if prior is not None and prior.probabilities is None else None
+def prior_of(plan: Plan) -> tuple[int, LabelPrior] | None:
+    """Return the number of the step that takes a prior out, and the prior; None where none does.
+
+    Raises
+    ------
+    ConfigurationError
+        If several steps do: an output holds one prior.
+    """
+    tasks = [(number, step.task) for number, step in enumerate(plan)]
+    found = [(n, task.prior) for n, task in tasks if isinstance(task, ZeroShotTask) and task.prior is not None]
+    if len(found) > 1:
+        raise ConfigurationError(
+            "label_prior is set for two models of one job, and an output holds one prior.", "Leave one of them out."
+        )
+    return found[0] if found else None
+
+
+def prior_to_ask(plan: Plan) -> tuple[int, LabelPrior] | None:
+    """Return the same where the prior is to be asked for before the first row; None where it is known."""
+    found = prior_of(plan)
+    return found if found is not None and found[1].probabilities is None else None
+
+
+def ask_prior(plan: Plan, backends: Sequence[Backend]) -> list[Row[Any]]:
+    """Ask about the texts that the prior is estimated from; return no rows where it is known."""
+    found = prior_to_ask(plan)
+    if found is None:
+        return []
+    numbers = steps_alone(plan, found[0])
+    return process(Block(found[1].texts), part_of(plan, numbers), [backends[number] for number in numbers])
 
 
 def with_prior(plan: Plan, probabilities: Sequence[float]) -> Plan:
-    """Return a plan whose last step takes this prior out."""
-    task: Any = plan[-1].task
-    task = replace(task, prior=replace(task.prior, probabilities=tuple(probabilities)))
-    return (*plan[:-1], replace(plan[-1], task=task))
-
-
-def _prior_of(plan: Plan) -> LabelPrior | None:
-    task = plan[-1].task
-    return task.prior if isinstance(task, ZeroShotTask) else None
+    """Return a plan that takes this prior out."""
+    found = prior_of(plan)
+    if found is None:
+        return plan
+    number, prior = found
+    task: Any = plan[number].task
+    task = replace(task, prior=replace(prior, probabilities=tuple(probabilities)))
+    return tuple(replace(step, task=task) if n == number else step for n, step in enumerate(plan))
 
 
 def estimated(rows: Sequence[Row[Any]]) -> tuple[float, ...]:
@@ -163,10 +188,10 @@ def ready_work(
     ask : callable
         Does what it is given as units are done.
     """
-    prior = _prior_of(work.plan)
-    if prior is None:
+    of_plan = prior_of(work.plan)
+    if of_plan is None:
         return work
-    found = read_prior(output)
+    prior, found = of_plan[1], read_prior(output)
     if found is None:
         own = PriorWork(**{one.name: getattr(work, one.name) for one in fields(work)})
         if prior.probabilities is None:

@@ -11,7 +11,6 @@ from skllm_ray.batch.output.manifest import Manifest
 from skllm_ray.batch.tools.sampling import Sample, draw
 from skllm_ray.batch.tools.step_estimate import Pair, StepEstimate, estimate_step
 from skllm_ray.config import Price
-from skllm_ray.execution.plan import answers_alone
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
     texts = list(dict.fromkeys(text for text in drawn.texts if text is not None and text.strip()))
     if not texts:
         return _nothing(manifest, rows_left, drawn)
-    prior, alone = job.prior_texts, answers_alone(job.plan, len(job.plan) - 1)  # once for the whole output
+    prior, alone = job.prior_texts, job.prior_steps  # once for the whole output
     asked = ask_rows({"": job}, texts[:sample], job.budget_usd)[""] if sample else Asked()
     n_rows = round(rows_left * (1 - drawn.missing) * drawn.unique)
     steps = [
