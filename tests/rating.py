@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
 
+from skllm_ray.models._base.parameters import RequestParameters
 from skllm_ray.models._base.transformer import TextTransformer
 from skllm_ray.tasks.answers import read_json, value_of
 from skllm_ray.tasks.base import ChatRequest, Reply, Row
@@ -39,25 +40,14 @@ class RatingTask:
         return [Row(value, value is not None, reply) for value, reply in zip(ratings, replies, strict=True)]
 
 
-class Rater(TextTransformer):
+@dataclass(eq=False, repr=False)
+class Rater(RequestParameters, TextTransformer):
     """Rates texts. Output column: `rating`, an integer."""
 
-    def __init__(
-        self,
-        question: str = "How content is the customer?",
-        model: str = "gpt-4o-mini",
-        *,
-        on_error: Any = "raise",
-        key: str | None = None,
-        org: str | None = None,
-        request_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.question = question
-        self.model = model
-        self.on_error = on_error
-        self.key = key
-        self.org = org
-        self.request_options = request_options
+    model: str = "gpt-5.4-mini"
+    key: str | None = None
+    org: str | None = None
+    question: str = "How content is the customer?"
 
     def _task(self) -> RatingTask:
         return RatingTask(self.question)
