@@ -26,10 +26,11 @@ from skllm_ray.classification import (
 )
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, JobFailedError, NotSupportedError
+from skllm_ray.execution.plan import Step
 from skllm_ray.tasks.base import UNSEEN_PROBABILITY, Reply, Row, RowError
 from skllm_ray.tasks.classification import ZeroShotTask
 from skllm_ray.tasks.prior import CONTENT_FREE, LabelPrior, estimate_prior
-from skllm_ray.testing import ChatServer
+from skllm_ray.testing import ChatServer, FakeSpec
 from skllm_ray.text2text import GPTSummarizer
 
 LABELS = ["negative", "neutral", "positive"]
@@ -217,11 +218,9 @@ def test_rows_without_an_answer_stay_as_they_are():
 
 
 def test_the_prior_identifies_a_question_by_its_texts_alone():
-    old = question_hash(ZeroShotTask(("a", "b")))
-    assert old == question_hash(ZeroShotTask(("a", "b"), prior=None))
-    one, same = LabelPrior(("x",)), LabelPrior(("x",), (0.5, 0.5))
-    assert question_hash(ZeroShotTask(("a", "b"), prior=one)) == question_hash(ZeroShotTask(("a", "b"), prior=same))
-    assert question_hash(ZeroShotTask(("a", "b"), prior=one)) not in {
-        old,
-        question_hash(ZeroShotTask(("a", "b"), prior=LabelPrior(("y",)))),
-    }
+    def question(prior: LabelPrior | None = None) -> str:
+        return question_hash((Step(ZeroShotTask(("a", "b"), prior=prior), FakeSpec(str)),))
+
+    one, same, other = LabelPrior(("x",)), LabelPrior(("x",), (0.5, 0.5)), LabelPrior(("y",))
+    assert question(one) == question(same)
+    assert question(one) not in {question(), question(other)}
