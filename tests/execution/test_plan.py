@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from skllm_ray.config import Price
 from skllm_ray.execution.block import process
 from skllm_ray.execution.plan import Block, Sampled, Step, Unsure, label_probability, needs_positions, row_step
+from skllm_ray.execution.runner import run as run_texts
 from skllm_ray.tasks.base import ChatRequest, FollowUpTask, Reply, Row, RowError, Usage
 from skllm_ray.tasks.classification import ZeroShotTask
 from skllm_ray.tasks.embedding import EmbeddingTask
@@ -165,3 +168,20 @@ def test_one_step_is_as_before():
     assert backend.asked == list(FIRST)
     assert rows[0] == Row("a", True, FIRST["sure"])
     assert rows[0].by_step == ()
+
+
+@pytest.mark.usefixtures("local_mode")
+def test_the_way_of_a_calls_texts_goes_straight_down():
+    """From `run` to the backend there are few functions, and none of a file that was left before."""
+    seen: list[list[str]] = []
+
+    def answer(request: ChatRequest) -> str:
+        del request
+        frames = [f"{Path(frame.filename).stem}.{frame.function}" for frame in inspect.stack()]
+        seen.append(frames[frames.index("runner.run") :: -1])
+        return '{"label": "a"}'
+
+    rows = run_texts(["x"], (Step(TASK, FakeSpec(answer)),), show_progress=False)
+    assert rows[0].value == "a"
+    way = [place for place in seen[0] if place.partition(".")[0] in {"runner", "dataset", "block", "plan"}]
+    assert way == ["runner.run", "block.process_here", "block.process", "block._ask"]
