@@ -65,7 +65,7 @@ def test_a_job_rates_rows_within_a_budget(tmp_path):
     found = read(tmp_path / "out")
     assert found["rating"].dtype.kind in "if"
     assert found["rating"].tolist()[:7] == [1, 2, 3, 4, 5, 1, 2]
-    assert (found["valid"].tolist().count(False), whole.errors) == (1, {})
+    assert (found["valid"].tolist().count(False), whole.errors) == (1, {"invalid_answer": 1})
     assert half.out_of_budget
     assert 0.2 * cost < half.total.cost_usd <= cost / 2
     assert (rest.complete, rest.total.asked) == (True, 200)

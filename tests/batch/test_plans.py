@@ -19,11 +19,12 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, OutputMismatchError
 from skllm_ray.execution.plan import Unsure
 from skllm_ray.llm.open_models import ModelCache
-from skllm_ray.testing import ChatServer, StatusFault
+from skllm_ray.testing import ChatServer, StatusFault, WireFault
 from tests.batch.plans import FAST, STRONG, World, configure, expected, sure_of_good, texts
 from tests.batch.worlds import read, write
 
 ROOT = Path(__file__).parents[2]
+OPTIONS: dict[str, Any] = {"unit_rows": 100, "max_output_tokens": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +97,7 @@ def test_a_strong_model_that_fails_is_an_error_of_its_rows_and_is_asked_again(tm
 
 def test_a_fast_model_that_fails_makes_no_job_in_vain(tmp_path):
     world = World()
-    world.fault = lambda model, n: StatusFault(400, "nope") if model == "fast" else None
+    world.fault = lambda model, n: WireFault.CONTENT_FILTER if model == "fast" else None
     source = write(tmp_path / "in.parquet", texts(400))
     with ChatServer(world.answer) as server:
         result = batch.run(configure(server), source, str(tmp_path / "out"), unit_rows=100)
@@ -111,7 +112,7 @@ from types import SimpleNamespace
 from tests.batch.plans import configure
 skllm_ray.init(local_mode=True)
 url, source, output, budget = sys.argv[1:]
-batch.run(configure(SimpleNamespace(url=url)), source, output, unit_rows=100, budget_usd=float(budget))
+batch.run(configure(SimpleNamespace(url=url)), source, output, unit_rows=100, budget_usd=float(budget), max_output_tokens=16)
 """
 
 
@@ -133,7 +134,7 @@ def test_a_budget_holds_through_kills_and_nothing_that_was_told_is_paid_for_agai
         assert sum(before.values()) < 600
         state = OutputState(open_folder(output, StorageOptions(), {}), ())
         assert state.spent_usd(None) >= world.bill() * (1 - 1e-9)  # what is not known to be unspent is spent
-        result = batch.run(clf, source, output, unit_rows=100, budget_usd=1000.0)
+        result = batch.run(clf, source, output, budget_usd=1000.0, **OPTIONS)
         assert (result.complete, result.errors) == (True, {})
         assert read(output)["prediction"].tolist() == [expected(i)[0] for i in range(600)]
         twice = {place: count for place, count in world.asked.items() if count > 1}
@@ -143,7 +144,7 @@ def test_a_budget_holds_through_kills_and_nothing_that_was_told_is_paid_for_agai
         half = str(tmp_path / "half")
         kill_after(20, world, server, source, half, str(cost / 2))
         for _ in range(2):
-            stopped = batch.run(clf, source, half, unit_rows=100, budget_usd=cost / 2)
+            stopped = batch.run(clf, source, half, budget_usd=cost / 2, **OPTIONS)
     assert stopped.out_of_budget
     assert 0.2 * cost < world.bill() <= cost / 2
 
