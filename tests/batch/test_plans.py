@@ -112,7 +112,8 @@ from types import SimpleNamespace
 from tests.batch.plans import configure
 skllm_ray.init(local_mode=True)
 url, source, output, budget = sys.argv[1:]
-batch.run(configure(SimpleNamespace(url=url)), source, output, unit_rows=100, budget_usd=float(budget), max_output_tokens=16)
+clf = configure(SimpleNamespace(url=url))
+batch.run(clf, source, output, unit_rows=100, budget_usd=float(budget), max_output_tokens=16)
 """
 
 
