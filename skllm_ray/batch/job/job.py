@@ -14,7 +14,7 @@ from skllm_ray.batch.input.files import Unit, cut
 from skllm_ray.batch.job.certify import certified_work
 from skllm_ray.batch.job.driver import Budget, Outcome, work_off
 from skllm_ray.batch.job.options import BatchEstimator, JobOptions
-from skllm_ray.batch.job.plan import Planner, limited, remaining_calls, wanted_rows
+from skllm_ray.batch.job.planner import Planner, limited, remaining_calls, wanted_rows
 from skllm_ray.batch.job.pricing import Pricing
 from skllm_ray.batch.job.prior import estimated, prior_of, prior_to_ask, read_prior, ready_work, with_prior
 from skllm_ray.batch.job.progress_display import Screen, State, open_screen

@@ -1,4 +1,4 @@
-"""The plan of a job: which files, columns and units it has, and which of them are still to be done."""
+"""What a job consists of: which files, columns and units it has, and which of them are still to be done."""
 
 from __future__ import annotations
 
