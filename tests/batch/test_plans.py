@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.tools.estimate import estimate_job
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, OutputMismatchError
-from skllm_ray.execution.plan import Unsure
+from skllm_ray.execution.plan import Plan, Unsure
 from skllm_ray.llm.open_models import ModelCache
+from skllm_ray.tasks.prior import LabelPrior
 from skllm_ray.testing import ChatServer, StatusFault, WireFault
-from tests.batch.plans import FAST, STRONG, World, configure, expected, sure_of_good, texts
+from tests.batch.plans import FAST, STRONG, Cascade, World, configure, expected, sure_of_good, texts
 from tests.batch.worlds import read, write
 
 ROOT = Path(__file__).parents[2]
@@ -207,3 +209,37 @@ def test_an_estimate_lasts_as_long_as_the_slower_limit_wants(tmp_path):
         slow_strong = estimate_job(batch.job_for(clf, source, str(tmp_path / "out")))
     assert (slow_fast.seconds, slow_fast.limited_by) == ((120.0, 120.0), "1,000 requests/min")
     assert (slow_strong.seconds, slow_strong.limited_by) == ((0.0, 240.0), "500 requests/min")
+
+
+class WithPriors(Cascade):
+    """Takes the labels' prior out of the answers of some of its models."""
+
+    priors: tuple[int, ...] = (0,)
+
+    def _plan(self, spec: Any) -> Plan:
+        plan = super()._plan(spec)
+        prior = LabelPrior(("N/A", "nothing"))
+        return tuple(
+            replace(step, task=replace(step.task, prior=prior)) if n in self.priors else step  # type: ignore[type-var]
+            for n, step in enumerate(plan)
+        )
+
+
+def test_the_labels_prior_may_be_that_of_the_fast_model(tmp_path):
+    world = World()
+    source = write(tmp_path / "in.parquet", texts(20))
+    with ChatServer(world.answer) as server:
+        configure(server)
+        clf = WithPriors(model=STRONG, on_error="coerce").fit(None, ["bad", "good"])
+        told = estimate_job(batch.job_for(clf, source, str(tmp_path / "out")))
+        result = batch.run(clf, source, str(tmp_path / "out"), budget_usd=1000.0)
+        assert (result.complete, result.errors) == (True, {})
+        assert {place for place in world.asked if place[1] > 1_000_000} == {("fast", 1_000_001)}
+        assert world.asked["fast", 1_000_001] == 2
+        assert (told.fewest_requests, told.requests) == (22, 42)
+        assert result.total.cost_usd == pytest.approx(world.bill())
+        n_asked = server.n_requests
+        clf.priors = (0, 1)
+        with pytest.raises(ConfigurationError, match="label_prior is set for two models"):
+            batch.run(clf, source, str(tmp_path / "two"))
+        assert server.n_requests == n_asked
