@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +43,12 @@ class Cascade(ZeroShotGPTClassifier):
 class World:
     """What the two models were asked, and what it must cost."""
 
-    def __init__(self) -> None:
+    def __init__(self, latency_s: float = 0.0) -> None:
+        self.latency_s = latency_s
+        self.most: Counter[str] = Counter()
+        """The most requests to each model at once."""
+        self._in_flight: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self.asked: Counter[tuple[str, int]] = Counter()
         self.tokens: Counter[str] = Counter()
         self.fault: Any = lambda model, n: None
@@ -52,12 +59,17 @@ class World:
         fault = self.fault(body["model"], n)
         if fault is not None:
             return fault
-        self.asked[body["model"], n] += 1
-        label = "good" if n % 4 else "bad"
-        if body["model"] == "strong":
-            label = "good" if n % 8 else "bad"
-        text = f'{{"label": "{label}"}}'
-        self.tokens[body["model"]] += len(prompt_of(body)) // 4 + len(text) // 4
+        model = body["model"]
+        with self._lock:
+            self.asked[model, n] += 1
+            self._in_flight[model] += 1
+            self.most[model] = max(self.most[model], self._in_flight[model])
+        time.sleep(self.latency_s)
+        right = n % 4 if model == "fast" else n % 8
+        text = f'{{"label": "{"good" if right else "bad"}"}}'
+        with self._lock:
+            self._in_flight[model] -= 1
+            self.tokens[model] += len(prompt_of(body)) // 4 + len(text) // 4
         return text
 
     def n(self, model: str) -> int:

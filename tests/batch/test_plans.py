@@ -83,6 +83,20 @@ def test_a_job_writes_the_same_and_knows_both_prices(tmp_path):
     assert (result.total.asked, result.total.rows, result.total.unknown_usd) == (376, 300, 0.0)
 
 
+def test_each_model_keeps_to_its_own_limit(tmp_path):
+    world = World(latency_s=0.02)
+    source = write(tmp_path / "in.parquet", texts(160))
+    with ChatServer(world.answer) as server:
+        clf = configure(server)
+        clf.predict(texts(160))
+        assert 4 < world.most["fast"] <= 8
+        assert 1 < world.most["strong"] <= 4
+        world.most.clear()
+        batch.run(clf, source, str(tmp_path / "out"), unit_rows=100)
+        assert 4 < world.most["fast"] <= 8
+        assert 1 < world.most["strong"] <= 4
+
+
 def test_a_strong_model_that_fails_is_an_error_of_its_rows_and_is_asked_again(tmp_path):
     world = World()
     world.fault = lambda model, n: StatusFault(400, "nope") if model == "strong" and n == 8 else None
