@@ -78,7 +78,8 @@ def run(
         The most that the output may cost in all, earlier runs included. What each request may cost at most is set
         aside before it is sent, and what came of requests without an answer counts as spent.
     input_price, output_price : float or None, default=None
-        US dollars per million tokens, where the model's price is not known or another one holds.
+        US dollars per million tokens, where the model's price is not known or another one holds. Of several models,
+        the price of the one that the estimator names; that of the others is set by ``SKLLMConfig.set_price``.
     max_output_tokens : int or None, default=None
         The largest answer, in tokens, where the task does not say; with a budget 1,024.
     workers : int or None, default=None
