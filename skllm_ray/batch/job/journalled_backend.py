@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from skllm_ray.batch.job.terms import Terms
+from skllm_ray.batch.job.terms import Terms, is_unpriced
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import Progress, SharedLedger
-from skllm_ray.batch.output.journal import Journal, digest
+from skllm_ray.batch.output.journal import Answer, Journal, digest
 from skllm_ray.llm.base import Backend
 from skllm_ray.llm.cancellation import Call
 from skllm_ray.tasks.base import LOST, ChatRequest, Embedding, Reply, RowError
@@ -91,8 +91,7 @@ class JournalledBackend(Backend):
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request; equal ones are asked once, and the copies have ``attempts=0``."""
         requests = self._bounded(requests)
-        # What a task says before the last message is always the same.
-        keys = [self._mark + request.messages[-1]["content"] for request in requests]
+        keys = [self._mark + one.messages[-1]["content"] for one in requests]  # what stands before is always the same
         ask = self._backend.complete_each
         return self._obtain(keys, requests, self._terms.most_usd, ask, streams=self._terms.streams)
 
@@ -332,7 +331,7 @@ class JournalledBackend(Backend):
         news.cost_usd += sum(costs)
         if len(costs) < len(usages) and not self._terms.free:
             paid = answers if self._terms.price is None else good
-            news.unpriced += sum(map(_is_unpriced, paid.values()))
+            news.unpriced += sum(map(is_unpriced, paid.values()))
         self.tell_if_due()
 
     def _fail_early(self, errors: Sequence[RowError]) -> None:
@@ -355,29 +354,16 @@ class JournalledBackend(Backend):
         self._told_at = time.monotonic()
         self.total.add(news)
         answered, self._answered = self._answered, False
-        reason, self._reason = self._reason, ""
-        self._ledger.report(news, answered=answered, reason=reason, last=last, model=self._model)
+        self._ledger.report(news, answered=answered, reason=self._reason, last=last, model=self._model)
+        self._reason = ""
 
     def _check_stopped(self) -> None:
         self._guard.check()
         if time.monotonic() - self._checked_at < _REPORT_S:
             return
         self._checked_at = time.monotonic()
-        reason = self._ledger.stopped()
-        if reason:
+        if reason := self._ledger.stopped():
             raise UnitStopped("stopped", reason)
-
-
-Answer = Reply | Embedding
-
-
-def _is_unpriced(answer: Answer) -> bool:
-    """Return whether nobody knows what an answer cost: one that failed may have been paid for too."""
-    usage, error = answer.usage, answer.error
-    if answer.attempts == 0 or usage.cost_usd is not None:
-        return False
-    may_be_paid = error is None or (error.kind in LOST and not error.down)
-    return may_be_paid or bool(usage.prompt_tokens or usage.completion_tokens)
 
 
 def _is_there(error: RowError, n_rows: int) -> bool:
@@ -395,9 +381,7 @@ class _Patience:
 
     def probe(self, keys: Sequence[str]) -> Sequence[str]:
         """Return the keys to ask about: all, or one after the other while the server gives no answer."""
-        if self._since is None:
-            return keys
-        return [keys[self.rounds % len(keys)]]
+        return keys if self._since is None else [keys[self.rounds % len(keys)]]
 
     def answered(self) -> None:
         """Note that the server is there."""

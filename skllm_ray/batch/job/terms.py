@@ -12,7 +12,7 @@ from skllm_ray.config import Price
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.execution.plan import Plan
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.tasks.base import ChatRequest, Choices
+from skllm_ray.tasks.base import LOST, ChatRequest, Choices, Embedding, Reply
 from skllm_ray.tasks.embedding import EmbeddingTask
 
 _PER_MESSAGE: Final = 16
@@ -82,6 +82,15 @@ def most_usd_of_texts(plan: Plan, terms: Sequence[Terms], texts: Sequence[str]) 
             costs = [rules.most_usd(request) for request in step.task.render(texts)]
         total = [one + other for one, other in zip(total, costs, strict=True)]
     return total
+
+
+def is_unpriced(answer: Reply | Embedding) -> bool:
+    """Return whether nobody knows what an answer cost: one that failed may have been paid for too."""
+    usage, error = answer.usage, answer.error
+    if answer.attempts == 0 or usage.cost_usd is not None:
+        return False
+    may_be_paid = error is None or (error.kind in LOST and not error.down)
+    return may_be_paid or bool(usage.prompt_tokens or usage.completion_tokens)
 
 
 @lru_cache(maxsize=256)
