@@ -353,9 +353,8 @@ class JournalledBackend(Backend):
         news, self._news = self._news, Progress()
         self._told_at = time.monotonic()
         self.total.add(news)
-        answered, self._answered = self._answered, False
-        self._ledger.report(news, answered=answered, reason=self._reason, last=last, model=self._model)
-        self._reason = ""
+        answered, self._answered, reason, self._reason = self._answered, False, self._reason, ""
+        self._ledger.report(news, answered=answered, reason=reason, last=last, model=self._model)
 
     def _check_stopped(self) -> None:
         self._guard.check()
