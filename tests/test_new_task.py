@@ -17,6 +17,7 @@ from skllm_ray.testing import ChatServer, prompt_of
 from tests.batch.worlds import read, write
 from tests.rating import Rater
 
+N = 600
 PRICES: dict[str, Any] = {"input_price": 1000.0, "output_price": 1000.0}
 
 
@@ -54,22 +55,22 @@ def test_a_call_rates_texts_and_tells_details():
 
 
 def test_a_job_rates_rows_within_a_budget(tmp_path):
-    source = write(tmp_path / "in.parquet", texts(200))
+    source = write(tmp_path / "in.parquet", texts(N))
     with ChatServer(answer) as server:
         told = estimate_job(batch.job_for(rater(server), source, str(tmp_path / "out"), **PRICES), sample=50)
         whole = batch.run(rater(server), source, str(tmp_path / "out"), **PRICES)
         cost = whole.total.cost_usd
-        half = batch.run(rater(server), source, str(tmp_path / "half"), budget_usd=cost / 2, unit_rows=50, **PRICES)
+        half = batch.run(rater(server), source, str(tmp_path / "half"), budget_usd=cost / 2, unit_rows=100, **PRICES)
         n_asked = server.n_requests
-        rest = batch.run(rater(server), source, str(tmp_path / "half"), budget_usd=10 * cost, unit_rows=50, **PRICES)
+        rest = batch.run(rater(server), source, str(tmp_path / "half"), budget_usd=10 * cost, unit_rows=100, **PRICES)
     found = read(tmp_path / "out")
     assert found["rating"].dtype.kind in "if"
     assert found["rating"].tolist()[:7] == [1, 2, 3, 4, 5, 1, 2]
     assert (found["valid"].tolist().count(False), whole.errors) == (1, {"invalid_answer": 1})
     assert half.out_of_budget
     assert 0.2 * cost < half.total.cost_usd <= cost / 2
-    assert (rest.complete, rest.total.asked) == (True, 200)
+    assert (rest.complete, rest.total.asked) == (True, N)
     assert read(tmp_path / "half")["rating"].tolist()[:7] == [1, 2, 3, 4, 5, 1, 2]
-    assert n_asked < 50 + 200 + 100
-    assert (told.requests, told.fewest_requests) == (200, 200)
+    assert n_asked < 50 + N + N // 2
+    assert (told.requests, told.fewest_requests) == (N, N)
     assert told.cost_usd[0] <= cost <= told.cost_usd[1]

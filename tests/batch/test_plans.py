@@ -26,7 +26,8 @@ from tests.batch.plans import FAST, STRONG, Cascade, World, configure, expected,
 from tests.batch.worlds import read, write
 
 ROOT = Path(__file__).parents[2]
-OPTIONS: dict[str, Any] = {"unit_rows": 100, "max_output_tokens": 16}
+N = 1600
+OPTIONS: dict[str, Any] = {"unit_rows": 40, "max_output_tokens": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +130,7 @@ from tests.batch.plans import configure
 skllm_ray.init(local_mode=True)
 url, source, output, budget = sys.argv[1:]
 clf = configure(SimpleNamespace(url=url))
-batch.run(clf, source, output, unit_rows=100, budget_usd=float(budget), max_output_tokens=16)
+batch.run(clf, source, output, unit_rows=40, budget_usd=float(budget), max_output_tokens=16)
 """
 
 
@@ -143,7 +144,7 @@ def kill_after(n: int, world: World, server: ChatServer, *where: str) -> None:
 
 def test_a_budget_holds_through_kills_and_nothing_that_was_told_is_paid_for_again(tmp_path):
     world = World()
-    source, output = write(tmp_path / "in.parquet", texts(600)), str(tmp_path / "out")
+    source, output = write(tmp_path / "in.parquet", texts(N)), str(tmp_path / "out")
     with ChatServer(world.answer, latency_s=0.01) as server:
         clf = configure(server)
         kill_after(20, world, server, source, output, "1000")
@@ -153,7 +154,7 @@ def test_a_budget_holds_through_kills_and_nothing_that_was_told_is_paid_for_agai
         assert state.spent_usd(None) >= world.bill() * (1 - 1e-9)  # what is not known to be unspent is spent
         result = batch.run(clf, source, output, budget_usd=1000.0, **OPTIONS)
         assert (result.complete, result.errors) == (True, {})
-        assert read(output)["prediction"].tolist() == [expected(i)[0] for i in range(600)]
+        assert read(output)["prediction"].tolist() == [expected(i)[0] for i in range(N)]
         twice = {place: count for place, count in world.asked.items() if count > 1}
         assert len(twice) <= 64 + 12  # what was in flight, and one segment of the journal
         assert result.total.cost_usd + result.total.unknown_usd >= world.bill() * (1 - 1e-9)
@@ -163,7 +164,7 @@ def test_a_budget_holds_through_kills_and_nothing_that_was_told_is_paid_for_agai
         for _ in range(2):
             stopped = batch.run(clf, source, half, budget_usd=cost / 2, **OPTIONS)
     assert stopped.out_of_budget
-    assert 0.2 * cost < world.bill() <= cost / 2
+    assert 0.15 * cost < world.bill() <= cost / 2  # what the kill left open counts as spent
 
 
 @pytest.mark.parametrize("model", [FAST, STRONG])
