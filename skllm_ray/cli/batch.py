@@ -100,32 +100,55 @@ def estimate(config: str | None, sample: int | None, as_json: bool, **given: Any
 @click.argument("task", required=False, type=click.Choice(_TASKS))
 @click.option("--config", type=click.Path(dir_okay=False), help="A YAML file with these settings; flags win over it.")
 @click.option("--models", default=None, help="Models to compare, separated by commas; by default the job's.")
+@click.option(
+    "--prompts", default=None, help="Files with a prompt template each, separated by commas: all are compared."
+)
 @click.option("--sample", type=click.IntRange(2), default=200, show_default=True, help="Rows to ask each model.")
 @click.option("--seed", default=0, show_default=True, help="Which rows.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def evaluate(config: str | None, models: str | None, sample: int, seed: int, as_json: bool, **given: Any) -> None:
-    """Compare models on labelled rows (--label-column) before the big job: accuracy, cost, speed."""
+@click.option("--html", type=click.Path(dir_okay=False), default=None, help="Write a page with all figures.")
+@click.option("--csv", type=click.Path(dir_okay=False), default=None, help="Write all figures, a line for each label.")
+@click.option("--rows", type=click.Path(dir_okay=False), default=None, help="Write each row with every answer, as CSV.")
+def evaluate(
+    config: str | None,
+    models: str | None,
+    prompts: str | None,
+    sample: int,
+    seed: int,
+    as_json: bool,
+    html: str | None,
+    csv: str | None,
+    rows: str | None,
+    **given: Any,
+) -> None:
+    """Compare models and prompts on labelled rows (--label-column) before the big job: quality, cost, speed."""
     with _messages():
         from skllm_ray.batch import job_for
-        from skllm_ray.batch.tools.evaluate import evaluate_models
+        from skllm_ray.batch.tools.evaluate import compare_models
+        from skllm_ray.batch.tools.evaluation_page import write_csv, write_html, write_rows
+        from skllm_ray.cli.evaluation import candidates
         from skllm_ray.cli.job_file import without_fast
 
-        job = _job(config, given, needs_output=False)
-        job = without_fast(job)
-        given_names = [name.strip() for name in (models or job.model or "").split(",") if name.strip()]
-        names: list[str | None] = [*given_names] or [None]
+        job = without_fast(_job(config, given, needs_output=False))
         with _ray(job):
-            jobs = {
-                str(made.model): job_for(made, job.input, "/nowhere", **_batch_options(job))
-                for made in (_prepare(job, name) for name in names)
-            }
-            found = evaluate_models(jobs, job.label_column, sample, seed)
+            jobs = {}
+            for name, (told, model) in candidates(job, models, prompts).items():
+                made = _prepare(told, model)
+                key = name if model or prompts else str(made.model)
+                jobs[key] = job_for(made, job.input, "/nowhere", **_batch_options(job))
+            compared = compare_models(jobs, job.label_column, sample, seed)
+        for path, write in ((html, write_html), (csv, write_csv), (rows, write_rows)):
+            if path:
+                write(compared, path)
+    found = compared.evaluations
     if as_json:
         click.echo(json.dumps([asdict(one) for one in found]))
     else:
         from rich.console import Console
 
-        for shown in _comparison(found):
+        from skllm_ray.cli.evaluation import screen
+
+        for shown in screen(found):
             Console().print(shown)
     if any(one.mostly_failed for one in found):
         sys.exit(_MOSTLY_FAILED)
@@ -299,39 +322,6 @@ def _table(title: str, facts: Mapping[str, str]) -> None:
     for name, value in facts.items():
         table.add_row(name, cell(value))
     Console().print(table)
-
-
-def _comparison(found: Any) -> Iterator[Any]:
-    from rich.table import Table
-
-    table = Table(title="Models", title_justify="left")
-    several = found[0].f1 is not None
-    share = ("all labels right", "95% interval", "F1") if several else ("accuracy", "95% interval")
-    for heading in ("model", "rows", *share, "failed", "USD / 1,000 rows", "rows/s"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for one in found:
-        cost = "not known" if one.usd_per_1000 is None else f"{one.usd_per_1000:,.4f}"
-        shares = [f"{one.accuracy:.1%}", f"{one.low:.1%} to {one.high:.1%}", *([f"{one.f1:.1%}"] if several else [])]
-        if one.errors == one.rows:
-            shares = ["not known"] * len(shares)
-        rate = "not known" if one.rows_per_s is None else f"{one.rows_per_s:,.1f}"
-        table.add_row(cell(one.model), str(one.rows), *shares, str(one.failed), cost, rate)
-    yield table
-    if found[0].stopped:
-        yield cell(f"Fewer rows were asked: {found[0].stopped}.")
-    for one in found:
-        if one.failed:
-            yield cell(f"{one.model}: {one.failed:,} rows have no label; the first reason: {one.reason}")
-    if found[0].foreign:
-        yield f"{found[0].foreign:,} rows have a true label that is no candidate: no answer can be right there."
-    for one in found if not several else ():
-        matrix = Table(title=cell(f"{one.model}: rows are the truth, columns the answers"), title_justify="left")
-        matrix.add_column("")
-        for label in one.labels:
-            matrix.add_column(cell(label), justify="right", overflow="fold")
-        for label, counts in zip(one.labels, one.confusion, strict=True):
-            matrix.add_row(cell(label), *map(str, counts))
-        yield matrix
 
 
 @contextmanager

@@ -194,7 +194,7 @@ def test_models_are_compared_on_the_same_labelled_rows(tmp_path):
     assert always["low"] < always["accuracy"] < always["high"]
     assert sum(map(sum, always["confusion"])) == 100
     table = call("evaluate", "classify", *flags[:-1], "--models", "gguf::demo", "--sample", 20)
-    assert "95% interval" in table.output
+    assert "accuracy (95%)" in table.output
 
 
 def test_what_an_estimate_counts_is_what_a_run_would_do(tmp_path):

@@ -18,7 +18,7 @@ import pytest
 import skllm_ray
 from skllm_ray import batch
 from skllm_ray.batch.tools.estimate import estimate_job
-from skllm_ray.batch.tools.evaluate import evaluate_models
+from skllm_ray.batch.tools.evaluate import compare_models
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import JobFailedError, OutputMismatchError
@@ -162,7 +162,7 @@ def test_estimates_and_samples_know_of_it(tmp_path):
         estimate_job(ours, sample=4)
         assert server.n_requests == 4 + N_PRIOR
         capped = batch.job_for(classifier(server), source, str(tmp_path / "out"), budget_usd=1.0, **PRICES)
-        [found] = evaluate_models({"m": capped}, "label", 6)
+        [found] = compare_models({"m": capped}, "label", 6).evaluations
         assert (server.n_requests, found.rows) == (10 + 2 * N_PRIOR, 6)
         told = batch.job_for(classifier(server), source, str(tmp_path / "out"), **PRICES)
     with ChatServer(lambda body: "?") as server:
@@ -221,7 +221,9 @@ def test_integer_labels_are_evaluated_and_predicted_by_their_names(tmp_path):
     with ChatServer(answer) as server:
         SKLLMConfig.set_gpt_url(server.url)
         clf = ZeroShotGPTClassifier(model="custom_url::m", key="sk-test", label_names=LABELS).fit(None, [0, 1])
-        [found] = evaluate_models({"m": batch.job_for(clf, source, str(tmp_path / "out"), **PRICES)}, "label", 12)
+        [found] = compare_models(
+            {"m": batch.job_for(clf, source, str(tmp_path / "out"), **PRICES)}, "label", 12
+        ).evaluations
         assert (found.accuracy, found.foreign) == (1.0, 0)
         assert batch.run(clf, source, str(tmp_path / "out"), **PRICES).complete
     parts = pq.read_table(tmp_path / "out")

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from skllm_ray.batch.job.asker import Asked, ask_rows
 from skllm_ray.batch.job.job import Job
 from skllm_ray.batch.tools.sampling import draw
+from skllm_ray.batch.tools.scores import (
+    CertaintyBin,
+    Confusion,
+    Difference,
+    Labels,
+    LabelScore,
+    calibration_error,
+    certainty,
+    label_scores,
+    macro_f1,
+    majority_share,
+    paired_difference,
+    top_confusions,
+)
 from skllm_ray.config import Price
 from skllm_ray.errors import InputError
+from skllm_ray.execution.plan import label_probability
 from skllm_ray.tasks.base import Choices, Row
 from skllm_ray.tasks.cot import CoTTask, MultiLabelCoTTask
 
 _ENOUGH_UNITS: Final = 64
 _LEVEL: Final = 0.95
-
-Labels = frozenset[str]
-"""A row's labels; one where the task asks for one."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,20 @@ class Evaluation:
     """Why the first of them has none."""
     stopped: str = ""
     """Why fewer rows were asked than were to be."""
+    baseline: float = 0.0
+    """The accuracy of whoever always answers the commonest label, or set of labels."""
+    macro_f1: float = 0.0
+    """The mean of the labels' F1."""
+    scores: list[LabelScore] = field(default_factory=list)
+    """Each label's precision, recall and F1, the commonest label first."""
+    confusions: list[Confusion] = field(default_factory=list)
+    """The commonest mistakes; none with several labels."""
+    certainty: list[CertaintyBin] = field(default_factory=list)
+    """How often answers are right, by their probability; empty where the model tells no probability."""
+    calibration_error: float | None = None
+    """How far probabilities are from the share of right answers, in the mean; None where there are none."""
+    against_first: Difference | None = None
+    """How it differs from the first of those that were compared; None for the first itself."""
 
     @property
     def mostly_failed(self) -> bool:
@@ -58,10 +84,34 @@ class Evaluation:
         return 2 * self.errors > self.rows
 
 
-def evaluate_models(jobs: Mapping[str, Job], label_column: str, sample: int = 200, seed: int = 0) -> list[Evaluation]:
-    """Ask each model for the same labelled rows, drawn at random, and compare its answers with the labels.
+@dataclass(frozen=True)
+class Comparison:
+    """What several models, or prompts, say of the same labelled rows."""
+
+    evaluations: list[Evaluation]
+    texts: list[str]
+    truth: list[Labels]
+    answers: dict[str, list[Labels | None]]
+    """Each candidate's answers; None where there is no valid one."""
+    probabilities: dict[str, list[float]]
+    """Each candidate's probabilities of its answers; -inf where there is none."""
+
+
+def compare_models(jobs: Mapping[str, Job], label_column: str, sample: int = 200, seed: int = 0) -> Comparison:
+    """Ask about the same labelled rows, drawn at random, in several ways, and compare the answers with the labels.
 
     With several labels for a row, the column holds lists, or texts such as ``"a, b"`` or ``'["a", "b"]'``.
+
+    Parameters
+    ----------
+    jobs : mapping of str to Job
+        What is compared, by name: jobs of several models or prompts over the same input.
+    label_column : str
+        The input's column with the true labels.
+    sample : int, default=200
+        How many rows each is asked about, at most.
+    seed : int, default=0
+        Which rows.
 
     Raises
     ------
@@ -86,10 +136,10 @@ def evaluate_models(jobs: Mapping[str, Job], label_column: str, sample: int = 20
     ][:sample]
     if not labelled:
         raise InputError(f"label_column={label_column!r} holds no labels beside a text.", "Name the column with them.")
-    found = {label for _, labels in labelled for label in labels}
-    if found and not found & set(choices.labels):
+    seen = {label for _, labels in labelled for label in labels}
+    if seen and not seen & set(choices.labels):
         raise InputError(
-            f"label_column={label_column!r} holds none of the candidate labels, but such as {min(found)[:80]!r}.",
+            f"label_column={label_column!r} holds none of the candidate labels, but such as {min(seen)[:80]!r}.",
             f"Candidates: {', '.join(choices.labels)}.",
         )
     asked = ask_rows(jobs, [text for text, _ in labelled], first.budget_usd)
@@ -97,15 +147,51 @@ def evaluate_models(jobs: Mapping[str, Job], label_column: str, sample: int = 20
     if not n_rows:
         raise InputError(f"No row was asked: {next(one.stopped for one in asked.values() if one.stopped)}.")
     truth = [labels for _, labels in labelled[:n_rows]]
-    return [_evaluate(name, job, truth, asked[name], choices) for name, job in jobs.items()]
+    answers = {name: [_labels_of(job, row) for row in asked[name].rows[:n_rows]] for name, job in jobs.items()}
+    probabilities = {name: label_probability(asked[name].rows[:n_rows]).tolist() for name in jobs}
+    found = [
+        _evaluate(name, job, truth, answers[name], asked[name], choices, probabilities[name])
+        for name, job in jobs.items()
+    ]
+    return Comparison(
+        _compared(found, truth, answers), [text for text, _ in labelled[:n_rows]], truth, answers, probabilities
+    )
 
 
-def _evaluate(model: str, job: Job, truth: list[Labels], asked: Asked, choices: Choices) -> Evaluation:
+def _compared(
+    found: list[Evaluation], truth: list[Labels], answers: Mapping[str, Sequence[Labels | None]]
+) -> list[Evaluation]:
+    """Return the evaluations, each but the first with how it differs from the first."""
+    first, *others = found
+    right = {name: _right(truth, theirs) for name, theirs in answers.items()}
+    return [
+        first,
+        *(
+            replace(one, against_first=paired_difference(first.model, right[first.model], right[one.model]))
+            for one in others
+        ),
+    ]
+
+
+def _right(truth: Sequence[Labels], answers: Sequence[Labels | None]) -> list[bool]:
+    return [answer == labels for answer, labels in zip(answers, truth, strict=True)]
+
+
+def _evaluate(
+    model: str,
+    job: Job,
+    truth: list[Labels],
+    answers: list[Labels | None],
+    asked: Asked,
+    choices: Choices,
+    probabilities: list[float],
+) -> Evaluation:
     from scipy.stats import binomtest
 
-    answers = [_labels_of(job, row) for row in asked.rows[: len(truth)]]
-    right = sum(answer == labels for answer, labels in zip(answers, truth, strict=True))
+    is_right = _right(truth, answers)
+    right = sum(is_right)
     interval = binomtest(right, len(truth)).proportion_ci(_LEVEL, "wilson")
+    scores, bins = label_scores(truth, answers), certainty(probabilities, is_right)
     names = sorted({label for labels in (*truth, *answers) for label in labels or ()})
     return Evaluation(
         model=model,
@@ -123,6 +209,12 @@ def _evaluate(model: str, job: Job, truth: list[Labels], asked: Asked, choices: 
         errors=asked.failures.total(),
         reason=asked.reason,
         stopped=asked.stopped,
+        baseline=majority_share(truth),
+        macro_f1=macro_f1(scores),
+        scores=scores,
+        confusions=[] if choices.multiple else top_confusions(truth, answers),
+        certainty=bins,
+        calibration_error=calibration_error(bins),
     )
 
 

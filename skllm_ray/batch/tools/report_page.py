@@ -8,7 +8,6 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 from skllm_ray.batch.input.text_template import template_fields, texts_of
 from skllm_ray.batch.promise import PromiseFacts
 from skllm_ray.batch.tools.curve import curve_plot
+from skllm_ray.batch.tools.pages import render
 from skllm_ray.errors import MissingExtraError
 from skllm_ray.plain_text import printable
 
@@ -147,13 +147,8 @@ def render_page(
     MissingExtraError
         If matplotlib or jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError:
-        raise MissingExtraError.for_extra("jinja2", "report") from None
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
-    template = environment.from_string(resources.files(__package__).joinpath("report.html.j2").read_text("utf-8"))
-    return template.render(
+    return render(
+        "report.html.j2",
         manifest=manifest,
         tiles=_tiles(manifest, units, tally),
         remaining=remaining,
@@ -321,11 +316,6 @@ def _rate(units: Sequence[Mapping[str, Any]]) -> str:
 def _counts(column: Any) -> list[tuple[str, int]]:
     found = pc.value_counts(column.drop_null()).to_pylist()
     return [(str(one["values"]), int(one["counts"])) for one in found]
-
-
-def _shown(value: Any) -> Any:
-    """Return a value of the page; the plots are markup already."""
-    return printable(value) if type(value) is str else value
 
 
 def _short(text: object, most: int = _SHOWN) -> str:

@@ -1,0 +1,183 @@
+"""What ``skllm-ray evaluate`` compares, and its screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from skllm_ray.batch.tools.evaluation_page import difference, share, span
+from skllm_ray.errors import ConfigurationError
+from skllm_ray.plain_text import cell
+
+if TYPE_CHECKING:
+    from skllm_ray.batch.tools.evaluate import Evaluation
+    from skllm_ray.cli.job_file import JobFile
+
+_MATRIX: Final = 6
+_LABELS: Final = 15
+
+
+def candidates(job: JobFile, models: str | None, prompts: str | None) -> dict[str, tuple[JobFile, str | None]]:
+    """Return what is compared, by name: every model with every prompt.
+
+    Parameters
+    ----------
+    job : JobFile
+        The job.
+    models : str or None
+        Models, separated by commas; the job's where None.
+    prompts : str or None
+        Files with a prompt template each, separated by commas; the job's prompt where None.
+
+    Raises
+    ------
+    ConfigurationError
+        If a prompt's file cannot be read, or a name stands twice.
+    """
+    names: list[str | None] = [*_parts(models or job.model)] or [None]
+    files = _parts(prompts)
+    if not files:
+        pairs = [(name or "the estimator", (job, name)) for name in names]
+    else:
+        with_prompt = {file: job.model_copy(update={"prompt_template": _read(file)}) for file in files}
+        short = [Path(file).name for file in files]
+        called = dict(zip(files, short if len(set(short)) == len(short) else files, strict=True))
+        pairs = [
+            (f"{name or 'the estimator'}, {called[file]}", (with_prompt[file], name))
+            for name in names
+            for file in files
+        ]
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ConfigurationError("models and prompts must name each candidate once.")
+    return found
+
+
+def _parts(told: str | None) -> list[str]:
+    return [part.strip() for part in (told or "").split(",") if part.strip()]
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        raise ConfigurationError(f"prompts: {file!r} cannot be read: {reason}.") from None
+
+
+def screen(found: list[Evaluation]) -> Iterator[Any]:
+    """Return what is shown of an evaluation, one after the other."""
+    yield _candidates(found)
+    first = found[0]
+    yield f"Whoever always answers the commonest label is right in {share(first.baseline)} of {first.rows:,} rows."
+    yield from _warnings(found)
+    for one in found:
+        if one.errors == one.rows:
+            continue
+        yield _label_table(one)
+        if one.confusions:
+            yield _matrix(one) if len(one.labels) <= _MATRIX else _confusion_table(one)
+        if one.certainty:
+            yield _certainty_table(one)
+
+
+def _candidates(found: list[Evaluation]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    several, compared = found[0].f1 is not None, len(found) > 1
+    title = f"Answers to {found[0].rows:,} labelled rows"
+    table = Table(title=title, title_justify="left", padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
+    table.add_column("model", overflow="fold", min_width=12)
+    right = "all right (95%)" if several else "accuracy (95%)"
+    headings = (right, "F1" if several else "", "macro-F1", "vs first" if compared else "")
+    for heading in (*headings, "USD/1,000", "rows/s"):
+        if heading:
+            table.add_column(heading, justify="right", no_wrap=True)
+    for one in found:
+        figures = [f"{share(one.accuracy)} ({100 * one.low:.0f}–{100 * one.high:.0f})"]
+        figures += [share(one.f1)] if several else []
+        figures += [share(one.macro_f1), *([_marked(one)] if compared else [])]
+        if one.errors == one.rows:
+            figures = ["not known"] * len(figures)
+        figures.append("not known" if one.usd_per_1000 is None else f"{one.usd_per_1000:,.4f}")
+        figures.append("not known" if one.rows_per_s is None else f"{one.rows_per_s:,.1f}")
+        table.add_row(cell(one.model), *figures)
+    return table
+
+
+def _marked(one: Evaluation) -> str:
+    from rich.markup import escape
+
+    told = escape(difference(one.against_first))
+    return f"[bold]{told}[/]" if one.against_first and one.against_first.is_clear else told
+
+
+def _warnings(found: list[Evaluation]) -> Iterator[Any]:
+    if any(one.against_first for one in found):
+        yield (
+            "vs first: percentage points of accuracy against the first, and the 95% interval on the same rows. In bold "
+            "it is clear: the interval leaves out 0."
+        )
+    if found[0].stopped:
+        yield cell(f"Fewer rows were asked: {found[0].stopped}.")
+    for one in found:
+        if one.failed:
+            told = f"{one.model}: {one.failed:,} rows have no label, and count as wrong"
+            yield cell(f"{told}; the first reason: {one.reason}" if one.reason else f"{told}.")
+    if found[0].foreign:
+        yield f"{found[0].foreign:,} rows have a true label that is no candidate: no answer can be right there."
+
+
+def _label_table(one: Evaluation) -> Any:
+    from rich.table import Table
+
+    few = len(one.scores) <= _LABELS
+    shown = one.scores if few else sorted(one.scores, key=lambda score: (score.f1, -score.rows))[:_LABELS]
+    title = (
+        f"{one.model}: labels" if few else f"{one.model}: the {_LABELS} of {len(one.scores)} labels with the lowest F1"
+    )
+    table = Table(title=cell(title), title_justify="left")
+    for heading in ("label", "rows", "precision", "recall", "F1"):
+        table.add_column(heading, justify="left" if heading == "label" else "right", overflow="fold")
+    for score in shown:
+        figures = (share(score.precision), share(score.recall), share(score.f1))
+        table.add_row(cell(score.label), f"{score.rows:,}", *figures)
+    return table
+
+
+def _matrix(one: Evaluation) -> Any:
+    from rich.table import Table
+
+    matrix = Table(title=cell(f"{one.model}: rows are the truth, columns the answers"), title_justify="left")
+    matrix.add_column("")
+    for label in one.labels:
+        matrix.add_column(cell(label), justify="right", overflow="fold")
+    matrix.add_column("none", justify="right")
+    for label, counts in zip(one.labels, one.confusion, strict=True):
+        matrix.add_row(cell(label), *map(str, counts))
+    return matrix
+
+
+def _confusion_table(one: Evaluation) -> Any:
+    from rich.table import Table
+
+    table = Table(title=cell(f"{one.model}: the commonest mistakes"), title_justify="left")
+    for heading in ("in truth", "answered", "rows"):
+        table.add_column(heading, justify="right" if heading == "rows" else "left", overflow="fold")
+    for mistake in one.confusions:
+        table.add_row(cell(mistake.truth), cell(mistake.answer or "no valid answer"), f"{mistake.rows:,}")
+    return table
+
+
+def _certainty_table(one: Evaluation) -> Any:
+    from rich.table import Table
+
+    table = Table(title=cell(f"{one.model}: how sure it is, and how often it is right"), title_justify="left")
+    for heading in ("probability", "rows", "right"):
+        table.add_column(heading, justify="left" if heading == "probability" else "right")
+    for one_bin in reversed(one.certainty):
+        table.add_row(span(one_bin), f"{one_bin.rows:,}", share(one_bin.accuracy))
+    table.caption = f"calibration error {share(one.calibration_error)}"
+    return table
