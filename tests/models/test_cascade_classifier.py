@@ -20,9 +20,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import LinearSVC
+from sklearn.utils import get_tags
+from sklearn.utils.estimator_checks import check_estimator
 
 import skllm_ray.models._base.estimator
 from skllm_ray.cascade import draw_sample
@@ -328,6 +331,25 @@ def test_pickles_keep_the_certificate_and_clones_forget_it():
     with pytest.raises(NotFittedError):
         clone(clf).predict(texts)
     assert CascadeClassifier(FrozenEstimator(fast), FrozenEstimator(strong)).predict(texts).shape == (1000,)
+
+
+EXPECTED = {
+    "check_classifier_data_not_an_array": "an object of an unknown type is taken for a column of texts",
+    "check_dict_unchanged": "predict certifies, and keeps the certificate",
+    "check_fit2d_predict1d": "one dimension is taken for texts, and the message says so",
+}
+
+
+def test_scikit_learns_own_checks():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clf = CascadeClassifier(LogisticRegression(), GaussianNB())
+        found = check_estimator(clf, on_fail=None, on_skip=None)
+    failed = {check["check_name"] for check in found if check["status"] == "failed"}
+    assert failed == set(EXPECTED)
+    assert sum(check["status"] == "passed" for check in found) > 40
+    tags = get_tags(CascadeClassifier(ZeroShotGPTClassifier(), ZeroShotGPTClassifier())).input_tags
+    assert (tags.string, tags.two_d_array) == (True, False)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.cascade import Audit, Certificate
@@ -92,6 +93,11 @@ class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The strong classifier's labels."""
         return np.asarray(self._pair()[1].classes_)
 
+    @property
+    def n_features_in_(self) -> int:
+        """The columns of a table that the fast classifier was fitted with; there is none for texts."""
+        return int(self._pair()[0].n_features_in_)
+
     # --- as a batch job's estimator ----------------------------------------------------------------------------------
 
     @property
@@ -140,8 +146,10 @@ class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
-        tags.input_tags.one_d_array = True
+        if isinstance(self.fast, BaseEstimator):
+            tags.input_tags = get_tags(self.fast).input_tags
+        if isinstance(self.strong, BaseEstimator):
+            tags.input_tags.sparse &= get_tags(self.strong).input_tags.sparse
         tags.non_deterministic = True
         return tags
 
