@@ -69,9 +69,10 @@ def run_demo(*, actors: int, model: str, n_rows: int, address: str | None = None
     ConfigurationError
         If `model` is not a GGUF model.
     """
-    if not model.startswith("gguf::"):
+    spec = resolve(model)
+    if not spec.capabilities.stateful:
         raise ConfigurationError(f"model={model!r}: the demo runs local models.", "Pass --model gguf::demo.")
-    resolve(model).check()
+    spec.check()
     console = Console()
     with console.status("Starting Ray …") as status:
         started = time.perf_counter()

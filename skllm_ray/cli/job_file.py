@@ -18,6 +18,7 @@ from skllm_ray import classification, text2text, vectorization
 from skllm_ray.batch.job.options import PRIVATE, JobOptions, OneOrMore
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError
+from skllm_ray.llm.registry import family_of, provider_of
 from skllm_ray.models.gpt.tagging.ner import GPTExplainableNER
 from skllm_ray.models.vertex.tagging.ner import VertexExplainableNER
 
@@ -261,7 +262,7 @@ def _few_shot(job: JobFile, model: str | None) -> Any:
     if job.n_examples is None:
         return _classifier(job, model, "FewShot{}Classifier").fit(texts, labels)
     more: dict[str, Any] = {"n_examples": job.n_examples}
-    if model is not None and model.startswith("gguf::"):
+    if model is not None and not _is_vertex(model) and provider_of(model).embedder == "itself":
         more["vectorizer"] = vectorization.GPTVectorizer(model=model)
     return _classifier(job, model, "DynamicFewShot{}Classifier", **more).fit(texts, labels)
 
@@ -318,11 +319,11 @@ def _writer(job: JobFile, model: str | None, name: str, **more: Any) -> Any:
 
 
 def _model(model: str | None) -> dict[str, str]:
-    return {} if model is None else {"model": model.removeprefix("vertex::")}
+    return {} if model is None else {"model": model.partition("::")[2] if _is_vertex(model) else model}
 
 
 def _is_vertex(model: str | None) -> bool:
-    return (model or "").startswith("vertex::")
+    return model is not None and family_of(model) == "vertex"
 
 
 def _labels(job: JobFile) -> list[str]:

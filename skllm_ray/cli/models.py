@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from skllm_ray.llm.gpt.clients.llama_cpp.catalog import CatalogModel
     from skllm_ray.llm.gpt.clients.llama_cpp.description import ModelDescription
 
+_NAME, _FILE = (  # with or without the namespace
+    click.argument(name, callback=lambda _context, _parameter, given: given.rpartition("::")[2])
+    for name in ("name", "file")
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON rather than a table.")
 _N_CTX = click.option("--n-ctx", default=None, type=click.IntRange(32), help="Tokens of context to tell memory for.")
 
@@ -57,7 +61,7 @@ def list_(as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("name")
+@_NAME
 @_N_CTX
 @_JSON
 def show(name: str, n_ctx: int | None, as_json: bool) -> None:
@@ -68,7 +72,6 @@ def show(name: str, n_ctx: int | None, as_json: bool) -> None:
     """
     from skllm_ray.llm.gpt.clients.llama_cpp.catalog import supported_models
 
-    name = name.removeprefix("gguf::")
     with _messages():
         found = _described(name, n_ctx)
     known = supported_models.get(name)
@@ -81,14 +84,13 @@ def show(name: str, n_ctx: int | None, as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("name")
+@_NAME
 def pull(name: str) -> None:
     """Download the model NAME, all its parts, and check its SHA-256."""
     from skllm_ray.config import SKLLMConfig
     from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name
     from skllm_ray.llm.gpt.clients.llama_cpp.download import local_file
 
-    name = name.removeprefix("gguf::")
     with _messages():
         check_name(name)
         path = local_file(name, SKLLMConfig.get_gguf_download_path())
@@ -96,7 +98,7 @@ def pull(name: str) -> None:
 
 
 @models.command()
-@click.argument("file")
+@_FILE
 @_N_CTX
 @_JSON
 def check(file: str, n_ctx: int | None, as_json: bool) -> None:
@@ -104,7 +106,7 @@ def check(file: str, n_ctx: int | None, as_json: bool) -> None:
 
     FILE is a path, a short name, or owner/repo/file.gguf.
     """
-    name = file.removeprefix("gguf::")
+    name = file
     with _messages():
         found = _described(name, n_ctx)
     if found is None:

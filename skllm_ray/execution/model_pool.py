@@ -71,7 +71,7 @@ def connect(spec: StatefulSpec) -> PooledBackend:
     backend = PooledBackend(opened.spec, opened.n_replicas, job, owner)
     with _lock:
         ModelCache.forget(spec.key)  # closing the old one would close the new one
-        ModelCache.store(spec.key, backend)
+        ModelCache.store(spec.key, backend, shared=owner != "job")
     if backend.spec != spec and not _parent_job():
         warn_of_changes(spec)
     return backend
@@ -100,11 +100,6 @@ class PooledBackend(Backend):
         self.n_replicas = n_replicas
         self.job = job
         self.owner = owner
-
-    @property
-    def shared(self) -> bool:
-        """Whether the model stays when this job ends."""
-        return self.owner != "job"
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request; a block from the driver is spread over all replicas at once."""

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 _TASK_S: Final = 1.0  # the least time that a task should take
 _MOST_DEATHS: Final = 3
 _FAREWELL_S: Final = 5.0  # for cancelled tasks, to write down what they know
+
+
+class Unit(Protocol):
+    """A part of a job that a worker does."""
+
+    @property
+    def key(self) -> Hashable:
+        """What tells it from the others, also when it is done again."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,8 @@ class UnitTasks:
         self._shared = shared
         self._n_tasks = n_tasks
         self.running: dict[Any, _Batch] = {}
-        self._deaths: Counter[int] = Counter()
-        self._suspects: set[Any] = set()
+        self._deaths: Counter[Hashable] = Counter()
+        self._suspects: set[Hashable] = set()
         self._pace = _Pace(n_tasks)
 
     def start(self, waiting: deque[Any]) -> None:
@@ -62,10 +71,10 @@ class UnitTasks:
         self._pace.learn(self.running.pop(reference))
         results = _results(reference, len(batch))
         shared_it = len(batch) > 1 and all(isinstance(result, Died) for result in results)
-        self._suspects.update(map(_place, batch if shared_it else ()))
+        self._suspects.update(unit.key for unit in (batch if shared_it else ()))
         for unit, result in zip(batch, results, strict=True):
-            if isinstance(result, Died) and (shared_it or self._deaths[_place(unit)] + 1 < _MOST_DEATHS):
-                self._deaths[_place(unit)] += not shared_it
+            if isinstance(result, Died) and (shared_it or self._deaths[unit.key] + 1 < _MOST_DEATHS):
+                self._deaths[unit.key] += not shared_it
                 waiting.appendleft(again(unit))
             else:
                 yield unit, result
@@ -86,7 +95,7 @@ class UnitTasks:
 class _Batch:
     """Units that one task does, one after the other."""
 
-    units: list[Any]
+    units: list[Unit]
     began: float
 
 
@@ -105,16 +114,12 @@ class _Pace:
         return max(1, min(int(_TASK_S / max(1e-3, self._seconds)), n_waiting // (4 * self._n_tasks), n_waiting))
 
 
-def _next_batch(waiting: deque[Any], n: int, suspects: set[Any]) -> list[Any]:
+def _next_batch(waiting: deque[Any], n: int, suspects: set[Hashable]) -> list[Any]:
     """Return the next units of one task; one that may have killed its worker goes by itself."""
     batch = [waiting.popleft()]
-    while waiting and len(batch) < n and not suspects & {_place(batch[0]), _place(waiting[0])}:
+    while waiting and len(batch) < n and not suspects & {batch[0].key, waiting[0].key}:
         batch.append(waiting.popleft())
     return batch
-
-
-def _place(unit: Any) -> Any:
-    return getattr(unit, "key", id(unit))
 
 
 def _results(reference: Any, n_units: int) -> list[Any]:

@@ -73,6 +73,8 @@ class Capabilities:
 
     gives_log_probs: bool
     """Whether replies to classifications can have ``log_probs``. What a server does is seen when it is asked."""
+    writes_labels: bool
+    """Whether an answer that names a label is written, token by token, and paid for; a local model scores labels."""
     streams: bool
     """Whether ``complete_each`` tells an answer when it is there; otherwise all are told at the end."""
     takes_json_schemas: bool

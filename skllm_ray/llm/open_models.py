@@ -45,6 +45,8 @@ class ModelCache:
     """
 
     _stores: ClassVar[dict[str, ModelStore]] = {}
+    _shared: ClassVar[set[str]] = set()
+    """Keys of models that stay when this process ends."""
     _elsewhere: ClassVar[list[Callable[[], list[Freed]]]] = []
     _lock: ClassVar[threading.RLock] = threading.RLock()
 
@@ -55,11 +57,12 @@ class ModelCache:
             return cls._stores.get(key) or cls._stores.get(key_here(key))
 
     @classmethod
-    def store(cls, key: str, model: ModelStore) -> None:
-        """Keep `model` under `key`; what was there before is closed."""
+    def store(cls, key: str, model: ModelStore, *, shared: bool = False) -> None:
+        """Keep `model` under `key`; what was there before is closed. A `shared` one stays when this process ends."""
         with cls._lock:
             before = cls._stores.get(key)
             cls._stores[key] = model
+            (cls._shared.add if shared else cls._shared.discard)(key)
         if before is not None and before is not model:
             before.close()
 
@@ -109,8 +112,9 @@ class ModelCache:
         """Unload all models; those that stay for other jobs (``keep_alive_s``) only if `shared`."""
         with cls._lock:
             stores = cls._stores
-            closing = [cls._stores.pop(key) for key in list(stores) if shared or not getattr(stores[key], "shared", 0)]
+            closing = [cls._stores.pop(key) for key in list(stores) if shared or key not in cls._shared]
             cls._stores.clear()
+            cls._shared.clear()
             elsewhere = list(cls._elsewhere) if shared else []
         freed: list[Freed] = []
         for model in closing:

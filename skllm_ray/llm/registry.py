@@ -31,16 +31,16 @@ class Provider:
     embedder: Literal["itself", "default", "unknown"]
     """Who makes the vectors of dynamic few-shot where no vectorizer is given: the model itself, the family's default
     model at the same provider, or nobody knows, so that one must be given."""
-    tunes: bool
-    """Whether models can be tuned there."""
+    tuning: Literal["none", "served", "to deploy"]
+    """Whether models can be tuned there, and whether a tuned one answers at once, or must be deployed by hand."""
 
 
 PROVIDERS: Final[dict[str, Provider]] = {
-    "openai": Provider("gpt", "skllm_ray.llm.gpt.clients.openai.spec:openai", "default", tunes=True),
-    "azure": Provider("gpt", "skllm_ray.llm.gpt.clients.openai.spec:azure", "unknown", tunes=True),
-    "custom_url": Provider("gpt", "skllm_ray.llm.gpt.clients.openai.spec:custom_url", "unknown", tunes=True),
-    "gguf": Provider("gpt", "skllm_ray.llm.gpt.clients.llama_cpp.spec:gguf", "itself", tunes=False),
-    "vertex": Provider("vertex", "skllm_ray.llm.vertex.spec:vertex", "default", tunes=True),
+    "openai": Provider("gpt", "skllm_ray.llm.gpt.clients.openai.spec:openai", "default", "served"),
+    "azure": Provider("gpt", "skllm_ray.llm.gpt.clients.openai.spec:azure", "unknown", "to deploy"),
+    "custom_url": Provider("gpt", "skllm_ray.llm.gpt.clients.openai.spec:custom_url", "unknown", "served"),
+    "gguf": Provider("gpt", "skllm_ray.llm.gpt.clients.llama_cpp.spec:gguf", "itself", "none"),
+    "vertex": Provider("vertex", "skllm_ray.llm.vertex.spec:vertex", "default", "served"),
 }
 """The providers, by namespace."""
 
@@ -87,6 +87,19 @@ def provider_of(model: str, family: str = "gpt") -> Provider:
     'itself'
     """
     return _choose(model, family)[0]
+
+
+def family_of(model: str) -> Literal["gpt", "vertex"]:
+    """Return whose estimators take a model; a name without a namespace is one of OpenAI's.
+
+    Examples
+    --------
+    >>> family_of("vertex::gemini-3.5-flash"), family_of("gpt-5.4-mini")
+    ('vertex', 'gpt')
+    """
+    namespace, separator, _ = model.partition("::")
+    row = PROVIDERS.get(namespace) if separator else None
+    return "gpt" if row is None else row.family
 
 
 def _choose(model: str, family: str) -> tuple[Provider, ModelChoice]:

@@ -101,6 +101,7 @@ class ApiSpec(BackendSpec):
         cached = None if self.reply_cache is None else CacheSettings(self.reply_cache, self.reply_cache_max_bytes)
         return Capabilities(
             gives_log_probs=self.facts.log_probs,
+            writes_labels=True,
             streams=True,
             takes_json_schemas=self.facts.answer_form == "json_schema",
             embeds=self.has_vectors,

@@ -146,7 +146,7 @@ def _vertex_spec(base_model: str, location: str | None, bucket: str | None) -> T
 def _gpt_spec(base_model: str, key: str | None, org: str | None, today: date) -> TuningSpec:
     if not isinstance(base_model, str) or not base_model:
         raise ConfigurationError(f"base_model must be a non-empty str; got {base_model!r}.", _use(GPT))
-    if not provider_of(base_model).tunes:
+    if provider_of(base_model).tuning == "none":
         raise NotSupportedError(f"base_model={base_model!r}: models of this provider cannot be tuned.", _use(GPT))
     chat = resolve(base_model, key, org)
     if not isinstance(chat, OpenAISpec):

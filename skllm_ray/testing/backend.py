@@ -114,6 +114,7 @@ class FakeSpec(BackendSpec):
         """It answers with texts alone, all at once, and embeds. Nobody knows its price."""
         return Capabilities(
             gives_log_probs=False,
+            writes_labels=True,
             streams=False,
             takes_json_schemas=True,
             embeds=True,

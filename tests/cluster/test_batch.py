@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections import Counter, deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -77,17 +78,22 @@ def test_a_worker_that_is_killed_loses_nothing_and_pays_for_little(ray_here, tmp
 def test_a_unit_that_kills_its_worker_costs_its_neighbours_nothing(ray_here):
     runner = UnitRunner(_poisoned, (Step(ZeroShotTask(("a", "b")), FakeSpec(str)),), {}, 2)
     shared = runner.share(_nothing)
-    results = dict(one for one in runner.run(deque(range(60)), shared, lambda unit: unit) if one is not None)
-    assert [unit for unit, result in results.items() if result != unit] == [POISON]
-    assert isinstance(results[POISON], Died)
+    results = dict(one for one in runner.run(deque(map(Unit, range(60))), shared, lambda unit: unit) if one is not None)
+    assert [unit.key for unit, result in results.items() if result != unit] == [POISON]
+    assert isinstance(results[Unit(POISON)], Died)
 
 
 POISON = 45
 
 
-def _poisoned(unit: int, *given: object) -> int:
+@dataclass(frozen=True)
+class Unit:
+    key: int
+
+
+def _poisoned(unit: Unit, *given: object) -> Unit:
     """End the process at one unit; the others take no time, so that many of them share a task."""
-    if unit == POISON:
+    if unit.key == POISON:
         os._exit(1)
     return unit
 

@@ -148,8 +148,8 @@ def _answers(step: Step, requests: Sequence[ChatRequest], texts: Sequence[str], 
         return 0.0, 0.0
     choices = requests[0].choices
     if choices is not None:
-        if step.spec.model.startswith("gguf::"):
-            return 0.0, 0.0  # labels are scored, not written
+        if not step.spec.capabilities.writes_labels:
+            return 0.0, 0.0
         sizes = [len(choices.answer([label]).encode()) for label in choices.labels]
         return min(sizes) / 5, max(sizes) / 2.5 * (choices.max_labels if choices.multiple else 1)
     if requests[0].max_output_tokens is not None:

@@ -52,7 +52,7 @@ def explain(error: Exception, where: str) -> SkllmRayError:
     """Return what `error`, raised by the storage SDK, its transport or its authentication, means."""
     if isinstance(error, SkllmRayError):
         return error
-    code = getattr(error, "code", None)
+    code = status_of(error)
     if code in _REFUSALS:
         return ConfigurationError(
             f"{where} cannot be used: {_REFUSALS[code]}", "Check bucket=… or set_google_bucket(…), and its permissions."
@@ -60,3 +60,11 @@ def explain(error: Exception, where: str) -> SkllmRayError:
     if type(error).__name__ == "DefaultCredentialsError":
         return ConfigurationError("No Google credentials were found.", "Run: gcloud auth application-default login")
     return StorageError(redact(f"{where} failed: {type(error).__name__}: {error}", [], []))
+
+
+def status_of(error: Exception) -> int | None:
+    """Return the HTTP status that `error`, raised by one of Google's SDKs, stands for; None for other failures."""
+    from google.api_core.exceptions import GoogleAPICallError
+    from google.genai.errors import APIError
+
+    return int(error.code) if isinstance(error, (APIError, GoogleAPICallError)) and error.code else None

@@ -15,7 +15,7 @@ from skllm_ray.llm.tuning.job import ServerJob, State
 from skllm_ray.llm.tuning.spec import TuningSpec
 from skllm_ray.llm.vertex.backend import _open_client
 from skllm_ray.llm.vertex.errors import classify
-from skllm_ray.llm.vertex.gcs import StorageError, check_bucket, explain, open_bucket
+from skllm_ray.llm.vertex.gcs import StorageError, check_bucket, explain, open_bucket, status_of
 from skllm_ray.llm.vertex.spec import VertexSpec
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class VertexTuning:
                 job = self._client.tunings.tune(base_model=spec.base_model, training_dataset=dataset, config=config)
         except Exception as error:  # noqa: BLE001  the boundary to the SDK and its transport
             failure = classify(error, _redact)
-            if failure.kind in _CERTAIN and _code(error) not in {None, 409, 408}:
+            if failure.kind in _CERTAIN and status_of(error) not in {None, 409, 408}:
                 raise RefusedError(f"Vertex AI refused the job: {failure.message}") from None
             raise OutcomeUnknownError(failure.message) from None
         if not job.name:
@@ -112,7 +112,7 @@ class VertexTuning:
         try:
             return _read(self._client.tunings.get(name=self._name(job_id)))
         except Exception as error:  # noqa: BLE001  the boundary to the SDK and its transport
-            if _code(error) == 404:
+            if status_of(error) == 404:
                 return None
             self._raise(error)
 
@@ -121,7 +121,7 @@ class VertexTuning:
         try:
             self._client.tunings.cancel(name=self._name(job_id))
         except Exception as error:  # noqa: BLE001  the boundary to the SDK and its transport
-            if _code(error) not in {400, 404, 409}:  # it ended before, or is gone
+            if status_of(error) not in {400, 404, 409}:  # it ended before, or is gone
                 self._raise(error)
 
     def remove(self, data: str) -> None:
@@ -130,7 +130,7 @@ class VertexTuning:
         try:
             open_bucket(self._spec.project, name).blob(path).delete()
         except Exception as error:  # noqa: BLE001  the boundary to the SDK and its transport
-            if _code(error) != 404:
+            if status_of(error) != 404:
                 raise explain(error, data) from None
 
     def close(self) -> None:
@@ -199,11 +199,6 @@ def _integer(value: Any) -> int | None:
 
 def _float(value: Any) -> float | None:
     return None if value is None else float(value)
-
-
-def _code(error: Exception) -> int | None:
-    code = getattr(error, "code", None)
-    return code if isinstance(code, int) else None
 
 
 def _redact(message: str) -> str:

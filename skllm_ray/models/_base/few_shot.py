@@ -226,7 +226,7 @@ class DynamicFewShotClassifier(FewShotClassifier):
 
     def _new_index(self, vectors: NDArray[np.float32]) -> MemoryIndex:
         index = self._empty_index()
-        if getattr(index, "dim", 1) < 1:  # scikit-llm's indexes have it; a user's own need not
+        if _dim_of(index) < 1:
             index.dim = vectors.shape[1]  # type: ignore[attr-defined]
         for vector in vectors:
             index.add(vector)
@@ -242,7 +242,7 @@ class DynamicFewShotClassifier(FewShotClassifier):
     def _try_index(self) -> None:
         """Make an index of a few vectors of our own: one that cannot work must not be found out with paid ones."""
         try:
-            length = max(_TRIED[1], int(getattr(self._empty_index(), "dim", -1)))
+            length = max(_TRIED[1], _dim_of(self._empty_index()))
             vectors = np.random.default_rng(0).normal(size=(_TRIED[0], length)).astype(np.float32)
             self._new_index(vectors).retrieve(vectors[:1], min(self.n_examples, len(vectors)))
         except MissingExtraError:
@@ -253,6 +253,11 @@ class DynamicFewShotClassifier(FewShotClassifier):
                 f"{type(error).__name__}: {error}",
                 "Such as metric='cosine', or memory_index=IndexConstructor(SklearnMemoryIndex, metric='cosine').",
             ) from None
+
+
+def _dim_of(index: MemoryIndex) -> int:
+    """Return the length of vectors that an index takes, below 1 where it has to be told; 1 where it takes any."""
+    return int(getattr(index, "dim", 1))  # scikit-llm's indexes have it; a user's own need not
 
 
 def _examples(estimator: LLMClassifier, X: Any) -> list[str]:

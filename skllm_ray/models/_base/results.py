@@ -80,7 +80,7 @@ def detail_values(rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
         attempts,
         [usage.prompt_tokens for usage in usages],
         [usage.completion_tokens for usage in usages],
-        _costs([usage.cost_usd for usage in usages], attempts, models),
+        _costs([usage.cost_usd for usage in usages], attempts),
         models,
         [reply.label_mass for reply in replies],
     ]
@@ -243,13 +243,9 @@ def _message(row: Row[Any]) -> str | None:
     return None if row.valid else row.reason or NOT_ALLOWED
 
 
-def _costs(costs: Sequence[float | None], attempts: Sequence[int], models: Sequence[str]) -> list[float]:
-    """Return 0 for a row that was not sent or ran on a local model, and NaN where the price is not known."""
-    unknown = {model: 0.0 if model.startswith("gguf::") else _NAN for model in set(models)}
-    return [
-        cost if cost is not None else unknown[model] if tries else 0.0
-        for cost, tries, model in zip(costs, attempts, models, strict=True)
-    ]
+def _costs(costs: Sequence[float | None], attempts: Sequence[int]) -> list[float]:
+    """Return 0 for a row that was not sent, and NaN where the price is not known."""
+    return [cost if cost is not None else _NAN if tries else 0.0 for cost, tries in zip(costs, attempts, strict=True)]
 
 
 def _prompt(request: ChatRequest | None) -> str | None:

@@ -33,6 +33,7 @@ class StudentSpec(BackendSpec):
         """It gives labels with their probabilities, at once and for nothing."""
         return Capabilities(
             gives_log_probs=True,
+            writes_labels=False,
             streams=False,
             takes_json_schemas=False,
             embeds=False,

@@ -33,6 +33,7 @@ class TransformerSpec(BackendSpec):
         """It makes vectors, at once and for nothing."""
         return Capabilities(
             gives_log_probs=False,
+            writes_labels=False,
             streams=False,
             takes_json_schemas=False,
             embeds=True,

@@ -11,7 +11,7 @@ import numpy as np
 from skllm_ray.errors import InputError, JobFailedError, NotSupportedError, warn
 from skllm_ray.execution.inherited_secrets import recalled
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.registry import resolve
+from skllm_ray.llm.registry import provider_of, resolve
 from skllm_ray.llm.submissions import GracePeriod
 from skllm_ray.llm.tuning import TuningJob, TuningSpec
 from skllm_ray.llm.tuning.examples import example_line
@@ -258,12 +258,13 @@ class GPTTunable(Tunable):
         tuned = self._tuned
         namespace, separator, name = self.base_model.partition("::")
         if tuned is not None:
-            if namespace == "azure" and separator and not self.deployment:
+            is_deployed = provider_of(self.base_model).tuning == "to deploy"
+            if is_deployed and not self.deployment:
                 raise NotSupportedError(
                     f"Azure serves {tuned!r} only once it is deployed.",
                     "Deploy it in the portal or with `az`, then call set_params(deployment='<its name>').",
                 )
-            name = self.deployment or tuned if namespace == "azure" else tuned
+            name = self.deployment or tuned if is_deployed else tuned
         return resolve(
             f"{namespace}::{name}" if separator else name or namespace,
             recalled(self.key),

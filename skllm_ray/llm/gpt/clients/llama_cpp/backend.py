@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,12 +63,12 @@ class GGUFBackend(Backend):
         """Return one reply per request: a label with the log-probabilities of all, several labels, or free text."""
         with self._at_work():
             if self._engine.is_embedding_model:
-                return [self._unsupported("is an embedding model: it answers no prompts")] * len(requests)
+                return [_free(self._unsupported("is an embedding model: it answers no prompts"))] * len(requests)
             replies: list[Reply | None] = [None] * len(requests)
             for style in dict.fromkeys(request.style for request in requests):
                 rows = [i for i, request in enumerate(requests) if request.style == style]
                 for i, reply in zip(rows, self._complete([requests[i] for i in rows], style), strict=True):
-                    replies[i] = reply
+                    replies[i] = _free(reply)
             return replies  # type: ignore[return-value]
 
     def _complete(self, requests: Sequence[ChatRequest], style: PromptStyle) -> list[Reply]:
@@ -109,7 +110,7 @@ class GGUFBackend(Backend):
         with self._at_work(), self._lock:
             if self._embedder is None:
                 self._embedder = Embedder(self._engine)
-            return [self._embedding(found) for found in self._embedder.embed(texts)]
+            return [_free(self._embedding(found)) for found in self._embedder.embed(texts)]
 
     def close(self) -> None:
         """Unload the model as soon as no call is at work with it."""
@@ -326,6 +327,14 @@ _WRITTEN_TOKENS = 256  # room for an answer that nobody bounded, where a text is
 _TOKENISED_AHEAD = 64  # rows: what a GPU decodes while the next ones are tokenised
 _MANY_LOGITS = 1 << 18  # of a row, the same on a CPU
 _MANY_NODES = 64  # of a trie, from which on a search for the best label alone is faster than scoring all
+
+
+A = TypeVar("A", Reply, Embedding)
+
+
+def _free(answer: A) -> A:
+    """Return an answer of a model that costs nothing."""
+    return replace(answer, usage=replace(answer.usage, cost_usd=0.0))
 
 
 def _kind(request: ChatRequest) -> str:

@@ -52,6 +52,7 @@ class GGUFSpec(StatefulSpec):
         """What llama.cpp does; answers are held to a form unless scikit-llm's way of asking is wanted."""
         return Capabilities(
             gives_log_probs=self.options.decoding == "score",
+            writes_labels=self.options.decoding != "score",
             streams=False,
             takes_json_schemas=self.options.decoding != "compat",
             embeds=True,

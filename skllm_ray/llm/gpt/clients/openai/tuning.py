@@ -103,11 +103,11 @@ class OpenAITuning:
             )
         except Exception as error:  # noqa: BLE001  the boundary to the SDK and its transport
             message = classify(error, self._redact).message
-            status = getattr(error, "status_code", None) or 0
+            status = error.status_code if isinstance(error, openai.APIStatusError) else 0
             if 400 <= status < 500 and status not in {408, 409}:
                 raise RefusedError(f"{spec.service} refused the job: {message}") from None
             raise OutcomeUnknownError(message) from None
-        if not getattr(job, "id", None):
+        if not job.to_dict().get("id"):  # the SDK makes a job of whatever the server sends
             raise OutcomeUnknownError("The server's answer names no job.")
         return self._read(job)
 
