@@ -11,6 +11,7 @@ from skllm_ray.llm.api.options import RequestOptions, body_options, freeze_optio
 from skllm_ray.llm.api.retry import RetryPolicy
 from skllm_ray.llm.base import WORKERS_AT_ONCE, BackendSpec, CacheSettings, Capabilities, ModelChoice, Wanted
 from skllm_ray.llm.model_facts import ModelFacts
+from skllm_ray.tasks.base import Usage
 
 
 def api_settings(choice: ModelChoice) -> dict[str, Any]:
@@ -25,6 +26,19 @@ def api_settings(choice: ModelChoice) -> dict[str, Any]:
         "reply_cache": SKLLMConfig.get_reply_cache(),
         "reply_cache_max_bytes": SKLLMConfig.get_reply_cache_max_bytes(),
     }
+
+
+def with_cost(usage: Usage, price: Price | None) -> Usage:
+    """Return what a reply used, with what that costs; unchanged where the price, or the usage, is not known.
+
+    Examples
+    --------
+    >>> with_cost(Usage(1000, 10), Price(2.0, 10.0)).cost_usd
+    0.0021
+    """
+    if price is None or usage == Usage():  # who tells nothing has not said that it cost nothing
+        return usage
+    return replace(usage, cost_usd=price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

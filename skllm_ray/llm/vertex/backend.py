@@ -21,11 +21,12 @@ from skllm_ray.llm.api.response_body import client, latest_body, parsed
 from skllm_ray.llm.api.token_estimate import TokenEstimate
 from skllm_ray.llm.base import Backend
 from skllm_ray.llm.rate_limit.permits import Permit
+from skllm_ray.llm.spec import with_cost
 from skllm_ray.llm.vertex.answers import in_openai_form, read_vector
 from skllm_ray.llm.vertex.errors import classify, told_of
 from skllm_ray.llm.vertex.request import VertexDialect
 from skllm_ray.llm.vertex.spec import VertexSpec
-from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
+from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
 
 if TYPE_CHECKING:
     from google import genai
@@ -127,7 +128,7 @@ class VertexBackend(Backend):
             except Exception as error:  # noqa: BLE001  as above
                 return Embedding(error=self._classify(error, [text], permit))
         self._refusals.answered()
-        return replace(found, usage=self._priced(found.usage), model=self._spec.model)
+        return replace(found, usage=with_cost(found.usage, self._price), model=self._spec.model)
 
     def _classify(self, error: Exception, texts: Sequence[str], permit: Permit) -> RowError:
         hide = partial(redact, secrets=[] if self._token is None else [self._token], texts=texts)
@@ -140,14 +141,8 @@ class VertexBackend(Backend):
         text, error, log_probs = answer.text, answer.error, None
         if error is None and text is not None and self._dialect.wants_log_probs(question.request):
             log_probs, error = self._dialect.read_log_probs(answer.tokens, text, question)
-        usage = self._priced(answer.usage)
+        usage = with_cost(answer.usage, self._price)
         return Reply(None if error else whole(text), log_probs, error=error, usage=usage, model=answer.model)
-
-    def _priced(self, usage: Usage) -> Usage:
-        if self._price is None or usage == Usage():  # who tells nothing has not said that it cost nothing
-            return usage
-        cost = self._price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-        return replace(usage, cost_usd=cost)
 
     async def _send(self, question: Question[ChatRequest], config: dict[str, Any]) -> Any:
         from google.genai import types

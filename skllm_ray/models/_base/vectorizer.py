@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 
-from skllm_ray.errors import InputError
+from skllm_ray.errors import InputError, NotSupportedError
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.models._base.constraints import Constraints, Whole
 from skllm_ray.models._base.estimator import OnError, Process
@@ -80,7 +80,10 @@ class LLMVectorizer(TextTransformer):
         return EmbeddingTask()
 
     def _resolve(self) -> BackendSpec:
-        return super()._resolve().asked_for("vectors")
+        spec = super()._resolve()
+        if not spec.capabilities.embeds:
+            raise NotSupportedError(f"model={self.model!r} is of a provider that has no models which embed.")
+        return spec.asked_for("vectors")
 
     def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
         return super()._rows(texts, mode, lambda *present: of_one_length(process(*present)))

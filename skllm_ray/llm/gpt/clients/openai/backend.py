@@ -27,6 +27,7 @@ from skllm_ray.llm.gpt.clients.openai.request import Dialect
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.llm.model_facts import price_of
 from skllm_ray.llm.rate_limit.permits import Permit
+from skllm_ray.llm.spec import with_cost
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class OpenAIBackend(Backend):
         headers: Mapping[str, Secret] | None = None,
     ) -> None:
         self._spec = spec
+        self._price = spec.capabilities.price
         key = Secret(key)
         self._keys = [key]
         self._read_key = read_key
@@ -213,16 +215,10 @@ class OpenAIBackend(Backend):
         return Reply(None if error else whole(text), log_probs, error=error, usage=usage, model=answer.model)
 
     def _priced(self, usage: Usage, reported: str) -> Usage:
-        spec = self._spec
-        if usage == Usage():  # the server told nothing, which is not to say that it cost nothing
-            return usage
-        price = spec.price
-        if price is None and spec.costs_list_price:
-            price = price_of(spec.model if spec.api == "openai" else reported)
-        if price is None:
-            return usage
-        cost = price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-        return replace(usage, cost_usd=cost)
+        price = self._price
+        if price is None and self._spec.costs_list_price:  # what an Azure deployment runs, its answers tell
+            price = price_of(reported)
+        return with_cost(usage, price)
 
 
 def _open_client(spec: OpenAISpec, key: Secret, headers: Mapping[str, Secret]) -> openai.AsyncOpenAI:
