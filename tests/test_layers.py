@@ -154,6 +154,7 @@ def test_tasks_and_prompts_are_pure():
         "string",
         "typing",
         "unicodedata",
+        "xml",
         "numpy",
         "skllm_ray",
     }

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+from xml.sax.saxutils import escape, unescape
 
 from skllm_ray.prompts import fill
 from skllm_ray.prompts.templates import (
@@ -194,12 +195,12 @@ def tagged(text: str, spans: Sequence[Span]) -> str:
     parts, position = [], 0
     for span in flat(spans):
         if span.start > position:
-            parts.append(f"<not_entity>{_escape(text[position : span.start])}</not_entity>")
+            parts.append(f"<not_entity>{escape(text[position : span.start])}</not_entity>")
         inner = {"reasoning": span.reasoning, "tag": span.tag, "value": text[span.start : span.end]}
-        parts.append(f"<entity>{''.join(f'<{name}>{_escape(told)}</{name}>' for name, told in inner.items())}</entity>")
+        parts.append(f"<entity>{''.join(f'<{name}>{escape(told)}</{name}>' for name, told in inner.items())}</entity>")
         position = span.end
     if position < len(text) or not parts:
-        parts.append(f"<not_entity>{_escape(text[position:])}</not_entity>")
+        parts.append(f"<not_entity>{escape(text[position:])}</not_entity>")
     return "".join(parts)
 
 
@@ -214,7 +215,7 @@ def untagged(marked: str) -> str:
     pieces = (
         found[1] if found[1] is not None else _element(found[2], "value") or "" for found in _SEGMENT.finditer(marked)
     )
-    return "".join(_unescape(piece) for piece in pieces)
+    return "".join(unescape(piece) for piece in pieces)
 
 
 def flat(spans: Sequence[Span]) -> list[Span]:
@@ -244,11 +245,11 @@ def _places(text: str, value: str) -> list[tuple[int, int]]:
 
 def _find(text: str, part: str, position: int) -> tuple[int, int] | None:
     """Return the next place of `part`, be it repeated as it is, escaped, or with other white space."""
-    for form in dict.fromkeys((part, _unescape(part))):
+    for form in dict.fromkeys((part, unescape(part))):
         start = text.find(form, position)
         if start >= 0 and form:
             return start, start + len(form)
-    words = _unescape(part).split()
+    words = unescape(part).split()
     match = re.compile(r"\s+".join(map(re.escape, words))).search(text, position) if words else None
     return match.span() if match else None
 
@@ -260,11 +261,3 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
 def _element(inner: str, name: str) -> str | None:
     found = re.search(rf"<{name}>(.*?)</{name}>", inner, re.DOTALL)
     return found[1] if found else None
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _unescape(text: str) -> str:
-    return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")

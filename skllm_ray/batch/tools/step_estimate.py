@@ -108,9 +108,10 @@ def _share(step: Step, taken: Sequence[bool]) -> Pair:
         return 1.0, 1.0
     if not taken:
         return 0.0, 1.0
-    mean = statistics.fmean(taken)
-    error = 2 * math.sqrt(mean * (1 - mean) / len(taken)) + 1 / len(taken)
-    return max(0.0, mean - error), min(1.0, mean + error)
+    from scipy.stats import binomtest
+
+    interval = binomtest(sum(map(bool, taken)), len(taken)).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _prompt_tokens(

@@ -1,10 +1,34 @@
 """Classification by scoring: log-probabilities of all labels, exactly, many rows in one decode.
 
-The prompt, the answer's opening, a label and its closing quote are tokenised as one string (a label alone would
-tokenise differently). The tokens that all labels share are decoded once, and the rest forms a trie: a token that
-several labels share belongs to all their sequences and is decoded once as well. A label's score is the sum of the
-log-probabilities of its tokens; at its end any token that begins with the closing quote counts, because a model may go
-on with ``"}`` as well as with ``"``.
+**Why not let the model write?** A written answer is one label, or none of them; it takes a decode for each token, and
+it says nothing of the other labels. The log-probability of a label is a sum over its tokens, and a decode gives the
+logits after all of them at once. So every label is scored, no answer is invalid, and `predict_proba` is exact.
+
+**Why whole strings?** The prompt, the answer's opening, a label and its closing quote are tokenised as one string,
+since a label alone has other tokens. A label ends in its closing quote, for else ``"good"`` would be a part of
+``"good for children"``. A model may go on with ``"}`` as well as with ``"``, so any token that begins with the quote
+counts as the end.
+
+**Why a trie?** Labels share their first tokens, rows share the prompt's beginning. What is shared is decoded once: a
+token that several labels share belongs to all their sequences in the cache.
+
+::
+
+    prompt's beginning      the same for all rows      decoded once for a run of rows, and kept (`Engine.runs`)
+      rest of the prompt    a row's own                once a row                              ┐
+        label's tokens      a tree for each row        once a node of the tree                 ├ one decode, many rows
+        last token          never decoded              read from the logits before it          ┘
+
+What becomes of a row:
+
+==========================================  ==========================================================================
+the row                                     then
+==========================================  ==========================================================================
+needs more tokens than the context          `ContextOverflowError` in its place; the other rows go on
+fits beside others                          shares their decode: tokens, sequences and logits are counted (`_groups`)
+has more labels than a decode has room for  comes alone, its tree in several parts, one decode after the other
+``exact=True``                              begins at a multiple of `_LANES`, so that its last bits are its own
+==========================================  ==========================================================================
 """
 
 from __future__ import annotations
