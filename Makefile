@@ -30,7 +30,7 @@ demo: setup ## Classify a few hundred reviews with model actors and show the res
 	$(BIN)/skllm-ray demo
 
 test: setup ## Run the tests
-	$(BIN)/pytest -q -n 3 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -q -n 3
 
 conformance: setup .conformance/gemma3-270m.gguf ## Test a real model, and servers that others wrote
 	-npm install --silent --no-fund --no-audit --prefix .conformance @copilotkit/aimock@1.43.0

@@ -1,7 +1,8 @@
 """Every test starts from default settings, without credentials of the machine it runs on.
 
-``make test`` runs the tests in several processes (pytest-xdist): a file's tests in one of them, one after the other, so
-that what a file's tests share is made once; those of real clusters first, since they take longest.
+``make test`` runs the tests in several processes (pytest-xdist). One process runs a file's tests, so that what they
+share is made once. One runs all that share a Ray, and one all that start Rays of their own: first, since they take
+longest.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import logging
 import os
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,13 +23,27 @@ from skllm_ray.llm.api import capabilities
 from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.llm.rate_limit import installed
 
+CLUSTER = Path(__file__).parent / "cluster"
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.parent.name != "cluster")
-    for item in items:
-        if item.path.parent.name != "cluster":
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    items.sort(key=lambda item: item.path.parent != CLUSTER)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = config.rootpath / nodeid.partition("::")[0]
+            if file.parent != CLUSTER:
+                return str(file)
+            return "one Ray" if "ray_here" in file.read_text("utf-8") else "Rays of their own"
+
+    config.option.loadscopereorder = False  # in the order in which they were collected
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")

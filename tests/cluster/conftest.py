@@ -26,7 +26,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if item.path.parent == HERE]
     for item in ours:
         item.add_marker(pytest.mark.flaky(reruns=1))
-        item.add_marker(pytest.mark.xdist_group("one Ray" if shares_ray(item) else "Rays of their own"))
     places = [place for place, item in enumerate(items) if item.path.parent == HERE]
     for place, item in zip(places, sorted(ours, key=shares_ray, reverse=True), strict=True):
         items[place] = item
