@@ -85,7 +85,7 @@ def watch(
 
 
 class Watcher:
-    """Polls the jobs of one store, each at its own pace. It knows no way to submit anything."""
+    """Polls the jobs of one store, each at its own pace. It cannot submit anything."""
 
     def __init__(self, store_url: str, polling: Polling) -> None:
         self._store = open_store(store_url)

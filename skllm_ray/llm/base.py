@@ -92,7 +92,7 @@ class Capabilities:
     `BackendSpec.with_retry`."""
     price: Price | None
     """What the model costs: the user's own price, or the provider's list price. ``Price(0)`` is a model that costs
-    nothing; None is a price that nobody knows, so that no budget can be kept."""
+    nothing; None is an unknown price, so that no budget can be kept."""
     cache: CacheSettings | None
     """Where its replies are kept for later calls; None keeps none."""
 

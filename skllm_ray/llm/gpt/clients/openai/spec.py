@@ -102,7 +102,7 @@ class OpenAISpec(ApiSpec):
         return price_of(self.model) if self.costs_list_price and self.api == "openai" else None
 
     def end_notice(self, today: date) -> str | None:
-        """Return what to say of a model that OpenAI has turned off; what others call their models is their affair."""
+        """Return what to say of a model that OpenAI has turned off; names on other servers mean other models."""
         return end_notice(self.model, today) if self.api == "openai" else None
 
     def check(self) -> None:
