@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from skllm_ray.cascade import Certificate, certify, draw_sample, random_keys, sample_size
+from skllm_ray.cascade import Audit, Certificate, certify, draw_sample, random_keys, sample_size
 from skllm_ray.errors import ConfigurationError
 
 SHARE, DELTA, SEEDS = 0.05, 0.05, 2000
@@ -277,3 +277,22 @@ def test_sizes():
 def test_a_certificate_is_a_value():
     found = certify([0.1, 0.2], [True, True], 2, max_disagreement=0.05, confidence=0.9)
     assert isinstance(found, Certificate) and found == replace(found)
+
+
+def test_the_audits_interval_covers_what_is_true():
+    rng, covered = np.random.default_rng(4), 0
+    for x in rng.binomial(400, 0.03, SEEDS):
+        low, high = Audit(1000, 800, 400, int(x), SHARE, 0.95).interval
+        covered += low <= 0.03 <= high
+    assert covered >= stats.binom.ppf(0.001, SEEDS, 0.95)
+    assert Audit(1000, 800, 0, 0, SHARE, 0.95).interval == (0.0, 1.0)
+    assert Audit(1000, 800, 5, 5, SHARE, 0.95).interval[1] == 1.0
+
+
+def test_an_audit_adds_up_and_rings_when_the_promise_is_broken():
+    one = Audit(1000, 800, 100, 3, SHARE, 0.95)
+    both = one + Audit(1000, 600, 100, 30, SHARE, 0.95)
+    assert (both.n_rows, both.n_kept, both.n_audited, both.n_disagreed) == (2000, 1400, 200, 33)
+    assert not one.alarm and both.alarm and "certify anew" in str(both)
+    assert both.of_all[0] == pytest.approx(0.7 * both.interval[0])
+    assert str(Audit(10, 5, 0, 0, SHARE, 0.95)) == "No kept label was audited yet."

@@ -255,6 +255,24 @@ def test_a_stream_of_equal_rows_needs_enough_of_them():
     assert fast.asked_ == strong.asked_ == []
 
 
+def test_kept_rows_are_audited_for_ever_and_a_change_of_the_rows_is_an_alarm():
+    fast, strong = pair()
+    clf = CascadeClassifier(fast, strong, audit_share=0.1).calibrate(rows(2000, 0.5))
+    before, later = len(strong.asked_), rows(2000, 0.5, seed=7)
+    details = clf.predict_details(later)
+    audited = details["stage"] == "audit"
+    assert 80 < audited.sum() < 250 and (details["prediction"][audited] == truth(later)[audited]).all()
+    assert len(strong.asked_) - before == (details["stage"] != "fast").sum()
+    told = clf.audit_
+    assert (told.n_rows, told.n_audited) == (2000, audited.sum())
+    assert told.n_kept == details["stage"].isin(["fast", "audit"]).sum() and not told.alarm
+    assert told.n_disagreed == (details["fast_label"] != details["strong_label"])[audited].sum()
+    with pytest.warns(SkllmRayWarning, match="More differ than was promised: certify anew"):
+        clf.predict(rows(2000, 0.9, seed=8))  # the fast one is wrong now where it was right
+    assert clf.audit_.n_rows == 4000
+    assert "audit_" not in vars(clf.calibrate(rows(2000, 0.9)))
+
+
 # --- a learned score ----------------------------------------------------------------------------------------------
 
 
