@@ -126,7 +126,7 @@ def evaluate(
         from skllm_ray.batch import job_for
         from skllm_ray.batch.tools.evaluate import compare_models
         from skllm_ray.batch.tools.evaluation_page import write_csv, write_html, write_rows
-        from skllm_ray.cli.evaluation import candidates
+        from skllm_ray.cli.evaluation import candidates, screen
         from skllm_ray.cli.job_file import without_fast
 
         job = without_fast(_job(config, given, needs_output=False))
@@ -145,8 +145,6 @@ def evaluate(
         click.echo(json.dumps([asdict(one) for one in found]))
     else:
         from rich.console import Console
-
-        from skllm_ray.cli.evaluation import screen
 
         for shown in screen(found):
             Console().print(shown)

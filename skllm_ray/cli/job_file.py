@@ -224,11 +224,8 @@ def _cascade(job: JobFile, model: str | None) -> Any:
     """Return the cascade of a job's fast and strong model, both fitted alike."""
     make, name = _MAKERS[str(job.task)], str(job.fast_model)
     if job.fast_input_price is not None or job.fast_output_price is not None:
-        SKLLMConfig.set_price(
-            name.removeprefix("vertex::"),
-            input_per_million=job.fast_input_price or 0.0,
-            output_per_million=job.fast_output_price or 0.0,
-        )
+        paid, out = job.fast_input_price or 0.0, job.fast_output_price or 0.0
+        SKLLMConfig.set_price(name.removeprefix("vertex::"), input_per_million=paid, output_per_million=out)
     student = name.endswith(".skops")
     fast_job = job.model_copy(update={"request_options": job.fast_request_options})
     return classification.CascadeClassifier(
