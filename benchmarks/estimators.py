@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["latency", "dataset", "examples", "prompts"])
     parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--calls", type=int, default=200)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -91,21 +94,61 @@ def _median_ms(clf: ZeroShotGPTClassifier, n_calls: int) -> float:
 
 
 def dataset(given: argparse.Namespace) -> dict[str, Any]:
-    """Push rows through ``predict_dataset`` and through a map by hand; watch this process's memory."""
+    """Push rows through ``predict_dataset`` and through a map by hand, by turns; watch memory and processor time."""
     n_rows = given.rows or 1_000_000
     skllm_ray.init()
     clf = Instant().fit(None, LABELS)
-    by_hand = _by_hand(clf)
+    pipelines = {"by hand": _by_hand(clf), "predict_dataset": clf.predict_dataset}
+    for pipeline in pipelines.values():
+        _consume(pipeline(_texts(max(1000, n_rows // 50))), max(1000, n_rows // 50))  # warm
+    rates: dict[str, list[float]] = {name: [] for name in pipelines}
+    cpu: dict[str, list[float]] = {name: [] for name in pipelines}
     found: dict[str, Any] = {"rows": n_rows}
-    small = max(1000, n_rows // 50)
-    for name, pipeline in (("by hand", by_hand), ("predict_dataset", clf.predict_dataset)):
-        _consume(pipeline(_texts(small)), small)  # warm
-        rate, memory = _consume(pipeline(_texts(n_rows)), n_rows)
-        found[f"{name}, rows/s"] = round(rate)
-        found[f"{name}, driver MB after a tenth, at most"] = [round(memory[len(memory) // 10]), round(max(memory))]
-    found["share of by hand"] = round(found["predict_dataset, rows/s"] / found["by hand, rows/s"], 2)
+    for number in range(given.rounds):
+        for name in sorted(pipelines, reverse=number % 2 == 1):  # so that a busy machine hits both alike
+            with _Processors() as processors:
+                rate, memory = _consume(pipelines[name](_texts(n_rows)), n_rows)
+            rates[name].append(rate)
+            cpu[name].append(processors.seconds / n_rows * 1e6)
+            found[f"{name}, driver MB after a tenth, at most"] = [round(memory[len(memory) // 10]), round(max(memory))]
+    for name in pipelines:
+        found[f"{name}, rows/s"] = " ".join(f"{rate:,.0f}" for rate in rates[name])
+        found[f"{name}, processor time, µs per row"] = " ".join(f"{spent:.1f}" for spent in cpu[name])
+    shares = [ours / hand for ours, hand in zip(rates["predict_dataset"], rates["by hand"], strict=True)]
+    found["share of by hand, each round"] = " ".join(f"{share:.2f}" for share in shares)
+    found["share of by hand, median"] = round(statistics.median(shares), 2)
     skllm_ray.shutdown()
     return found
+
+
+class _Processors:
+    """The time on processors of this process and all that it started, in seconds; Ray's workers come and go."""
+
+    def __enter__(self) -> _Processors:
+        self._ended = threading.Event()
+        self._before = self._now()
+        self._last = dict(self._before)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._last |= self._now()
+        self.seconds = sum(self._last.values()) - sum(self._before.values())
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.3):
+            self._last |= self._now()
+
+    def _now(self) -> dict[int, float]:
+        found, here = {}, psutil.Process()
+        for process in [here, *here.children(recursive=True)]:
+            with suppress(psutil.Error):
+                spent = process.cpu_times()
+                found[process.pid] = spent.user + spent.system
+        return found
 
 
 def _texts(n_rows: int) -> Any:

@@ -149,7 +149,7 @@ def job_for(
     **options: Any,
 ) -> Job:
     """Return the job that :func:`run` runs, its parameters checked."""
-    if not hasattr(estimator, "_columns_of"):  # it may be an object of any class: `isinstance` would need `models`
+    if not hasattr(estimator, "_reading"):  # it may be an object of any class: `isinstance` would need `models`
         raise ConfigurationError(
             f"estimator must be a fitted estimator of skllm_ray; got {type(estimator).__name__}.",
             "Such as ZeroShotGPTClassifier(model=…).fit(None, labels).",

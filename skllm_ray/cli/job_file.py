@@ -352,7 +352,7 @@ def _loaded(job: JobFile, model: str | None) -> Any:
             f"estimator={path!r} cannot be loaded: {type(error).__name__}.",
             "Write it with joblib.dump(estimator, path), under the same versions of its packages.",
         ) from None
-    if not hasattr(made, "_columns_of"):  # a file may hold an object of any class
+    if not hasattr(made, "_reading"):  # a file may hold an object of any class
         raise ConfigurationError(f"estimator={path!r} holds a {type(made).__name__}, no estimator of skllm_ray.")
     return made if model is None else made.set_params(model=model)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,12 +17,12 @@ from ray.data.exceptions import SystemException
 from ray.exceptions import RayError, RayTaskError
 
 from skllm_ray.config import Secret
-from skllm_ray.errors import ConfigurationError, InputError, SkllmRayError
-from skllm_ray.execution import ray_state, session
+from skllm_ray.errors import SkllmRayError
+from skllm_ray.execution import ray_state
 from skllm_ray.execution.block import BLOCK_ROWS, process, process_here
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
 from skllm_ray.execution.open_backends import opened
-from skllm_ray.execution.plan import Block, Plan, needs_positions
+from skllm_ray.execution.plan import Block, Plan
 from skllm_ray.execution.rate_limiter import end_call
 from skllm_ray.execution.secrets import fetch_secrets, hand_over
 from skllm_ray.execution.worker_check import compare_workers
@@ -152,7 +152,7 @@ def _through_dataset(block: Block, work: Connected) -> Generator[tuple[Sequence[
         dataset.context.enable_progress_bars = False
         mapped = dataset.map_batches(
             _map_block_or_error,
-            fn_kwargs={"work": ray.put(work)},
+            fn_kwargs={"work": work},
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,
@@ -205,78 +205,15 @@ def parts_of(amount: int, most_parts: int) -> tuple[int, int]:
     return n_parts, amount // n_parts
 
 
-Process = Callable[[Sequence[str], Sequence[int]], list[Row[Any]]]
-"""Processes some texts, whose places among the values that they come from are given too."""
-ToColumns = Callable[[list[Any], Process], Mapping[str, pa.Array]]
-"""Turns the values of a text column into output columns; it gets a function that processes texts."""
-
-
-def map_dataset(
-    dataset: ray.data.Dataset,
-    text_column: str,
-    to_columns: ToColumns,
-    plan: Plan,
-    secrets: Mapping[str, Secret],
-) -> ray.data.Dataset:
-    """Return a lazy Dataset with the columns of `dataset` and those that `to_columns` makes.
-
-    The model is started at once, so that what cannot work is told here; rows are asked for as the result is consumed.
-
-    Raises
-    ------
-    ConfigurationError
-        If a step takes sampled rows: the rows of a Dataset have no positions.
-    """
-    if needs_positions(plan):
-        raise ConfigurationError(
-            "A sample is drawn by the rows' positions, and the rows of a Dataset have none.",
-            "Draw it beforehand, or use a batch job, whose rows have.",
-        )
-    session.ensure()
-    compare_workers(plan)
-    work = Connected.connect(plan, dict(secrets))
-    return dataset.map_batches(
-        _map_columns,  # type: ignore[arg-type]
-        fn_kwargs={"job": ray.put((work, to_columns)), "text_column": text_column},
-        batch_size=BLOCK_ROWS,
-        batch_format="pyarrow",
-        num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(size=work.in_flight),
-        zero_copy_batch=True,
-    )
-
-
-def column_names(dataset: ray.data.Dataset) -> list[str] | None:
-    """Return the names of the columns where they are known without reading the data."""
-    if not isinstance(dataset, ray.data.Dataset):
-        raise TypeError(f"ds must be a Ray Dataset; got {type(dataset).__name__}. For other inputs there is predict.")
-    schema = dataset.schema(fetch_if_missing=False)
-    return None if schema is None else list(schema.names)
-
-
-def _map_columns(batch: pa.Table, job: Any, text_column: str) -> pa.Table:
-    """Process one block of a user's Dataset on a worker."""
-    work, to_columns = ray.get(job)
-    if text_column not in batch.column_names:
-        raise InputError(f"The Dataset has no column {text_column!r}.", f"Columns: {', '.join(batch.column_names)}.")
-    columns = to_columns(batch[text_column].to_pylist(), lambda texts, _: work.process(Block(texts)))
-    for name, values in columns.items():
-        if name in batch.column_names:
-            raise InputError(f"The Dataset has a column {name!r} already.", "Pass output_prefix='…' to rename ours.")
-        batch = batch.append_column(name, values)
-    return batch
-
-
 def _block_size(n_texts: int, in_flight: int) -> int:
     """Return rows per block: enough blocks to keep all workers busy to the end, none needlessly small."""
     return max(32, min(BLOCK_ROWS, -(-n_texts // (4 * in_flight))))
 
 
-def _map_block(batch: pa.Table, work: Any) -> pa.Table:
+def _map_block(batch: pa.Table, work: Connected) -> pa.Table:
     """Process one block on a worker. The rows travel back as one value: they are Python objects, not columns."""
-    held: Connected = ray.get(work)
     block = Block(batch["text"].to_pylist(), batch["position"].to_pylist())
-    rows = with_news(lambda: held.process(block))
+    rows = with_news(lambda: work.process(block))
     return pa.table(
         {
             "places": pa.array([batch["place"].to_pylist()], pa.list_(pa.int64())),
@@ -285,7 +222,7 @@ def _map_block(batch: pa.Table, work: Any) -> pa.Table:
     )
 
 
-def _map_block_or_error(batch: pa.Table, work: Any) -> pa.Table:
+def _map_block_or_error(batch: pa.Table, work: Connected) -> pa.Table:
     """Process one block, or return what stops the call, without places: Ray Data would keep its text alone."""
     try:
         return _map_block(batch, work)

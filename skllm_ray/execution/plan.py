@@ -48,6 +48,9 @@ class Block:
 
     def take(self, places: Sequence[int]) -> Block:
         """Return some of the rows."""
+        if isinstance(places, range) and places.step == 1:  # a slice: most are
+            some = slice(places.start, places.stop)
+            return Block(self.texts[some], None if self.positions is None else self.positions[some])
         positions = None if self.positions is None else [self.positions[i] for i in places]
         return Block([self.texts[i] for i in places], positions)
 

@@ -22,6 +22,7 @@ from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution import ray_state, session
 from skllm_ray.execution.block import Backends, opened_all
 from skllm_ray.execution.cluster_status import StatusPoller
+from skllm_ray.execution.garbage import rarely_collected
 from skllm_ray.execution.inherited_secrets import inherited
 from skllm_ray.execution.plan import Plan
 from skllm_ray.execution.unit_tasks import Died, UnitTasks
@@ -30,7 +31,6 @@ from skllm_ray.llm.base import is_stateful
 _TICK_S: Final = 0.5
 _RESTART_S: Final = 60.0  # the longest wait for a shared object whose process died
 _MOST_TASKS: Final = 8
-_RARELY: Final = (100_000, 20, 20)
 _held: dict[str, Any] = {}
 C = TypeVar("C")
 
@@ -279,13 +279,8 @@ def _run_units(work: list[Any], units: list[Any], shared: Shared) -> list[Any]:
         gc.freeze()
         _held[key] = connected, function, secrets
     connected, function, secrets = _held[key]
-    before = gc.get_threshold()
-    gc.set_threshold(*_RARELY)  # rows are many small objects without cycles
-    try:
-        with connected.opened(secrets) as backends:
-            return [_guarded(function, unit, backends, shared, secrets) for unit in units]
-    finally:
-        gc.set_threshold(*before)
+    with rarely_collected(), connected.opened(secrets) as backends:
+        return [_guarded(function, unit, backends, shared, secrets) for unit in units]
 
 
 def _guarded(function: Function[Any], unit: Any, *given: Any) -> Any:

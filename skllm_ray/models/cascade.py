@@ -256,7 +256,7 @@ class CascadeClassifier(CascadeBase):
         ray.data.Dataset
             The columns of `ds` and ``prediction``.
         """
-        from skllm_ray.execution.dataset import column_names
+        from skllm_ray.execution.dataset_columns import column_names
         from skllm_ray.models._base import cascade_dataset
 
         self._check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 _FENCED = re.compile(r"(?P<open>`{3,})(?P<before>\s*)\{x\}(?P<after>\s*)(?P<close>`{3,})")
 _MARK = "\ue000x\ue001"  # in no template: of the private use area
@@ -71,19 +71,19 @@ def fill(template: str, x: str, values: Mapping[str, str]) -> str:
     return template.format(x=x, **values)
 
 
-def filler(template: str, values: Mapping[str, str]) -> Callable[[str], str]:
-    """Return a function that does what `fill` does, with the other values filled in once and not for each text.
+def fill_each(template: str, texts: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """Return what `fill` does for each text, with the other values filled in once and not for each text.
 
     Examples
     --------
-    >>> filler("{a}: {x}!", {"a": "Text"})("ok")
-    'Text: ok!'
+    >>> fill_each("{a}: {x}!", ["ok", "well"], {"a": "Text"})
+    ['Text: ok!', 'Text: well!']
     """
     parts = template.format(x=_MARK, **values).split(_MARK)
     if len(parts) != 2:
-        return lambda text: fill(template, text, values)
+        return [fill(template, text, values) for text in texts]
     head, tail = parts
-    return lambda text: fill(template, text, values) if "`" in text else f"{head}{text}{tail}"
+    return [fill(template, text, values) if "`" in text else f"{head}{text}{tail}" for text in texts]
 
 
 def fence(text: str) -> str:

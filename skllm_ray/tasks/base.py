@@ -127,9 +127,12 @@ class PromptStyle:
     """The largest number of tokens that the model thinks; 0 lets it answer at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChatRequest:
-    """One row's question to a chat model."""
+    """One row's question to a chat model. Nobody changes it.
+
+    It is not frozen, as a `Row` is not: there is one for each row, and to make a frozen one takes four times as long.
+    """
 
     messages: tuple[Message, ...]
     """The conversation; the last message is the user's."""
@@ -233,9 +236,9 @@ class Embedding:
     """The model as the backend reported it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row(Generic[T]):
-    """What one text became."""
+    """What one text became. Nobody changes it; it is not frozen for the reason that a `ChatRequest` is not."""
 
     value: T | None
     """The parsed result; None where there is an `error` or the answer was not valid."""

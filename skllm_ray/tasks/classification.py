@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from skllm_ray.prompts import filler, format_labels
+from skllm_ray.prompts import fill_each, format_labels
 from skllm_ray.prompts.templates import (
     CLF_SYSTEM_MESSAGE,
     ZERO_SHOT_CLF_PROMPT_TEMPLATE,
@@ -34,13 +34,9 @@ class ZeroShotTask:
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[str]]:  # noqa: ARG002
         """Return one row per reply; an answer that names no label is marked, not raised."""
         by_name = labels_by_name(self.labels)
-        known: dict[str | None, str | None] = {}  # answers are few, rows are many
-        rows: list[Row[str]] = []
-        for reply in replies:
-            if reply.text not in known:
-                known[reply.text] = _single(reply.text, by_name)
-            label = known[reply.text]
-            rows.append(Row(label, label is not None, reply))
+        labels = {text: _single(text, by_name) for text in {reply.text for reply in replies}}  # few answers, many rows
+        named = [labels[reply.text] for reply in replies]
+        rows = [Row(label, label is not None, reply) for label, reply in zip(named, replies, strict=True)]
         return rows if self.prior is None else self.prior.take_out(rows, self.labels)
 
     @property
@@ -81,8 +77,8 @@ class MultiLabelZeroShotTask:
 
 def _render(texts: Sequence[str], template: str, values: dict[str, str], choices: Choices) -> list[ChatRequest]:
     system: Message = {"role": "system", "content": CLF_SYSTEM_MESSAGE}
-    filled = filler(template, values)
-    return [ChatRequest((system, {"role": "user", "content": filled(text)}), choices) for text in texts]
+    prompts = fill_each(template, texts, values)
+    return [ChatRequest((system, {"role": "user", "content": prompt}), choices) for prompt in prompts]
 
 
 def describe(labels: Sequence[str], descriptions: Mapping[str, str]) -> str:

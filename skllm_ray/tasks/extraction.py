@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skllm_ray.prompts import fill
+from skllm_ray.prompts import fill_each
 from skllm_ray.prompts.templates import EXTRACTION_PROMPT_TEMPLATE, EXTRACTION_SYSTEM_MESSAGE
 from skllm_ray.tasks.answers import read_json
 from skllm_ray.tasks.base import ChatRequest, Reply, Row
@@ -35,10 +35,8 @@ class ExtractionTask:
     def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return one request per text."""
         schema, values = dict(self.schema), {"schema": json.dumps(self.schema, ensure_ascii=False)}
-        return [
-            ChatRequest(conversation(EXTRACTION_SYSTEM_MESSAGE, fill(self.template, text, values)), json_schema=schema)
-            for text in texts
-        ]
+        prompts = fill_each(self.template, texts, values)
+        return [ChatRequest(conversation(EXTRACTION_SYSTEM_MESSAGE, one), json_schema=schema) for one in prompts]
 
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[Mapping[str, Any]]]:  # noqa: ARG002
         """Return one row per reply; an answer that does not follow the schema is not valid."""

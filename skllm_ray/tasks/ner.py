@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from xml.sax.saxutils import escape, unescape
 
-from skllm_ray.prompts import fill
+from skllm_ray.prompts import fill_each
 from skllm_ray.prompts.templates import (
     EXPLAINABLE_NER_DENSE_PROMPT_TEMPLATE,
     EXPLAINABLE_NER_SPARSE_PROMPT_TEMPLATE,
@@ -62,7 +62,8 @@ class NERTask:
             template, schema = EXPLAINABLE_NER_SPARSE_PROMPT_TEMPLATE, self._schema()
             system = NER_SYSTEM_MESSAGE_TEMPLATE.format(entities=names)
         values = {"entities": "\n".join(lines)}
-        return [ChatRequest(conversation(system, fill(template, text, values)), json_schema=schema) for text in texts]
+        prompts = fill_each(template, texts, values)
+        return [ChatRequest(conversation(system, prompt), json_schema=schema) for prompt in prompts]
 
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[tuple[Span, ...]]]:
         """Return one row per reply. Of an answer counts what stands in the text and is of a known type."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from skllm_ray.prompts import fill
+from skllm_ray.prompts import fill_each
 from skllm_ray.tasks.answers import unfenced
 from skllm_ray.tasks.base import ChatRequest, Message, Reply, Row
 
@@ -36,7 +36,8 @@ class TextTask:
 
     def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return one request per text."""
-        return [ChatRequest(conversation(self.system, fill(self.template, text, self.values))) for text in texts]
+        prompts = fill_each(self.template, texts, self.values)
+        return [ChatRequest(conversation(self.system, prompt)) for prompt in prompts]
 
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[str]]:  # noqa: ARG002
         """Return one row per reply; an empty answer is not valid."""

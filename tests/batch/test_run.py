@@ -51,6 +51,7 @@ def test_every_row_gets_its_own_answer_beside_its_own_columns(tmp_path):
     found = read(tmp_path / "out")
     assert result.complete
     assert (result.rows_done, result.rows_failed, result.this_run.rows) == (250, 0, 250)
+    assert result.this_run.asked == 250
     assert found["id"].tolist() == list(range(250))
     assert found["extra"].tolist() == [f"x{i}" for i in range(250)]
     assert found["prediction"].tolist() == ["good" if i % 3 else "bad" for i in range(250)]

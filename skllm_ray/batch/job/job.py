@@ -232,7 +232,7 @@ class Job:
     def _work(self, manifest: Manifest, lock: OutputLock) -> UnitWork:
         """Return what every unit needs."""
         return UnitWork(
-            estimator=self._estimator,
+            reading=self._estimator._reading(),
             plan=with_template(self.plan, manifest.template),
             manifest=replace(manifest, files=(), params=""),
             input_uri=self._planner.source_uri,
@@ -240,7 +240,6 @@ class Job:
             options=self._storage,
             mode="default" if self._estimator.on_error == "default" else "coerce",
             terms=self.terms(),
-            types=self._planner.types,
             token=lock.token,
         )
 

@@ -175,7 +175,7 @@ class JournalledBackend(Backend):
                 break
         if patience.rounds:
             self._ledger.wait_for(self._worker, "")
-        found = [known[key] if key in known else failed[key] for key in keys]
+        found = [known.get(key) or failed[key] for key in keys]
         if len(questions) == len(keys) and len(first) == len(keys):  # neither copies nor what was known
             return found
         return self._marked(keys, found, first, resumed)
@@ -268,7 +268,7 @@ class JournalledBackend(Backend):
         with Call("", guard=self._guard).active():
             found = ask(asked, (lambda i, answer: self._take({keys[i]: answer}, urgent=True)) if streams else None)
         answers = dict(zip(keys, found, strict=True))
-        if not streams:
+        if not streams:  # all have come by now: they are counted and written down as a block
             self._take(answers, urgent=False)
         self._settle(answers, questions, most_usd)
         self._guard.check()
@@ -310,16 +310,16 @@ class JournalledBackend(Backend):
 
     def _take(self, answers: Mapping[str, Answer], *, urgent: bool) -> None:
         """Keep answers, and count them. Called from a client's event loop."""
-        good = {key: answer for key, answer in answers.items() if answer.error is None}
+        failed = [answer.error for answer in answers.values() if answer.error is not None]
+        good = {key: a for key, a in answers.items() if a.error is None} if failed else answers
         if good:
             self._ever_answered = True
             self._journal.add(good, urgent=urgent, free=self._terms.free)
         news = self._news
         self._answered = self._answered or any(answer.attempts > 0 for answer in good.values())
         if self._counts_rows:
-            bad = [a.error for a in answers.values() if a.error is not None and not a.error.retryable]
             if self._fails_rows:
-                self._fail_early([error for error in bad if error.kind != "cancelled"])
+                self._fail_early([error for error in failed if not error.retryable and error.kind != "cancelled"])
             news.rows += len(good)
             self._counted += len(good)
         usages = [answer.usage for answer in answers.values() if answer.attempts > 0]

@@ -40,6 +40,26 @@ _MUST_BE: Final = {
 """By pydantic's type of error."""
 
 
+class RowReading(Protocol):
+    """What becomes of an estimator's rows; it travels to the workers in the estimator's place."""
+
+    @property
+    def types(self) -> dict[str, pa.DataType | None]:
+        """The output columns without the details; None for values that have no type of their own."""
+        ...
+
+    @property
+    def output_types(self) -> dict[str, pa.DataType | None]:
+        """The same with the details."""
+        ...
+
+    def columns_of(
+        self, values: Sequence[Any], process: Any, mode: Any, *, details: bool = True
+    ) -> tuple[list[Sequence[Any]], list[Row[Any]]]:
+        """Return the output columns' values for a block of texts, and its rows."""
+        ...
+
+
 class BatchEstimator(Protocol):
     """What a batch job needs of an estimator; all of this library have it."""
 
@@ -56,13 +76,7 @@ class BatchEstimator(Protocol):
 
     def _secrets(self) -> dict[str, Secret]: ...
 
-    def _output_types(self) -> dict[str, pa.DataType | None]: ...
-
-    def _column_types(self) -> dict[str, pa.DataType | None]: ...
-
-    def _columns_of(
-        self, values: list[Any], process: Any, mode: Any, *, details: bool = True
-    ) -> tuple[list[Sequence[Any]], list[Row[Any]]]: ...
+    def _reading(self) -> RowReading: ...
 
 
 class JobOptions(BaseModel):

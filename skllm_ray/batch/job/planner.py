@@ -97,7 +97,7 @@ class Planner:
     @cached_property
     def types(self) -> dict[str, pa.DataType | None]:
         """The estimator's output columns."""
-        return self._estimator._output_types()
+        return self._estimator._reading().output_types
 
     # --- files ----------------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class Planner:
             labels=_labels(estimator),
             input_schema=schema_text(scanned.schema),
             schema=schema_text(schema),
-            prediction_columns=tuple(estimator._column_types()),
+            prediction_columns=tuple(estimator._reading().types),
             unit_rows=given.unit_rows or (old.unit_rows if old else rows_per_unit(files)),
             files=files,
             max_output_tokens=given.max_output_tokens,

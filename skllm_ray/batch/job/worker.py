@@ -19,6 +19,7 @@ from skllm_ray.batch.input.files import read, short
 from skllm_ray.batch.input.text_template import template_fields, texts_of
 from skllm_ray.batch.job.journalled_backend import JournalledBackend
 from skllm_ray.batch.job.journalled_plan import journalled
+from skllm_ray.batch.job.options import RowReading
 from skllm_ray.batch.job.terms import Terms
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
 from skllm_ray.batch.output.budget import SPENT, Progress, SharedLedger
@@ -83,7 +84,8 @@ class _Begun:
 class UnitWork:
     """What every unit of a job needs. It travels to each node once."""
 
-    estimator: Any
+    reading: RowReading
+    """What becomes of rows."""
     plan: Plan
     manifest: Manifest
     input_uri: str
@@ -93,8 +95,6 @@ class UnitWork:
     """What stands for a row that failed: "default" or "coerce"."""
     terms: tuple[Terms, ...]
     """The rules for each step's model."""
-    types: Mapping[str, pa.DataType | None]
-    """The estimator's output columns; None for values that have no type of their own."""
     token: str = ""
     """The run's, in the output's lock."""
     known: Mapping[str, Answer] = field(default_factory=dict)
@@ -247,6 +247,7 @@ class UnitWork:
         """Return the output columns of some texts, and their rows."""
         from_block: list[dict[str, pa.Array]] = []
         rows: list[Row[Any]] = []
+        types = self.reading.output_types
         number = row_step(self.plan)
         size = self.terms[number].block_rows
         first = min(_FIRST_BLOCK, size)  # where all rows fail, few are asked before the job stops
@@ -254,11 +255,9 @@ class UnitWork:
             block = asked.take(range(start, min(start + (size if start else first), len(asked))))
             if not len(block):
                 break
-            values, some = self.estimator._columns_of(
-                block.texts, partial(self._ask_present, block, backends), self.mode
-            )
+            values, some = self.reading.columns_of(block.texts, partial(self._ask_present, block, backends), self.mode)
             columns: dict[str, pa.Array] = {
-                name: _array(value, kind) for (name, kind), value in zip(self.types.items(), values, strict=True)
+                name: _array(value, kind) for (name, kind), value in zip(types.items(), values, strict=True)
             }
             if self.manifest.keep_replies != "none":
                 columns["raw_reply"] = pa.array(_replies(some, self.manifest.keep_replies), pa.string())
@@ -275,8 +274,7 @@ class UnitWork:
         self, block: Block, backends: list[JournalledBackend], texts: Sequence[str], places: Sequence[int]
     ) -> list[Row[Any]]:
         """Process those rows of a block that have a text."""
-        positions = block.positions or ()
-        return process(Block(texts, [positions[i] for i in places]), self.plan, backends)
+        return process(Block(texts, block.take(places).positions), self.plan, backends)
 
     def _texts(self, table: pa.Table) -> Sequence[Any]:
         return texts_of(table, self.manifest.text_column, self.manifest.text_template)

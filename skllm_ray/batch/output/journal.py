@@ -65,7 +65,8 @@ class Journal:
         self._folder = folder
         self._run = uuid.uuid4().hex[:8]
         self._number = 0
-        self._pending: dict[str, tuple[Answer, bool]] = {}
+        self._pending: list[tuple[Mapping[str, Answer], bool]] = []
+        self._n_pending = 0
         self._oldest = 0.0
         self._state = threading.Condition()
         self._failure: BaseException | None = None
@@ -107,12 +108,13 @@ class Journal:
         with self._state:
             if not self._pending:
                 self._oldest = now
-            self._pending.update((key, (answer, free)) for key, answer in answers.items())
+            self._pending.append((answers, free))
+            self._n_pending += len(answers)
             self.answers.update(answers)
             if urgent and self._thread is None:
                 self._thread = threading.Thread(target=self._follow, name="skllm-ray-journal", daemon=True)
                 self._thread.start()
-            if urgent and len(self._pending) >= SEGMENT_REPLIES:
+            if urgent and self._n_pending >= SEGMENT_REPLIES:
                 self._state.notify()
         if not urgent and now - self._flushed_at >= SEGMENT_S:
             self._flush()
@@ -152,16 +154,16 @@ class Journal:
                 if self._closed:
                     return
                 late = time.monotonic() - self._oldest >= SEGMENT_S
-                due = len(self._pending) >= SEGMENT_REPLIES or (late and self._pending)
+                due = self._n_pending >= SEGMENT_REPLIES or (late and self._pending)
             if due:
                 self._flush()
 
     def _flush(self) -> None:
         with self._state:
-            pending, self._pending = self._pending, {}
+            pending, self._pending, self._n_pending = self._pending, [], 0
             self._flushed_at = time.monotonic()
         if pending:
-            self._write({"k": digest(key), **_dump(*told)} for key, told in pending.items())
+            self._write({"k": digest(key), **_dump(told, free)} for some, free in pending for key, told in some.items())
 
     def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines)

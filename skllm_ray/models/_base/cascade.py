@@ -15,9 +15,10 @@ from skllm_ray.cascade import Audit, Certificate
 from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError, InputError, warn
 from skllm_ray.execution.plan import Plan, Promised
-from skllm_ray.models._base import results
+from skllm_ray.models._base import scoring
 from skllm_ray.models._base.agreement import SCORES, AgreementScore
 from skllm_ray.models._base.cascade_job import CascadeOfModels
+from skllm_ray.models._base.cascade_reading import CascadeReading
 from skllm_ray.models._base.classifier import LLMClassifier
 from skllm_ray.models._base.columns import column
 from skllm_ray.models._base.constraints import Constraints, Has, OneOf, Share, Whole, check_values
@@ -129,15 +130,8 @@ class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _secrets(self) -> dict[str, Secret]:
         return self._of_models().secrets()
 
-    def _output_types(self) -> dict[str, pa.DataType | None]:
-        return self._of_models().output_types()
-
-    def _column_types(self) -> dict[str, pa.DataType | None]:
-        return {"prediction": self._of_models().output_types()["prediction"]}
-
-    def _columns_of(self, values: list[Any], process: Any, mode: Any, *, details: bool = True) -> Any:
-        del details
-        return self._of_models().columns_of(values, process, mode)
+    def _reading(self) -> CascadeReading:
+        return self._of_models().reading()
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -158,8 +152,8 @@ class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         truth = column(y, "y")[0]
         if len(Rows.of(X)) != len(truth):
             raise InputError(f"X has {len(Rows.of(X))} rows but y has {len(truth)} labels.", "Pass one label per row.")
-        results.check_truth(truth, sample_weight, self.classes_)
-        return results.accuracy(self.predict(X).tolist(), truth, sample_weight)
+        scoring.check_truth(truth, sample_weight, self.classes_)
+        return scoring.accuracy(self.predict(X).tolist(), truth, sample_weight)
 
     def _pair(self) -> tuple[Any, Any]:
         """Return both classifiers, fitted."""
@@ -253,7 +247,7 @@ class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels, strong = delivery.labels(), innermost(self._pair()[1])[0]
         if mode == "default" and isinstance(strong, LLMClassifier) and delivery.rows.texts is not None:
             for position in (*delivery.failed(), *delivery.rows.missing):
-                labels[position] = labels_of(strong, [strong._default(delivery.rows.texts[position])])[0]
+                labels[position] = labels_of(strong, [strong._reading().default(delivery.rows.texts[position])])[0]
         return labels
 
     def _label_type(self) -> pa.DataType:

@@ -153,7 +153,7 @@ def _asked(ds: Any, text_column: str, classifier: Any, to_columns: Any, *, score
     """Return `ds` with the columns that a pass makes of a text column."""
     model = classifier.estimator if isinstance(classifier, FrozenEstimator) else classifier
     if isinstance(model, LLMClassifier):
-        from skllm_ray.execution.dataset import map_dataset
+        from skllm_ray.execution.dataset_columns import map_dataset
 
         plan = model._ready(model._checked_plan(log_probs=scored))
         return map_dataset(ds, text_column, to_columns, plan, model._secrets())
@@ -211,7 +211,7 @@ def _second_pass(strong: Any, wanted: Wanted, values: list[Any], process: Proces
             raise PartialResultError(told + next(e for e in said.details["error"] if e), "Pass on_error='coerce'.")
         if failed and wanted.mode == "default" and isinstance(strong, LLMClassifier):
             for at in (at for at in asked if labels[at] is None):
-                labels[at] = labels_of(strong, [strong._default(values[at])])[0]
+                labels[at] = labels_of(strong, [strong._reading().default(values[at])])[0]
     return {_STRONG: pa.array(labels, wanted.label_type), _ERROR: pa.array(errors, pa.string())}
 
 
@@ -232,4 +232,4 @@ def _said(classifier: Any, texts: list[str], process: Process | None, *, scored:
         return label_rows(classifier, texts, scored=scored)
     model = classifier.estimator if isinstance(classifier, FrozenEstimator) else classifier
     given = as_texts(texts)
-    return of_model(model, given, model._rows(given, "coerce", process), scored=scored)
+    return of_model(model, given, model._reading().rows(given, "coerce", process), scored=scored)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError, NotSupportedError
-from skllm_ray.execution.plan import Plan, Promised, label_probability
+from skllm_ray.execution.plan import Plan, Promised
+from skllm_ray.models._base.cascade_reading import CascadeReading
 from skllm_ray.models._base.classifier import LLMClassifier
 from skllm_ray.models._base.cot import CoTClassifier, MultiLabelCoTClassifier
-from skllm_ray.models._base.estimator import OnError, Process
 from skllm_ray.models._base.labelling import innermost
 from skllm_ray.models._base.student_backend import student_step
-from skllm_ray.tasks.base import Row, Task
+from skllm_ray.tasks.base import Task
 
 
 class CascadeOfModels:
@@ -61,23 +59,9 @@ class CascadeOfModels:
         own = self.fast._secrets() if isinstance(self.fast, LLMClassifier) else {}
         return {**own, **self.strong._secrets()}
 
-    def output_types(self) -> dict[str, pa.DataType | None]:
-        """Return the strong one's columns, and those that tell how a label came about."""
-        label = self.strong._column_types()["prediction"]
-        return {**self.strong._output_types(), "stage": pa.string(), "score": pa.float64(), "fast_label": label}
-
-    def columns_of(
-        self, values: list[Any], process: Process, mode: OnError
-    ) -> tuple[list[Sequence[Any]], list[Row[Any]]]:
-        """Return the output columns' values for a block of a text column, and its rows."""
-        columns, rows = self.strong._columns_of(values, process, mode)
-        first = [row if row.stage == "fast" else row.replaced for row in rows]
-        known = [one for one in first if one is not None]
-        scores = iter(label_probability(known).tolist())
-        read = self.strong._reader()  # both have the labels under the same names
-        labels = [read(one.value) if one is not None and one.value is not None else None for one in first]
-        more = [[row.stage or None for row in rows], [None if one is None else next(scores) for one in first]]
-        return [*columns, *more, *self.strong._columns(labels, rows)], rows
+    def reading(self) -> CascadeReading:
+        """Return what becomes of rows."""
+        return CascadeReading.of(self.strong._reading())
 
     def _first(self) -> Plan:
         if isinstance(self.fast, LLMClassifier):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final, Self
 
@@ -17,12 +17,13 @@ from sklearn.utils.validation import check_is_fitted
 from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError
 from skllm_ray.execution.plan import Plan
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.models._base import results
+from skllm_ray.models._base import results, scoring
 from skllm_ray.models._base.columns import column
 from skllm_ray.models._base.constraints import TEXTS, Constraints, OneOf, Text, Whole
 from skllm_ray.models._base.estimator import LLMEstimator, OnError, wrap_secret
 from skllm_ray.models._base.inputs import as_labels, as_texts, check_length
 from skllm_ray.models._base.label_names import LabelNames, check_label_names, names_of
+from skllm_ray.models._base.reading import ColumnTypes, Draw, LabelReading, Reading
 from skllm_ray.tasks.base import Row, RowError, Task
 from skllm_ray.tasks.prior import CONTENT_FREE, LabelPrior, estimate_prior
 
@@ -221,8 +222,8 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         truth = column(y, "y")[0]
         check_length(X, truth)
-        results.check_truth(truth, sample_weight, self.classes_)
-        return results.accuracy(self._labels_in(self.predict(X)), truth, sample_weight)
+        scoring.check_truth(truth, sample_weight, self.classes_)
+        return scoring.accuracy(self._labels_in(self.predict(X)), truth, sample_weight)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -304,16 +305,17 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
             return self.class_probabilities_
         return np.exp(row.reply.log_probs)
 
-    def _reader(self) -> Callable[[Any], Any]:
-        return self._by_name().__getitem__
+    def _reading(self) -> Reading:
+        drawn = None
+        if self.default_label == "Random":
+            drawn = Draw(self.classes_, self.class_probabilities_, self.random_state)
+        return LabelReading(self.model, self._label_types(), self._by_name(), self._fixed_default(), drawn)
 
     def _by_name(self) -> dict[str, Any]:
         """Return the classes by the names under which the model is asked about them."""
         return dict(zip(self._names(), self.classes_.tolist(), strict=True))
 
-    def _default(self, text: str | None) -> Any:
-        if self.default_label == "Random":
-            return results.draw(text or "", self.classes_, self.class_probabilities_, self.random_state)
+    def _fixed_default(self) -> Any:
         if self.label_names is not None and self.default_label in self._names():
             return self._by_name()[self.default_label]
         return self.default_label
@@ -323,16 +325,10 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
             return np.asarray(values, dtype=self.classes_.dtype)
         return np.asarray(values, dtype=object)
 
-    def _column_types(self) -> dict[str, pa.DataType | None]:
-        foreign = self.default_label != "Random" and isinstance(self._default(""), str)
+    def _label_types(self) -> ColumnTypes:
+        foreign = self.default_label != "Random" and isinstance(self._fixed_default(), str)
         of_text = self.classes_.dtype.kind in "UO" or foreign
         return {"prediction": pa.string() if of_text else pa.from_numpy_dtype(self.classes_.dtype)}
-
-    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
-        del rows
-        if pa.types.is_string(self._column_types()["prediction"]):
-            return [[None if value is None else str(value) for value in values]]
-        return [values]
 
     def _warn_invalid(self, rows: Sequence[Row[Any]]) -> None:
         results.warn_invalid(rows, "named none of the labels", self.default_label)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from skllm_ray.models._base.classifier import LLMClassifier
 from skllm_ray.models._base.estimator import OnError
 from skllm_ray.models._base.multilabel import MultiLabelClassifier
+from skllm_ray.models._base.reading import Explained, Reading
 from skllm_ray.prompts.templates import COT_CLF_PROMPT_TEMPLATE, COT_MLCLF_PROMPT_TEMPLATE
-from skllm_ray.tasks.base import Row
 from skllm_ray.tasks.cot import CoTTask, MultiLabelCoTTask
 
 
@@ -48,22 +47,11 @@ class CoTClassifier(LLMClassifier):
     def _task(self) -> CoTTask:
         return CoTTask(self._names(), self.prompt_template or COT_CLF_PROMPT_TEMPLATE, self._descriptions())
 
-    def _reader(self) -> Callable[[Any], Any]:
-        by_name = super()._reader()
-        return lambda value: [by_name(value[0]), value[1]]
-
-    def _default(self, text: str | None) -> Any:
-        return [super()._default(text), ""]
+    def _reading(self) -> Reading:
+        return Explained.of(super()._reading())
 
     def _array(self, values: Sequence[Any]) -> NDArray[Any]:
         return _rectangle([value or [None, None] for value in values])
-
-    def _column_types(self) -> dict[str, pa.DataType | None]:
-        return {**super()._column_types(), "explanation": pa.string()}
-
-    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
-        pairs = [value or [None, None] for value in values]
-        return [*super()._columns([label for label, _ in pairs], rows), [why for _, why in pairs]]
 
 
 class MultiLabelCoTClassifier(MultiLabelClassifier):
@@ -98,22 +86,12 @@ class MultiLabelCoTClassifier(MultiLabelClassifier):
         template = self.prompt_template or COT_MLCLF_PROMPT_TEMPLATE
         return MultiLabelCoTTask(self._names(), self.max_labels, template, self._descriptions())
 
-    def _reader(self) -> Callable[[Any], Any]:
-        return lambda value: [list(value[0]), value[1]]
-
-    def _default(self, text: str | None) -> Any:
-        return [super()._default(text), ""]
+    def _reading(self) -> Reading:
+        return Explained.of(super()._reading())
 
     def _array(self, values: Sequence[Any]) -> NDArray[Any]:
         pairs = [value or [None, None] for value in values]
         return _rectangle([[*self._pad(labels), why] for labels, why in pairs])
-
-    def _column_types(self) -> dict[str, pa.DataType | None]:
-        return {**super()._column_types(), "explanation": pa.string()}
-
-    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
-        pairs = [value or [None, None] for value in values]
-        return [*super()._columns([labels for labels, _ in pairs], rows), [why for _, why in pairs]]
 
 
 def _rectangle(rows: Sequence[Sequence[Any]]) -> NDArray[Any]:

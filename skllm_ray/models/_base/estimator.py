@@ -1,16 +1,15 @@
 """What all estimators share: the path from texts to the runner and back.
 
-An estimator names its task (:meth:`LLMEstimator._task`) and how a row's parsed value becomes what the user sees
-(:meth:`LLMEstimator._reader`); everything else is here.
+An estimator names its task (:meth:`LLMEstimator._task`) and what becomes of its rows
+(:meth:`LLMEstimator._reading`); everything else is here.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
 import pandas as pd
 import pyarrow as pa
@@ -22,8 +21,6 @@ from skllm_ray.errors import (
     ConfigurationError,
     InputError,
     JobFailedError,
-    NotSupportedError,
-    PartialResultError,
 )
 from skllm_ray.execution.inherited_secrets import recalled
 from skllm_ray.execution.plan import Plan, Step
@@ -43,16 +40,12 @@ from skllm_ray.models._base.constraints import (
 )
 from skllm_ray.models._base.hiding import hidden, refuse_credentials
 from skllm_ray.models._base.inputs import Texts, as_texts, refuse_missing
+from skllm_ray.models._base.reading import DatasetReading, OnError, Reading
 from skllm_ray.prompts import check_template
 from skllm_ray.tasks.base import ChatRequest, FollowUpTask, Row, Task
 from skllm_ray.tasks.embedding import EmbeddingTask, of_one_length
 
-OnError = Literal["raise", "default", "coerce"]
-"""What becomes of rows that fail: an exception after all rows were tried, the default, or None."""
-
-
-Process = Callable[[Sequence[str], Sequence[int]], Sequence[Row[Any]]]
-"""Processes texts, wherever that is done; their places among the values that they come from are given too."""
+__all__ = ["LLMEstimator", "OnError", "wrap_secret"]
 
 
 class LLMEstimator(BaseEstimator):  # type: ignore[misc]
@@ -82,14 +75,9 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
     def _task(self) -> Task[Any]:
         """Return the task of the fitted estimator."""
 
-    def _reader(self) -> Callable[[Any], Any]:
-        """Return the function from a row's parsed value to what the user sees."""
-        return lambda value: value
-
-    def _default(self, text: str | None) -> Any:
-        """Return what stands for a row without a result."""
-        del text
-        return None
+    def _reading(self) -> Reading:
+        """Return what becomes of rows; it travels to the workers in the estimator's place."""
+        return Reading(self.model, {"prediction": pa.string()})
 
     def _array(self, values: Sequence[Any]) -> Any:
         """Return a call's results as what ``predict`` or ``transform`` returns."""
@@ -135,7 +123,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         results.warn_ended(self.model, rows)
         results.warn_low_mass(self.model, rows)
         requests = [row.request for row in rows] if include_io else None
-        return results.details(self._predictions(texts, rows, mode), rows, texts.index, requests)
+        return results.details(self._reading().predictions(texts, rows, mode), rows, texts.index, requests)
 
     def render_prompt(self, X: Any) -> list[str | None]:
         """Return the exact prompts, without sending or starting anything; None where the text is missing."""
@@ -182,20 +170,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             options: Any = {"positions": places, "num_workers": num_workers, "keeps_requests": keeps_requests}
             return run(present, self._ready(plan), secrets, **options)
 
-        return texts, self._rows(texts, mode, process), mode
-
-    def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
-        """Return one row per text; only those that are there are processed."""
-        present = [text for text in texts.values if text is not None]
-        places = range(len(present)) if len(present) == len(texts.values) else texts.present
-        found = process(present, places) if present else []
-        rows: list[Row[Any]] = list(found)
-        if len(present) < len(texts.values):
-            rows = [results.missing_row()] * len(texts.values)
-            for position, row in zip(places, found, strict=True):
-                rows[position] = row
-        self._raise_failures(texts, rows, mode)
-        return rows
+        return texts, self._reading().rows(texts, mode, process), mode
 
     def _map_dataset(
         self, ds: Any, text_column: str, output_prefix: str, details: bool, on_error: OnError | None
@@ -204,76 +179,26 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         self._validate_params()
         true_or_false("details", details)
         mode = self._mode(on_error)
-        from skllm_ray.execution.dataset import column_names, map_dataset
+        from skllm_ray.execution.dataset_columns import column_names, map_dataset
 
-        types = {output_prefix + name: kind for name, kind in self._column_types().items()}
-        if details:
-            types |= {output_prefix + name: kind for name, kind in results.DETAIL_TYPES.items()}
+        to_columns = DatasetReading(self._reading(), mode, details, output_prefix)
         known = column_names(ds)
         if known is not None and text_column not in known:
             raise InputError(
                 f"ds has no column {text_column!r}; text_column names it.", f"Columns: {', '.join(known)}."
             )
-        both = sorted(set(known or ()) & set(types))
+        both = sorted(set(known or ()) & set(to_columns.types))
         if both:
             raise InputError(f"ds has a column {both[0]!r} already.", "Pass output_prefix='…' to rename the new ones.")
         plan = self._ready(self._checked_plan(best_only=not details and not self._compares_labels))
-        return map_dataset(ds, text_column, partial(_to_columns, self, types, mode, details), plan, self._secrets())
-
-    def _column_types(self) -> dict[str, pa.DataType | None]:
-        """Return the output columns in a Dataset and their types; None lets the values decide."""
-        return {"prediction": pa.string()}
-
-    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
-        """Return the values of the output columns."""
-        del rows
-        return [values]
-
-    def _columns_of(
-        self, values: list[Any], process: Process, mode: OnError, *, details: bool = True
-    ) -> tuple[list[Sequence[Any]], list[Row[Any]]]:
-        """Return the output columns' values for a block of a text column, and its rows."""
-        texts = as_texts(values, "the text column")
-        if mode == "raise":
-            refuse_missing(texts, "the text column")
-        rows = self._rows(texts, mode, process)
-        columns = self._columns(self._predictions(texts, rows, mode), rows)
-        return columns + (results.detail_values(rows) if details else []), rows
-
-    def _output_types(self) -> dict[str, pa.DataType | None]:
-        """Return the output columns, details among them, and their types; None lets the values decide."""
-        return {**self._column_types(), **results.DETAIL_TYPES}
+        return map_dataset(ds, text_column, to_columns, plan, self._secrets())
 
     def _results(self, X: Any, on_error: OnError | None, num_workers: int | None = None, **wanted: bool) -> Any:
         texts, rows, mode = self._run(X, on_error, num_workers, **wanted)
         results.warn_failed(self.model, rows, mode)
         self._warn_invalid(rows)
         results.warn_low_mass(self.model, rows)
-        return self._array(self._predictions(texts, rows, mode))
-
-    def _raise_failures(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> None:
-        """Raise where every row failed for one reason, and, with "raise", where any did."""
-        failed = [row for row in rows if row.reply.error is not None and row.reply.error.kind != "missing_text"]
-        if not failed:
-            return
-        fatal = next((row.error for row in failed if row.error is not None and row.error.fatal), None)
-        if fatal is not None and len(failed) == len(texts.present):
-            refusal = NotSupportedError if fatal.kind == "not_supported" else JobFailedError
-            raise refusal(f"{self.model} refused every row ({fatal.kind}): {fatal.message}", fatal.hint)
-        if mode == "raise":
-            table = results.details(self._predictions(texts, rows, "coerce"), rows, texts.index)
-            raise PartialResultError(*results.tell_failures(self.model, rows), table)
-
-    def _predictions(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> list[Any]:
-        read = self._reader()
-        return [
-            read(row.value) if row.value is not None else self._fallback(text, row, mode)
-            for text, row in zip(texts.values, rows, strict=True)
-        ]
-
-    def _fallback(self, text: str | None, row: Row[Any], mode: OnError) -> Any:
-        """Return what stands for a row without a valid answer."""
-        return None if row.error is not None and mode == "coerce" else self._default(text)
+        return self._array(self._reading().predictions(texts, rows, mode))
 
     def _requests(self, texts: Texts) -> list[ChatRequest | None]:
         """Return what the last step asks; the steps before it are asked where it depends on their answers."""
@@ -385,21 +310,6 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
                 check_template(template, self._placeholders)
             except ValueError as error:
                 raise ConfigurationError(str(error)) from None
-
-
-def _to_columns(
-    estimator: LLMEstimator,
-    types: Mapping[str, pa.DataType | None],
-    mode: OnError,
-    details: bool,
-    values: list[Any],
-    process: Process,
-) -> dict[str, pa.Array]:
-    """Turn a block of a text column into output columns, on a worker."""
-    columns, rows = estimator._columns_of(values, process, mode, details=details)
-    if not details:
-        results.warn_failed_block(estimator.model, rows)
-    return {name: pa.array(column, kind) for (name, kind), column in zip(types.items(), columns, strict=True)}
 
 
 def wrap_secret(key: str | None) -> str | None:

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.reading import FieldReading, Reading
 from skllm_ray.models._base.transformer import TextTransformer
 from skllm_ray.prompts.templates import EXTRACTION_PROMPT_TEMPLATE
-from skllm_ray.tasks.base import Row
 from skllm_ray.tasks.extraction import ExtractionTask, strict
 
 
@@ -64,17 +63,13 @@ class Extractor(TextTransformer):
 
     def _array(self, values: Sequence[Any]) -> NDArray[Any]:
         found = np.empty((len(values), len(self._fields())), dtype=object)
-        for position, column in enumerate(self._columns(values)):
+        for position, column in enumerate(self._reading().columns(values, ())):
             for row, value in enumerate(column):
                 found[row, position] = value
         return found
 
-    def _column_types(self) -> dict[str, pa.DataType | None]:
-        return dict.fromkeys(self._fields())
-
-    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]] = ()) -> list[Sequence[Any]]:
-        del rows
-        return [[None if value is None else value.get(name) for value in values] for name in self._fields()]
+    def _reading(self) -> Reading:
+        return FieldReading(self.model, dict.fromkeys(self._fields()))
 
     def _fields(self) -> list[str]:
         self._validate_params()

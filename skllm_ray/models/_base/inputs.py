@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import issparse
 
 from skllm_ray.errors import InputError, warn
 from skllm_ray.models._base.columns import column
@@ -200,6 +199,8 @@ def _listed(y: Any) -> list[Any]:
 
 def as_indicators(y: Any) -> NDArray[Any] | None:
     """Return the matrix of 0 and 1 in a DataFrame, a numpy array or a scipy sparse matrix; None of anything else."""
+    from scipy.sparse import issparse  # workers import this module for texts: they need no scipy
+
     if isinstance(y, pd.DataFrame):
         return np.asarray(y.to_numpy())
     if issparse(y):

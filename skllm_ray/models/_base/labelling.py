@@ -126,7 +126,7 @@ def label_rows(classifier: Any, X: Any, *, scored: bool) -> Labelling:
 
 def of_model(model: LLMClassifier, texts: Texts, rows: Sequence[Row[Any]], *, scored: bool) -> Labelling:
     """Return what a language model's rows say."""
-    values = model._predictions(texts, rows, "coerce")
+    values = model._reading().predictions(texts, rows, "coerce")
     labels = results.as_objects(labels_of(model, values))
     answered = np.fromiter((row.valid and row.error is None for row in rows), bool, len(rows))
     scores, features = np.full(len(rows), -np.inf), np.zeros((len(rows), 0))

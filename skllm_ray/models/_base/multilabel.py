@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final, Self
 
 import numpy as np
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.errors import NotSupportedError
-from skllm_ray.models._base import results
+from skllm_ray.models._base import scoring
 from skllm_ray.models._base.classifier import LLMClassifier
 from skllm_ray.models._base.constraints import Constraints, Whole
 from skllm_ray.models._base.estimator import OnError
 from skllm_ray.models._base.inputs import as_indicators, as_label_lists, as_texts, check_length, label_lists
 from skllm_ray.models._base.label_names import names_of
-from skllm_ray.tasks.base import Row
+from skllm_ray.models._base.reading import ColumnTypes, Draw, LabelListReading, Reading
 
 _MOST_LABELS: Final = 1000
 """Every row of a result has so many columns."""
@@ -124,10 +124,10 @@ class MultiLabelClassifier(LLMClassifier):
         check_is_fitted(self)
         truth = label_lists(y, self._column_names() or self.indicators_)
         check_length(X, truth)
-        results.check_weights(sample_weight, len(truth))
+        scoring.check_weights(sample_weight, len(truth))
         found = self._label_sets(self._results(X, None))
         right = [None if one is None else one == set(true) for one, true in zip(found, truth, strict=True)]
-        return results.accuracy(right, [True] * len(truth), sample_weight)
+        return scoring.accuracy(right, [True] * len(truth), sample_weight)
 
     def predict_proba(self, X: Any, *, on_error: OnError | None = None) -> NDArray[np.float64]:
         """Not offered in this release: an answer with several labels has no probability per label."""
@@ -147,21 +147,15 @@ class MultiLabelClassifier(LLMClassifier):
     def _names(self) -> tuple[str, ...]:
         return tuple(str(label) for label in self.classes_)
 
-    def _reader(self) -> Callable[[Any], Any]:
-        return list
-
-    def _default(self, text: str | None) -> list[str]:
-        return [super()._default(text)]
+    def _reading(self) -> Reading:
+        drawn = None
+        if self.default_label == "Random":
+            drawn = Draw(self.classes_, self.class_probabilities_, self.random_state)
+        types: ColumnTypes = {"prediction": pa.list_(pa.string())}
+        return LabelListReading(self.model, types, self._by_name(), self._fixed_default(), drawn)
 
     def _array(self, values: Sequence[Any]) -> NDArray[Any]:
         return np.asarray([self._pad(labels) for labels in values], dtype=object)
-
-    def _column_types(self) -> dict[str, pa.DataType | None]:
-        return {"prediction": pa.list_(pa.string())}
-
-    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
-        del rows
-        return [values]
 
     def _pad(self, labels: list[str] | None) -> list[str | None]:
         if labels is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,9 +16,9 @@ from skllm_ray.models._base.constraints import A_FLAG, Constraints, Whole
 from skllm_ray.models._base.entity_page import EntityPage, show
 from skllm_ray.models._base.estimator import OnError
 from skllm_ray.models._base.inputs import Texts
+from skllm_ray.models._base.reading import EntityReading, Reading, marked
 from skllm_ray.models._base.transformer import TextTransformer
-from skllm_ray.tasks.base import Row
-from skllm_ray.tasks.ner import NERTask, Span, tagged
+from skllm_ray.tasks.ner import NERTask, Span
 
 _SPAN = pa.struct(
     {"start": pa.int64(), "end": pa.int64(), "tag": pa.string(), "value": pa.string(), "reasoning": pa.string()}
@@ -69,7 +69,7 @@ class ExplainableNER(TextTransformer):
         texts, spans = self._spans(X, on_error)
         if self.display_predictions:
             show(EntityPage(texts.values, spans, list(self.entities)))
-        return as_wide_as(X, results.as_objects(_tagged(texts, spans)))
+        return as_wide_as(X, results.as_objects(marked(texts, spans)))
 
     def predict_spans(self, X: Any, *, on_error: OnError | None = None) -> list[list[Span] | None]:
         """Return the entities of every text and where they stand: ``text[span.start:span.end]`` is ``span.value``.
@@ -128,15 +128,8 @@ class ExplainableNER(TextTransformer):
         self._warn_invalid(rows)
         return texts, [None if row.value is None else list(row.value) for row in rows]
 
-    def _predictions(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> list[Any]:
-        del mode
-        return _tagged(texts, [row.value for row in rows])
-
-    def _column_types(self) -> dict[str, pa.DataType | None]:
-        return {"tagged": pa.string(), "entities": pa.list_(_SPAN)}
-
-    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
-        return [values, [None if row.value is None else [span.to_dict() for span in row.value] for row in rows]]
+    def _reading(self) -> Reading:
+        return EntityReading(self.model, {"tagged": pa.string(), "entities": pa.list_(_SPAN)})
 
     def _validate_params(self) -> None:
         super()._validate_params()
@@ -148,13 +141,6 @@ class ExplainableNER(TextTransformer):
         wrong = [name for name, told in self.entities.items() if not (_is_text(name) and isinstance(told, str))]
         if wrong:
             raise InputError(f"entities maps {wrong[0]!r} to {self.entities[wrong[0]]!r}.", "Both must be strings.")
-
-
-def _tagged(texts: Texts, spans: Sequence[Sequence[Span] | None]) -> list[str | None]:
-    return [
-        None if text is None or found is None else tagged(text, found)
-        for text, found in zip(texts.values, spans, strict=True)
-    ]
 
 
 def _is_text(value: object) -> bool:

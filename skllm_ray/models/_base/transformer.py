@@ -11,6 +11,7 @@ from sklearn.base import TransformerMixin
 
 from skllm_ray.models._base.columns import as_wide_as
 from skllm_ray.models._base.estimator import LLMEstimator, OnError
+from skllm_ray.models._base.reading import Reading
 
 
 class TextTransformer(TransformerMixin, LLMEstimator):  # type: ignore[misc]
@@ -134,7 +135,7 @@ class TextTransformer(TransformerMixin, LLMEstimator):  # type: ignore[misc]
         input_features : None
             Ignored.
         """
-        return np.asarray(list(self._column_types()), dtype=object)
+        return np.asarray(list(self._reading().types), dtype=object)
 
     _n_workers: int | None = None
     """The most requests that a call may have in flight, where the estimator has such a parameter."""
@@ -154,5 +155,5 @@ class TextToText(TextTransformer):
 
     _column: str = "text_out"
 
-    def _column_types(self) -> dict[str, pa.DataType | None]:
-        return {self._column: pa.string()}
+    def _reading(self) -> Reading:
+        return Reading(self.model, {self._column: pa.string()})

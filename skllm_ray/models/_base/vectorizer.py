@@ -13,11 +13,10 @@ from sklearn.exceptions import NotFittedError
 from skllm_ray.errors import InputError, NotSupportedError
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.models._base.constraints import Constraints, Whole
-from skllm_ray.models._base.estimator import OnError, Process
-from skllm_ray.models._base.inputs import Texts
+from skllm_ray.models._base.estimator import OnError
+from skllm_ray.models._base.reading import Reading, VectorReading
 from skllm_ray.models._base.transformer import TextTransformer
-from skllm_ray.tasks.base import Row
-from skllm_ray.tasks.embedding import EmbeddingTask, of_one_length
+from skllm_ray.tasks.embedding import EmbeddingTask
 
 
 class LLMVectorizer(TextTransformer):
@@ -85,8 +84,8 @@ class LLMVectorizer(TextTransformer):
             raise NotSupportedError(f"model={self.model!r} is of a provider that has no models which embed.")
         return spec.asked_for("vectors")
 
-    def _rows(self, texts: Texts, mode: OnError, process: Process) -> list[Row[Any]]:
-        return super()._rows(texts, mode, lambda *present: of_one_length(process(*present)))
+    def _reading(self) -> Reading:
+        return VectorReading(self.model, {"embedding": pa.list_(pa.float32())})
 
     def _array(self, values: Sequence[Any]) -> NDArray[np.float64]:
         width = next((len(value) for value in values if value is not None), self._width)
@@ -95,13 +94,6 @@ class LLMVectorizer(TextTransformer):
         self.n_features_out_ = width
         nothing = np.full(width, np.nan)
         return np.stack([nothing if value is None else np.asarray(value, np.float64) for value in values])
-
-    def _column_types(self) -> dict[str, pa.DataType | None]:
-        return {"embedding": pa.list_(pa.float32())}
-
-    def _columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
-        del rows
-        return [values]
 
     def fit(self, X: Any = None, y: Any = None) -> Self:
         """Check the parameters. Nothing is sent and nothing is started.
