@@ -9,6 +9,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from skllm_ray.models._base.parameters import RequestParameters
+from skllm_ray.models._base.reading import Reading
 from skllm_ray.models._base.transformer import TextTransformer
 from skllm_ray.tasks.answers import read_json, value_of
 from skllm_ray.tasks.base import ChatRequest, Reply, Row
@@ -52,5 +53,5 @@ class Rater(RequestParameters, TextTransformer):
     def _task(self) -> RatingTask:
         return RatingTask(self.question)
 
-    def _column_types(self) -> dict[str, pa.DataType | None]:
-        return {"rating": pa.int64()}
+    def _reading(self) -> Reading:
+        return Reading(self.model, {"rating": pa.int64()})
