@@ -25,7 +25,7 @@ LAYERS = {
     "prompts": {"prompts"},
     "datasets": {"datasets"},
     "tasks": {"tasks", "prompts", "memory", "errors"},
-    "llm": {"llm", "tasks.base", "config", "errors"},
+    "llm": {"llm", "tasks.base", "config", "errors", "plain_text"},
     "execution": {"execution", "tasks", "llm", "config", "errors"},
     "models": {
         "models", "tasks", "prompts", "memory", "execution", "config", "errors", "plain_text", "cascade",

@@ -3,6 +3,9 @@
 import json
 import math
 import pickle
+import socket
+import struct
+import time
 from http.client import BadStatusLine, IncompleteRead, RemoteDisconnected
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -285,3 +288,21 @@ def test_a_token_quota_may_charge_what_a_request_reserves(reserve, limits, fits)
         else:
             with pytest.raises(HTTPError, match="429"):
                 chat(server, body_for("x" * 40) | limits)
+
+
+def test_a_client_that_resets_its_connection_leaves_no_traceback(capfd):
+    with ChatServer() as server:
+        port = int(server.url.rpartition(":")[2].partition("/")[0])
+        for sent in (b"", b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 10\r\n\r\n"):
+            client = socket.create_connection(("127.0.0.1", port))
+            client.sendall(sent)
+            time.sleep(0.1)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        time.sleep(0.3)
+        assert "Traceback" not in capfd.readouterr().err
+        client = socket.create_connection(("127.0.0.1", port))
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: ten\r\n\r\n")
+        time.sleep(0.3)
+        assert "ValueError" in capfd.readouterr().err  # any other fault of a handler is told as ever
+        client.close()

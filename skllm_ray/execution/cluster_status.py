@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from skllm_ray.errors import SkllmRayError
 from skllm_ray.execution.model_actor import ReplicaInfo as Replica
+from skllm_ray.llm.api.outage_notice import AGAIN
 from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.llm.rate_limit.messages import BucketInfo
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from skllm_ray.execution.model_pool import PooledBackend
 
 _EVERY_S: Final = 2.0
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,36 @@ class StatusPoller:
                     tuple((model, len(held), len({one.node for one in held})) for model, held in replicas),
                 )
         return self._found
+
+
+@contextmanager
+def outages_told(models: Sequence[str]) -> Iterator[None]:
+    """Say on the driver what workers wait for: what they write themselves, a driver does not show.
+
+    Parameters
+    ----------
+    models : sequence of str
+        The call's API models.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        poller, told = StatusPoller(models, ()), ""
+        while not over.wait(_EVERY_S):
+            trouble = next((bucket.trouble for bucket in poller.look().quotas if bucket.trouble), "")
+            if trouble and not told:
+                _logger.warning("skllm_ray: %s", trouble)
+            elif told and not trouble:
+                _logger.warning("skllm_ray: %s %s", told.partition(",")[0].removeprefix("waiting for "), AGAIN)
+            told = trouble
+
+    thread = threading.Thread(target=watch, name="skllm-ray-outages", daemon=True)
+    if models:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def loaded_replicas(model: str) -> list[Replica]:

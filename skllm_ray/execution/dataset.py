@@ -20,6 +20,7 @@ from skllm_ray.config import Secret
 from skllm_ray.errors import SkllmRayError
 from skllm_ray.execution import ray_state
 from skllm_ray.execution.block import BLOCK_ROWS, process, process_here
+from skllm_ray.execution.cluster_status import outages_told
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
 from skllm_ray.execution.open_backends import opened
 from skllm_ray.execution.plan import Block, Plan
@@ -52,10 +53,12 @@ def on_cluster(
         yield everything, work.process(block, secrets)
         return
     waiting = set(everything)
+    asked = [step.spec.model for step in plan if not is_stateful(step.spec)]
     try:
-        for places, rows in _one_block(block, work) if len(block) <= BLOCK_ROWS else _through_dataset(block, work):
-            waiting.difference_update(places)
-            yield places, rows
+        with outages_told(asked):
+            for places, rows in _one_block(block, work) if len(block) <= BLOCK_ROWS else _through_dataset(block, work):
+                waiting.difference_update(places)
+                yield places, rows
     except RayTaskError:  # a fault of ours in a task
         raise
     except (RayError, SystemException) as error:

@@ -28,6 +28,7 @@ __all__ = ["BucketInfo", "ClusterLimiter", "show_limits", "use_cluster_limiter"]
 _NAME = shared_name("rate-limiter", Report, Grant, Released, Refusal, Left, BucketInfo, RateLimit, RowError)
 _ANSWER_S = 5.0
 _LONGEST_RETRY_S = 1.0
+_TELL_S = 10.0
 _SHOW_S = 5.0
 _SILENT_S = 3.0
 _logger = logging.getLogger(__name__)
@@ -87,14 +88,22 @@ class ClusterLimiter:
         RayTaskError
             If the limiter cannot make sense of the report, as one of another version.
         """
-        pause_s = 0.05
+        pause_s, began, is_told = 0.05, time.monotonic(), False
         while True:
             try:
-                return await self._ask(report)
+                grant = await self._ask(report)
+                if is_told:
+                    _logger.warning("skllm_ray: the cluster's rate limiter answers again.")
+                return grant
             except RayTaskError:  # it is there, and does not understand: it will not do so later
                 raise
             except (RayError, TimeoutError) as error:
-                _logger.debug("the rate limiter gave no answer (%s); asking again", type(error).__name__)
+                if not is_told and time.monotonic() - began >= _TELL_S:
+                    is_told = True
+                    why = f"{type(error).__name__}, {_TELL_S:g} s"
+                    _logger.warning(
+                        "skllm_ray: waiting for the cluster's rate limiter, which gives no answer (%s).", why
+                    )
             await asyncio.sleep(pause_s)
             pause_s = min(_LONGEST_RETRY_S, pause_s * 2)
             try:

@@ -161,7 +161,8 @@ def _checked(address: str | None) -> str:
 
     Ray itself tries for minutes to join a cluster that is gone, and then ends the whole process.
     """
-    given = address or os.environ.get("RAY_ADDRESS") or ""
+    said = os.environ.get("RAY_ADDRESS") or ""
+    given = said if address == "auto" and _has_port(said) else address or said
     inherited = parent_process.parent()
     if not given and inherited and not _fault_at(inherited[0]):
         return inherited[0]

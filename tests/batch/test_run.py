@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -28,7 +29,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, OutputInUseError, OutputMismatchError
 from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.tasks.base import Reply, RowError, Usage
-from skllm_ray.testing import ChatServer, StatusFault, WireFault
+from skllm_ray.testing import ChatServer, RawAnswer, StatusFault, WireFault
 from skllm_ray.text2text import GPTSummarizer
 from tests.batch.worlds import LABELS, Local, api_classifier, asked, classifier, read, texts, write
 
@@ -575,6 +576,24 @@ def test_a_server_that_stays_down_ends_the_run_and_keeps_what_is_done(tmp_path, 
     with ChatServer(port=port) as server:
         assert batch.run(clf, source, str(tmp_path / "out"), unit_rows=100).complete
         assert server.n_requests == 200
+
+
+def test_a_clock_that_jumps_a_day_at_each_look_changes_nothing(tmp_path, monkeypatch):
+    real, jumps = time.time, itertools.cycle([86_400.0, -86_400.0, 0.0])
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    source = write(tmp_path / "in.parquet", texts(300))
+    late = RawAnswer(
+        {}, 503, (("retry-after", "Sun, 06 Nov 1994 08:49:38 GMT"), ("date", "Sun, 06 Nov 1994 08:49:37 GMT"))
+    )
+    first = iter([late])
+    with ChatServer(lambda _: next(first, '{"label": "good"}')) as server:
+        SKLLMConfig.set_rate_limit("custom_url::m", requests_per_minute=60_000)
+        began = time.monotonic()
+        result = batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=50)
+        assert (result.complete, result.errors, server.n_requests) == (True, {}, 301)
+        assert 0 < result.seconds <= time.monotonic() - began < 60
+        assert batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=50).complete
+        assert server.n_requests == 301
 
 
 @pytest.mark.parametrize("n_rows", [1, 15, 40])

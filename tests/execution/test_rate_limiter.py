@@ -44,3 +44,31 @@ def test_a_limiter_that_does_not_understand_is_not_asked_for_ever(monkeypatch):
     limiter._node, limiter._actor = "node", Actor(error)
     with pytest.raises(RayTaskError):
         asyncio.run(limiter.exchange(Report("bucket", "me", 1)))
+
+
+class Stopping(Actor):
+    """Gives no answer for a while, as one that was stopped."""
+
+    def __init__(self, n_failures):
+        super().__init__(None)
+        self.n_left = n_failures
+
+    async def _fail(self):
+        self.n_left -= 1
+        if self.n_left >= 0:
+            raise TimeoutError
+        return "a grant"
+
+
+def test_a_limiter_that_gives_no_answer_is_told_once_and_so_is_its_return(monkeypatch, caplog):
+    stopping = Stopping(4)
+    monkeypatch.setattr(rate_limiter, "_find", lambda: stopping)
+    monkeypatch.setattr(rate_limiter, "job_key", lambda: "job")
+    monkeypatch.setattr(rate_limiter, "_TELL_S", 0.1)
+    limiter = rate_limiter.ClusterLimiter.__new__(rate_limiter.ClusterLimiter)
+    limiter._node, limiter._actor = "node", stopping
+    assert asyncio.run(limiter.exchange(Report("bucket", "me", 1))) == "a grant"
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [
+        "skllm_ray: waiting for the cluster's rate limiter, which gives no answer (TimeoutError, 0.1 s).",
+        "skllm_ray: the cluster's rate limiter answers again.",
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -224,3 +225,28 @@ def test_the_prior_identifies_a_question_by_its_texts_alone():
     one, same, other = LabelPrior(("x",)), LabelPrior(("x",), (0.5, 0.5)), LabelPrior(("y",))
     assert question(one) == question(same)
     assert question(one) not in {question(), question(other)}
+
+
+def test_the_prior_of_one_estimator_is_asked_for_while_that_of_another_is(monkeypatch):
+    asking, go_on = threading.Event(), threading.Event()
+
+    def slow(texts, *rest, **options):
+        if texts == ("slow",):
+            asking.set()
+            assert go_on.wait(30)
+        return [Row("negative", True, Reply("x", [math.log(0.5), math.log(0.5)]))] * len(texts)
+
+    monkeypatch.setattr("skllm_ray.execution.runner.run", slow)
+    first, second = (demo().fit(None, LABELS[:2]) for _ in range(2))
+    first.prior_texts_, second.prior_texts_ = ("slow",), ("fast",)
+    threads = [threading.Thread(target=lambda: first._ready(first._plan(first._spec()))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert asking.wait(30)
+    second._ready(second._plan(second._spec()))
+    assert "label_prior_" in vars(second)
+    assert "label_prior_" not in vars(first)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert first.label_prior_.tolist() == [0.5, 0.5]

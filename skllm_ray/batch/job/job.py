@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any, Final
 
@@ -179,14 +179,14 @@ class Job:
             if not state.units:  # readers of the output get its columns all the same
                 self.output.write(_EMPTY, table_bytes(manifest.arrow_schema().empty_table()))
             calls = self._calls(manifest, state)
-            began = datetime.now(UTC)
+            began = time.monotonic()
             with screen or open_screen(False) as shown:
                 outcome = self._run(manifest, state, calls, shown, lock) if calls else Outcome()
             lock.check()
             state.save(force=True)
             state.read_journals()
             self._warn_low_mass(state)
-            result = self._result(manifest, state, outcome, (datetime.now(UTC) - began).total_seconds())
+            result = self._result(manifest, state, outcome, time.monotonic() - began)
             if result.alarm:
                 warn(result.promise["audit"])
             return result

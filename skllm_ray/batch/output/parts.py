@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +63,7 @@ class OutputState:
         self._run = uuid.uuid4().hex[:8]
         self._number = 0
         self._unsaved: list[UnitSummary] = []
-        self._saved_at = datetime.now(UTC)
+        self._saved_at = time.monotonic()
         logged = self._logged()
         known = {key: logged[key] for key, size in sizes.items() if key in logged and logged[key].size == size}
         unknown = [key for key in sizes if key not in known]
@@ -130,8 +131,8 @@ class OutputState:
 
     def save(self, *, force: bool = False) -> None:
         """Write new summaries down, every few seconds."""
-        now = datetime.now(UTC)
-        if not self._unsaved or not (force or (now - self._saved_at).total_seconds() > _SAVE_S):
+        now = time.monotonic()
+        if not self._unsaved or not (force or now - self._saved_at > _SAVE_S):
             return
         with suppress(OSError):  # on a full disk: they are in the parts as well, and later runs find them there
             self._write(self._unsaved)

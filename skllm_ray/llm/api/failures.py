@@ -230,13 +230,23 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     --------
     >>> retry_after_s({"retry-after-ms": "1500", "retry-after": "2"})
     1.5
+    >>> retry_after_s({"retry-after": "Sun, 06 Nov 1994 08:49:40 GMT", "date": "Sun, 06 Nov 1994 08:49:37 GMT"})
+    3.0
     """
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         seconds = _number(headers.get(name), unit_s)
         if seconds is not None:
             return seconds
+    until, now = (_moment(headers.get(name, "")) for name in ("retry-after", "date"))
+    if until is None:
+        return None
+    return max(0.0, until - (time.time() if now is None else now))  # this machine's clock may be wrong
+
+
+def _moment(date: str) -> float | None:
+    """Return the time in a header, in seconds since 1970."""
     try:
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+        return parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError):
         return None
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from skllm_ray.config import RateLimit
+from skllm_ray.llm.api.outage_notice import OutageNotice
 from skllm_ray.llm.api.retry import _LONGEST_SILENCE_S, _SILENT, RetryPolicy, _Streak
 from skllm_ray.llm.cancellation import Call, active_call
 from skllm_ray.llm.rate_limit.bucket import LONGEST_PAUSE_S
@@ -23,6 +24,7 @@ _MOST_REFUSALS = 3  # of a row by a quota, before it is looked at whether others
 _NEVER = float("-inf")
 _SHARE_OF_A_TRY = 0.25
 _LONGEST_LOOK_S = 8.0  # between two looks for a server that is not there
+_LOOK_S = 1.0  # between two looks whether there is something to say
 _MOST_ROWS = 1024  # rows of one call that wait or are in flight together
 
 Q = TypeVar("Q")
@@ -108,6 +110,7 @@ class RequestRunner:
         self._silence = _Streak(patience.deadline_s if patience.waits else silence_s, silence_s)
         self._unserved = _Streak(patience.deadline_s, patience.deadline_s)
         self._latest_call: str | None = None
+        self._notice = OutageNotice(where, patience.deadline_s) if patience.waits else None
         self._thread = threading.Thread(target=self._loop.run_forever, name="skllm-ray-requests", daemon=True)
         self._thread.start()
 
@@ -155,13 +158,22 @@ class RequestRunner:
             self._latest_call = run.call
             self._silence.end()
             self._unserved.end()
+        watch = asyncio.create_task(self._watch())
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(most):
                     group.create_task(self._work(rows, answers, kind, run, tell))
         finally:
+            watch.cancel()
             self._gate.leave(run)
         return answers
+
+    async def _watch(self) -> None:
+        """Say where the server is waited for: a batch job does so by itself."""
+        while self._notice is not None:
+            await asyncio.sleep(_LOOK_S)
+            now = self._loop.time()
+            self._gate.trouble = self._notice.look(now, self._gate.served_at, self._gate.oldest_sent_at)
 
     async def _work(
         self,
@@ -238,6 +250,8 @@ class RequestRunner:
             self._gate.release(permit, _used(found), served=failure is None or not failure.retryable)
         if found is None or failure is None or not failure.retryable:
             return found
+        if self._notice is not None:
+            self._notice.failed(failure, self._loop.time())
         if failure.kind not in _SILENT:
             self._silence.end()
         for streak in (self._silence, self._unserved) if failure.kind in _SILENT else (self._unserved,):

@@ -49,6 +49,7 @@ class Holder:
     """Above 0 while it may still send without a lease: it takes two reports until what it sent so is known."""
     hold_s: float = 600.0
     wants: bool = False
+    trouble: str = ""
 
     @property
     def demand(self) -> int:

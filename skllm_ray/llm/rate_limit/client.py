@@ -58,6 +58,8 @@ class Gate:
         self._out: dict[int, Permit] = {}
         self._runs: set[Run] = set()
         self.served_at = float("-inf")
+        self.trouble = ""
+        """Why the server is waited for; all who share the bucket are told."""
         self._past: deque[tuple[float, Released]] = deque()
         self._news = News()
         self._number = 0
@@ -82,6 +84,11 @@ class Gate:
     def leave(self, run: Run) -> None:
         """Forget a run."""
         self._runs.discard(run)
+
+    @property
+    def oldest_sent_at(self) -> float | None:
+        """When the oldest request in flight was sent; None where none is."""
+        return min((permit.sent_at for permit in self._out.values()), default=None)
 
     def end(self, run: Run, error: RowError) -> None:
         """Let a run send nothing more, nor any other run of its call, in all processes."""
@@ -240,6 +247,9 @@ class Gate:
         """Exchange reports for grants; where that fails for a reason that nobody foresaw, let no row wait for ever."""
         try:
             await self._exchange()
+        except TimeoutError:
+            message = f"Not asked: what keeps the shared limit gave no answer for {self._longest_pause_s:g} s."
+            self._fail_waiters(RowError("cancelled", message, fatal=True))
         except Exception as error:  # noqa: BLE001  the limiter may be anyone's
             message = f"Not asked: the shared limit cannot be asked ({type(error).__name__})."
             self._fail_waiters(RowError("cancelled", message, fatal=True))
@@ -249,7 +259,8 @@ class Gate:
         while self._waiters or self._out or self._permits or self._news.released or self._news.done or self._news.ended:
             asked_at = self._now()
             report, wanted = self._report(asked_at)
-            grant = await current_limiter().exchange(report)
+            async with asyncio.timeout(self._longest_pause_s):
+                grant = await current_limiter().exchange(report)
             if grant.epoch != self._epoch and self._epoch and not report.past:
                 await self._tell_the_past(grant, report)
                 continue
@@ -305,6 +316,7 @@ class Gate:
             calls=tuple({run.call for run in self._runs if run.call is not None}),
             ended=tuple(news.ended),
             epoch=self._epoch,
+            trouble=self.trouble,
         )
         return report, wanted
 

@@ -128,6 +128,7 @@ class Quotas:
                 holders=len(bucket.holders),
                 refusals=bucket.refusals,
                 paused_s=max(0.0, bucket.paused_until - now),
+                trouble=next((holder.trouble for holder in bucket.holders.values() if holder.trouble), ""),
             )
             for bucket in self._buckets.values()
         ]
@@ -147,7 +148,7 @@ class Quotas:
     def _note(self, bucket: Bucket, holder: Holder, report: Report, now: float) -> None:
         holder.number, holder.heard, holder.hold_s = report.number, now, report.hold_s
         holder.waiting, holder.in_flight, holder.limit = report.waiting, report.in_flight, report.limit
-        holder.wants, holder.unleased = bool(report.wanted), report.unleased
+        holder.wants, holder.unleased, holder.trouble = bool(report.wanted), report.unleased, report.trouble
         self._end(report.ended)
         self._expire(bucket, now)
         if report.past and report.known is not None:

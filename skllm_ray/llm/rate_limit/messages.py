@@ -99,6 +99,8 @@ class Report:
     """To a new `Quotas`: all that was used in the last window, and all that is out."""
     known: RateLimit | None = None
     """To a new `Quotas`: the limit that was in force."""
+    trouble: str = ""
+    """Why this holder waits for the server, where it does and says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,8 @@ class BucketInfo:
     refusals: int
     """429 answers so far."""
     paused_s: float
+    trouble: str = ""
+    """Why a holder waits for the server, in its words; empty where none does."""
 
 
 class Limiter(Protocol):

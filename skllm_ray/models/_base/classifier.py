@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +31,9 @@ from skllm_ray.tasks.prior import CONTENT_FREE, LabelPrior, estimate_prior
 _MOST_TEXTS: Final = 200
 _FEW_TEXTS: Final = 20
 """The fewest texts for a prior: one from fewer texts would describe those texts rather than the labels."""
-_estimating = threading.RLock()
+_estimating: WeakKeyDictionary[LLMClassifier, threading.RLock] = WeakKeyDictionary()
+"""Held while an estimator's prior is asked for; those of others may be asked for meanwhile."""
+_looking = threading.Lock()
 
 __all__ = ["LLMClassifier", "OnError", "wrap_secret"]
 
@@ -255,7 +258,9 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
             return plan
         from skllm_ray.execution.runner import run
 
-        with _estimating:  # several threads must not pay for it twice
+        with _looking:
+            lock = _estimating.setdefault(self, threading.RLock())
+        with lock:  # several threads must not pay for it twice
             if "label_prior_" not in vars(self):
                 self._take_prior(run(self.prior_texts_, plan, self._secrets(), show_progress=False))
         return (*plan[:-1], replace(plan[-1], task=self._task()))

@@ -308,3 +308,25 @@ def test_a_limiter_that_fails_lets_no_row_wait_for_ever(opened):
     assert any(reply.error.fatal for reply in found)
     assert "LookupError" in found[0].error.message
     assert "secret" not in str(found)
+
+
+class Stopped:
+    """A limiter that gives no answer for ever."""
+
+    async def exchange(self, report):
+        await asyncio.sleep(3600)
+
+    def show(self):
+        return []
+
+
+def test_a_limiter_that_gives_no_answer_lets_no_row_wait_longer_than_it_may(opened, monkeypatch):
+    monkeypatch.setattr("skllm_ray.llm.api.request_runner.LONGEST_PAUSE_S", 0.3)
+    runner = opened(replace(HASTY, deadline_s=0.2))
+    install_limiter(Stopped())
+    try:
+        found = runner.run(range(5), asking(lambda question: Reply("never sent")))
+    finally:
+        install_limiter(None)
+    assert {(reply.error.kind, reply.attempts) for reply in found} == {("cancelled", 0)}
+    assert "what keeps the shared limit gave no answer for 0.3 s" in found[0].error.message

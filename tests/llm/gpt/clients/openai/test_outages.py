@@ -1,5 +1,7 @@
 """Servers that are not there, for a while or for ever, and servers that are not whom they seem. Real sockets."""
 
+import itertools
+import re
 import ssl
 import subprocess
 import threading
@@ -7,6 +9,7 @@ import time
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -114,6 +117,56 @@ def test_the_silence_of_a_server_names_it():
         (reply,) = complete(spec_for(server, patience=patience), [ask("x")])
     assert reply.error.kind == "timeout"
     assert server.url in reply.error.message
+
+
+# --- what is said meanwhile ------------------------------------------------------------------------------------------
+
+
+def said(caplog):
+    return [one.getMessage() for one in caplog.records if one.name == "skllm_ray.llm.api.outage_notice"]
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    monkeypatch.setattr("skllm_ray.llm.api.outage_notice._FAILING_S", 0.5)
+    monkeypatch.setattr("skllm_ray.llm.api.request_runner._LOOK_S", 0.05)
+
+
+def test_a_server_that_is_waited_for_is_named_once_with_the_times(soon, caplog):
+    assert {reply.text for reply in while_restarting(is_over=lambda: said(caplog))} == {"ok"}
+    waiting, again = said(caplog)
+    told = re.fullmatch(
+        r"skllm_ray: waiting for (http://127.0.0.1:\d+/v1), which has served no row since (\d\d:\d\d:\d\d) "
+        r"\(connection: .*\)\. Rows are tried until (\d\d:\d\d:\d\d) at the latest "
+        r"\(SKLLMConfig\.set_timeouts\(row_s=…\)\)\.",
+        waiting,
+    )
+    assert told, waiting
+    began, ends = (datetime.strptime(at, "%H:%M:%S") for at in told.groups()[1:])
+    assert (ends - began).seconds in {29, 30, 31}
+    assert again == f"skllm_ray: {told[1]} answers again."
+
+
+def test_a_server_that_takes_requests_and_answers_none_is_named(soon, caplog, monkeypatch):
+    monkeypatch.setattr("skllm_ray.llm.api.outage_notice._SILENT_S", 0.5)
+    with ChatServer(lambda body: WireFault.SILENCE) as server:
+        complete(spec_for(server, patience=replace(WAITING, timeout_s=1.5, max_tries=1)), [ask("x")])
+    (told,) = said(caplog)
+    assert f"{server.url}, which has served no row since" in told
+    assert "requests are out, and none is answered" in told
+
+
+def test_nothing_is_said_of_a_server_that_answers_or_that_a_batch_job_waits_for(soon, caplog):
+    n_seen = itertools.count()
+    with ChatServer(lambda body: StatusFault(500) if next(n_seen) % 2 else "fine", latency_s=0.01) as server:
+        backend = spec_for(server, patience=replace(WAITING, max_tries=20)).open(lambda ref: KEY)
+        ends = time.monotonic() + 2  # failures all the time, and answers all the time
+        while time.monotonic() < ends:
+            backend.complete([ask(str(i)) for i in range(20)])
+        backend.close()
+    with ChatServer(lambda body: WireFault.SILENCE) as server:
+        complete(spec_for(server, patience=replace(WAITING, timeout_s=1.5, max_tries=1, waits=False)), [ask("x")])
+    assert said(caplog) == []
 
 
 # --- vectors ---------------------------------------------------------------------------------------------------------
