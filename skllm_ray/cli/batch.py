@@ -109,26 +109,16 @@ def estimate(config: str | None, sample: int | None, as_json: bool, **given: Any
 @click.option("--html", type=click.Path(dir_okay=False), default=None, help="Write a page with all figures.")
 @click.option("--csv", type=click.Path(dir_okay=False), default=None, help="Write all figures, a line for each label.")
 @click.option("--rows", type=click.Path(dir_okay=False), default=None, help="Write each row with every answer, as CSV.")
-def evaluate(
-    config: str | None,
-    models: str | None,
-    prompts: str | None,
-    sample: int,
-    seed: int,
-    as_json: bool,
-    html: str | None,
-    csv: str | None,
-    rows: str | None,
-    **given: Any,
-) -> None:
+def evaluate(config: str | None, sample: int, seed: int, as_json: bool, **given: Any) -> None:
     """Compare models and prompts on labelled rows (--label-column) before the big job: quality, cost, speed."""
     with _messages():
         from skllm_ray.batch import job_for
         from skllm_ray.batch.tools.evaluate import compare_models
-        from skllm_ray.batch.tools.evaluation_page import write_csv, write_html, write_rows
-        from skllm_ray.cli.evaluation import candidates, screen
+        from skllm_ray.cli.evaluation import candidates, checked_files, show
         from skllm_ray.cli.job_file import without_fast
 
+        write = checked_files(**{kind: given.pop(kind) for kind in ("html", "csv", "rows")})
+        models, prompts = given.pop("models"), given.pop("prompts")
         job = without_fast(_job(config, given, needs_output=False))
         with _ray(job):
             jobs = {}
@@ -137,18 +127,12 @@ def evaluate(
                 key = name if model or prompts else str(made.model)
                 jobs[key] = job_for(made, job.input, "/nowhere", **_batch_options(job))
             compared = compare_models(jobs, job.label_column, sample, seed)
-        for path, write in ((html, write_html), (csv, write_csv), (rows, write_rows)):
-            if path:
-                write(compared, path)
-    found = compared.evaluations
+        write(compared)
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found]))
+        click.echo(json.dumps([asdict(one) for one in compared.evaluations]))
     else:
-        from rich.console import Console
-
-        for shown in screen(found):
-            Console().print(shown)
-    if any(one.mostly_failed for one in found):
+        show(compared.evaluations)
+    if any(one.mostly_failed for one in compared.evaluations):
         sys.exit(_MOSTLY_FAILED)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from skllm_ray.batch.tools.evaluation_page import difference, share, span
+from skllm_ray.batch.tools.evaluation_page import difference, share, span, write_csv, write_html, write_rows
+from skllm_ray.batch.tools.pages import require_pages
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.plain_text import cell
 
 if TYPE_CHECKING:
-    from skllm_ray.batch.tools.evaluate import Evaluation
+    from skllm_ray.batch.tools.evaluate import Comparison, Evaluation
     from skllm_ray.cli.job_file import JobFile
 
 _MATRIX: Final = 6
@@ -64,6 +65,43 @@ def _read(file: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
         raise ConfigurationError(f"prompts: {file!r} cannot be read: {reason}.") from None
+
+
+def checked_files(html: str | None, csv: str | None, rows: str | None) -> Callable[[Comparison], None]:
+    """Return a function that writes a comparison into the files, once it is known that they can be written.
+
+    Raises
+    ------
+    ConfigurationError
+        If one of them cannot be written: told before anything is asked.
+    MissingExtraError
+        If a page is to be written, and its package is not installed.
+    """
+    writers = [(html, write_html), (csv, write_csv), (rows, write_rows)]
+    given = [(path, write) for path, write in writers if path is not None]
+    for path, _ in given:
+        try:
+            with Path(path).open("a"):
+                pass
+        except OSError as error:
+            raise ConfigurationError(f"{path!r} cannot be written: {error.strerror}.") from None
+    if html is not None:
+        require_pages()
+
+    def write_all(found: Comparison) -> None:
+        for path, write in given:
+            write(found, path)
+
+    return write_all
+
+
+def show(found: list[Evaluation]) -> None:
+    """Print an evaluation."""
+    from rich.console import Console
+
+    console = Console()
+    for shown in screen(found):
+        console.print(shown)
 
 
 def screen(found: list[Evaluation]) -> Iterator[Any]:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import joblib
-import pandas as pd
 import yaml
 from pydantic import Field, ValidationError
 
 from skllm_ray import classification, text2text, vectorization
 from skllm_ray.batch.job.options import PRIVATE, JobOptions, OneOrMore
+from skllm_ray.cli.labelled_file import read_columns, why_unreadable
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.registry import family_of, provider_of
 from skllm_ray.models.gpt.tagging.ner import GPTExplainableNER
 from skllm_ray.models.vertex.tagging.ner import VertexExplainableNER
 
-__all__ = ["JobFile", "job_schema", "prepare", "read_columns", "read_job"]
+__all__ = ["JobFile", "job_schema", "prepare", "read_job"]
 
 Task = Literal["classify", "multilabel", "cot", "few-shot", "summarize", "translate", "ner", "embed"]
 _FITTED: Final = frozenset({
@@ -107,7 +105,7 @@ def read_job(path: str | None, given: Mapping[str, Any]) -> JobFile:
         try:
             told = yaml.safe_load(Path(path).read_text("utf-8-sig")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigurationError(f"config={path!r} cannot be read: {_why(error)}.") from None
+            raise ConfigurationError(f"config={path!r} cannot be read: {why_unreadable(error)}.") from None
         if not isinstance(told, dict):
             raise ConfigurationError(f"config={path!r} must hold settings by name; it holds a {type(told).__name__}.")
     try:
@@ -142,42 +140,6 @@ def prepare(job: JobFile, model: str | None = None) -> Any:
         raise ConfigurationError("task is missing.", "Name one, such as classify, or give an estimator.")
     _apply_settings(job, str(made.model))
     return made
-
-
-def read_columns(path: str, columns: Mapping[str, str], parameter: str) -> list[list[Any]]:
-    """Return some columns of a CSV, JSON lines or Parquet file that fits in memory, none of their values missing.
-
-    CSV holds texts, as a job's input does: what looks like a number, a date or a missing value is what it says.
-
-    Parameters
-    ----------
-    path : str
-        The file.
-    columns : mapping of str to str
-        The columns' names, by the parameter that gave them.
-    parameter : str
-        What gave the file, for messages.
-
-    Raises
-    ------
-    ConfigurationError
-        If the file cannot be read, or lacks a column or one of its values.
-    """
-    read = _READERS.get(Path(path).suffix.lower())
-    if read is None:
-        raise ConfigurationError(f"{parameter}={path!r} is of no known kind.", f"Known: {', '.join(_READERS)}.")
-    try:
-        table = read(path)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{parameter}={path!r} cannot be read: {_why(error)}.") from None
-    for option, name in columns.items():
-        if name not in table:
-            known = ", ".join(map(str, table.columns))
-            raise ConfigurationError(f"{parameter}={path!r} has no column {name!r} ({option}).", f"Columns: {known}.")
-        empty = table[name].isna() | (table[name].astype(str).str.strip() == "")
-        if empty.any():
-            raise ConfigurationError(f"{parameter}={path!r}: {name!r} is empty in row {int(empty.argmax()) + 1}.")
-    return [table[name].tolist() for name in columns.values()]
 
 
 def without_fast(job: JobFile) -> JobFile:
@@ -329,7 +291,9 @@ def _labels(job: JobFile) -> list[str]:
         try:
             lines = Path(job.labels_file).read_text("utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"labels_file={job.labels_file!r} cannot be read: {_why(error)}.") from None
+            raise ConfigurationError(
+                f"labels_file={job.labels_file!r} cannot be read: {why_unreadable(error)}."
+            ) from None
         labels += [line.strip() for line in lines if line.strip()]
     if not labels:
         raise ConfigurationError(f"labels is missing: {job.task} needs the candidate labels.", "--labels a,b,c")
@@ -362,31 +326,6 @@ def _examples(job: JobFile, path: str) -> tuple[list[str], list[Any]]:
     columns = {"text_column": job.text_column, "label_column": job.label_column}
     texts, labels = read_columns(path, columns, "examples")
     return texts, labels
-
-
-def _json_lines(path: str) -> pd.DataFrame:
-    lines = Path(path).read_text("utf-8-sig").split("\n")  # pandas would guess at dates
-    return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
-
-
-_READERS: Final[Mapping[str, Callable[[str], Any]]] = {
-    ".parquet": pd.read_parquet,
-    ".csv": partial(pd.read_csv, dtype=str, keep_default_na=False, encoding="utf-8-sig"),
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-}
-
-
-def _why(error: Exception) -> str:
-    """Return why a file cannot be read, without a word of what stands in it."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
-    return type(error).__name__
 
 
 def _complaint(error: Any) -> str:

@@ -48,7 +48,7 @@ def submit(
 ) -> None:
     """Tune a model on the texts and answers of a file; ESTIMATOR is the class that will use it."""
     from skllm_ray import classification, text2text, tuning
-    from skllm_ray.cli.job_file import read_columns
+    from skllm_ray.cli.labelled_file import read_columns
 
     with _messages():
         texts, answers = read_columns(data, {"text_column": text_column, "answer_column": answer_column}, "data")

@@ -142,3 +142,13 @@ def test_a_prompt_that_cannot_be_read_is_refused_before_it_costs(tmp_path):
         done = call("evaluate", "classify", *where, "--labels", "good,bad", "--prompts", tmp_path / "none.txt")
         assert (done.exit_code, server.n_requests) == (1, 0)
     assert "none.txt" in done.output and "prompts" in done.output
+
+
+@pytest.mark.parametrize("flag", ["--html", "--csv", "--rows"])
+def test_a_file_that_cannot_be_written_is_told_before_it_costs(tmp_path, flag):
+    source = write(tmp_path / "in.parquet", texts(4), truth=["good"] * 4)
+    with ChatServer() as server:
+        where = ["--input", source, "--gpt-url", server.url, "--model", "custom_url::m", "--label-column", "truth"]
+        done = call("evaluate", "classify", *where, "--labels", "good,bad", flag, tmp_path / "none" / "file")
+        assert (done.exit_code, server.n_requests) == (1, 0)
+    assert "cannot be written" in done.output

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from importlib import resources
 from typing import Any
 
 from skllm_ray.errors import MissingExtraError
 from skllm_ray.plain_text import printable
+
+
+def require_pages() -> None:
+    """Raise ``MissingExtraError`` unless jinja2 is installed."""
+    if importlib.util.find_spec("jinja2") is None:
+        raise MissingExtraError.for_extra("jinja2", "report")
 
 
 def render(template: str, **values: Any) -> str:
@@ -24,11 +31,10 @@ def render(template: str, **values: Any) -> str:
     MissingExtraError
         If jinja2 is not installed.
     """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError:
-        raise MissingExtraError.for_extra("jinja2", "report") from None
+    require_pages()
+    import jinja2
+    from markupsafe import Markup
+
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     files = resources.files(__package__)
     style = Markup(files.joinpath("style.css").read_text("utf-8"))  # noqa: S704  a file of this package
