@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 from skllm_ray.config import Secret
-from skllm_ray.errors import ClusterError
 from skllm_ray.execution import ray_state
 from skllm_ray.execution.parent_process import parent
-
-_logger = logging.getLogger(__name__)
-
-
-def share(secrets: Mapping[str, Secret]) -> None:
-    """Put `secrets` where children of this process find them, if it uses Ray; called before an estimator travels.
-
-    A Ray that cannot take them is no reason not to pickle an estimator: who needs a key then says which is missing.
-    """
-    if secrets and ray_state.is_initialised() and not ray_state.is_local_mode() and not ray_state.in_ray_worker():
-        from ray.exceptions import RayError
-
-        from skllm_ray.execution.secrets import hand_over
-
-        try:
-            hand_over(secrets)
-        except (ClusterError, RayError) as error:
-            _logger.warning("Child processes cannot be given this process's key (%s).", type(error).__name__)
 
 
 def inherited(secrets: Mapping[str, Secret]) -> dict[str, Secret]:

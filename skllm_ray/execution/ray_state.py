@@ -10,7 +10,10 @@ from dataclasses import fields
 NAMESPACE = "skllm_ray"
 
 
-_state = {"local_mode": False, "started_here": False, "fixed_size": False, "forked": False}
+_state = {"local_mode": False, "forked": False}
+_started: dict[str, bool] = {}
+"""The job that this library connected to a Ray itself, and whether that Ray is of a fixed size. Another Ray, which the
+user joined later, is another job."""
 
 
 def _after_fork() -> None:
@@ -30,7 +33,18 @@ def is_initialised() -> bool:
 
 def is_fixed_size() -> bool:
     """Return whether Ray runs on this machine alone, so that waiting brings no new node."""
-    return _state["started_here"] and _state["fixed_size"]
+    return is_started_here() and _started[job_key()]
+
+
+def started_here(*, fixed_size: bool) -> None:
+    """Note that this library has connected the process to the Ray that it is connected to now."""
+    _started.clear()
+    _started[job_key()] = fixed_size
+
+
+def is_started_here() -> bool:
+    """Return whether this library has connected the process to the Ray that it is connected to, if it is to any."""
+    return bool(_started) and _initialised() and job_key() in _started
 
 
 def in_ray_worker() -> bool:

@@ -112,8 +112,10 @@ def fetch_secrets(job: str | None = None) -> dict[str, Secret]:
         if set(known) - set(told):
             vault.put.remote(Sealed(known.values()))
         if told or known or time.monotonic() > deadline:
-            _known[mine] = {**known, **told}
-            return dict(_known[mine])
+            with _lock:
+                found = _known.setdefault(mine, {})
+                found.update(told)
+                return dict(found)
         time.sleep(0.2)
 
 

@@ -14,7 +14,8 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ClusterError, ConfigurationError
 from skllm_ray.execution import parent_process
 from skllm_ray.execution.progress import slow
-from skllm_ray.execution.ray_state import NAMESPACE, _initialised, _state, in_ray_worker
+from skllm_ray.execution.ray_state import NAMESPACE, _initialised, _state, in_ray_worker, is_started_here, started_here
+from skllm_ray.llm.credentials import secrets_of
 from skllm_ray.llm.open_models import Freed, ModelCache
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -61,7 +62,9 @@ def init(address: str | None = None, *, local_mode: bool = False, **ray_init_kwa
         _state["local_mode"] = False
         if not _initialised():
             _start(address, ray_init_kwargs)
-        elif address is not None or ray_init_kwargs:
+        elif address is None and not ray_init_kwargs:
+            _announce()
+        else:
             raise ClusterError(
                 "Ray is initialised in this process already, so init() cannot take an address or options.",
                 "Call ray.shutdown() first, or call init() without arguments to use the running Ray.",
@@ -73,12 +76,11 @@ def shutdown() -> None:
     with _lock:
         _state["local_mode"] = False
         ModelCache._clear(shared=False)
-        if _state["started_here"] and _initialised():
+        if is_started_here():
             import ray
 
             ray.shutdown()
         parent_process.withdraw()
-        _state["started_here"] = False
 
 
 def _clear_shared() -> list[Freed]:
@@ -151,8 +153,7 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
                 f"Ray could not be started or joined at {address or 'this machine'}: {type(error).__name__}: {error}",
                 "Check the address with `ray status --address ADDRESS`, or unset RAY_ADDRESS to start a local Ray.",
             ) from error
-    _state["started_here"] = True
-    _state["fixed_size"] = address in {"", "local"}
+    started_here(fixed_size=address in {"", "local"})
     _announce()
 
 
@@ -198,11 +199,17 @@ def _running_cluster() -> str:
 
 
 def _announce() -> None:
-    """Let the children of this process join its Ray."""
+    """Let the children of this process join its Ray, and find its credentials there."""
     if in_ray_worker() or parent_process.parent() is not None:
         return
     import ray
+    from ray.util.client import ray as client
 
+    from skllm_ray.execution.shared_secrets import share
+
+    if client.is_connected():
+        return
+    share(secrets_of(None))
     context = ray.get_runtime_context()
     parent_process.announce(str(context.gcs_address), str(context.get_job_id()))
 

@@ -28,10 +28,11 @@ def compare_workers(plan: Plan) -> None:
     """
     context = ray.get_runtime_context()
     packages = tuple(dict.fromkeys(name for step in plan if is_stateful(step.spec) for name in step.spec.packages))
-    if (context.gcs_address, packages) in _checked:
+    key = (context.get_node_id(), packages)  # another cluster at the same address has other nodes
+    if key in _checked:
         return
     compare_packages(("ray", "skllm-ray", *packages))
-    _checked.add((context.gcs_address, packages))
+    _checked.add(key)
 
 
 def compare_packages(needed: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -46,6 +47,7 @@ class Call:
 
 _active: ContextVar[Call | None] = ContextVar("skllm_ray_call", default=None)
 _ended: dict[str, RowError] = {}
+_ending = threading.Lock()
 
 
 def active_call() -> Call | None:
@@ -55,9 +57,10 @@ def active_call() -> Call | None:
 
 def end_call(name: str, error: RowError) -> None:
     """Let no block of the call `name` send anything more from this process."""
-    _ended.setdefault(name, error)
-    if len(_ended) > _MOST_ENDED:
-        _ended.pop(next(iter(_ended)), None)
+    with _ending:
+        _ended.setdefault(name, error)
+        if len(_ended) > _MOST_ENDED:
+            del _ended[next(iter(_ended))]
 
 
 def not_sent(cause: RowError) -> RowError:

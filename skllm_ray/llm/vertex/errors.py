@@ -56,7 +56,7 @@ def told_of(error: Exception) -> Told:
 
 def _retry_after_s(error: APIError) -> float | None:
     """Return the wait that the headers ask for, or else Google's ``RetryInfo``."""
-    asked = retry_after_s(getattr(error.response, "headers", None) or {})
+    asked = None if error.response is None else retry_after_s(error.response.headers)
     if asked is not None or not isinstance(error.details, dict):
         return asked
     for detail in _details(error.details):

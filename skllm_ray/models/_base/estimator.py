@@ -24,6 +24,7 @@ from skllm_ray.errors import (
 )
 from skllm_ray.execution.inherited_secrets import recalled
 from skllm_ray.execution.plan import Plan, Step
+from skllm_ray.execution.shared_secrets import share
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.credentials import left_behind, secrets_of, warn_of_another_key
 from skllm_ray.llm.registry import resolve, warn_if_ended
@@ -225,9 +226,6 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what travels: with the settings of this process, without any credential."""
-        from skllm_ray.execution.inherited_secrets import share
-
-        share(self._secrets())
         return {**super().__getstate__(), "_settings": self._settings_to_carry()}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -238,7 +236,8 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
             self.__dict__["_settings"] = replace(settings, openai_key=Secret(settings.openai_key))
 
     def __sklearn_clone__(self) -> Self:
-        """Return an unfitted copy, which knows the same settings of another process."""
+        """Return an unfitted copy, which knows the same settings of another process, and may go to one."""
+        share(self._secrets())
         copy: Self = super().__sklearn_clone__()
         if "_settings" in vars(self):
             copy.__dict__["_settings"] = vars(self)["_settings"]
@@ -299,6 +298,7 @@ class LLMEstimator(BaseEstimator):  # type: ignore[misc]
         """Raise what cannot work, and warn of what soon cannot; called by ``fit``."""
         self._validate_params()
         warn_if_ended(self._spec())
+        share(self._secrets())
 
     def _validate_params(self) -> None:
         """Raise for a parameter that cannot work; called before every call too, as one may be set at any time."""

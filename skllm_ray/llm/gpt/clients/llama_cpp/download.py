@@ -112,17 +112,16 @@ class Transfer:
     """Bytes in the file; 0 while unknown."""
 
 
-_current: Transfer | None = None
+_under_way: list[Transfer] = []
 
 
 def current_transfer() -> Transfer | None:
-    """Return the download that this process is at, if it is at one."""
-    return _current
+    """Return the download that this process is at, the latest of several; None if it is at none."""
+    return next(reversed(_under_way), None)
 
 
 def _download(repo: str, file: str, folder: Path) -> Path:
     """Download by huggingface-hub, which locks, resumes, and knows tokens, mirrors and offline mode."""
-    global _current
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -141,7 +140,8 @@ def _download(repo: str, file: str, folder: Path) -> Path:
             transfer.done += int(n or 0)
             return super().update(n)
 
-    transfer = _current = Transfer(f"{repo}/{file}")
+    transfer = Transfer(f"{repo}/{file}")
+    _under_way.append(transfer)
     try:
         return Path(hf_hub_download(repo, file, local_dir=folder / repo, tqdm_class=Watched))
     except (HfHubHTTPError, EntryNotFoundError, OSError, ValueError) as error:
@@ -154,7 +154,7 @@ def _download(repo: str, file: str, folder: Path) -> Path:
             "gguf::/path/to/file.gguf.",
         ) from None
     finally:
-        _current = None
+        _under_way[:] = [one for one in _under_way if one is not transfer]
 
 
 def _listed(repo: str) -> list[str]:
