@@ -208,9 +208,12 @@ def _slices(items: Sequence[Any], n: int) -> list[Sequence[Any]]:
 
 def _pool(owner: Owner) -> Any:
     """Return the pool actor of `owner`, created by the first process that asks; a parent's must be there."""
-    key = f"{ray_state.job_key()} {owner}"
+    job = ray_state.job_key()
+    key = f"{job} {owner}"
     with _lock:
         if key not in _pools:
+            for old in [one for one in _pools if not one.startswith(f"{job} ")]:  # of a Ray that this process has left
+                del _pools[old]
             _pools[key] = _existing_pool("parent") if owner == "parent" else _new_pool(owner)
         return _pools[key]  # kept: the actor lives as long as the handle of whoever created it
 
