@@ -15,7 +15,6 @@ from skllm_ray.errors import ClusterError, ConfigurationError
 from skllm_ray.execution import parent_process
 from skllm_ray.execution.progress import slow
 from skllm_ray.execution.ray_state import NAMESPACE, _initialised, _state, in_ray_worker, is_started_here, started_here
-from skllm_ray.llm.credentials import secrets_of
 from skllm_ray.llm.open_models import Freed, ModelCache
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -206,6 +205,7 @@ def _announce() -> None:
     from ray.util.client import ray as client
 
     from skllm_ray.execution.shared_secrets import share
+    from skllm_ray.llm.credentials import secrets_of
 
     if client.is_connected():
         return
