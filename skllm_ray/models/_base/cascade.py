@@ -7,7 +7,6 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
@@ -28,12 +27,13 @@ from skllm_ray.models._base.inputs import Texts, refuse_missing
 from skllm_ray.models._base.labelling import Rows, innermost, labels_of
 from skllm_ray.models._base.multilabel import MultiLabelClassifier
 from skllm_ray.models._base.pair import check_pair, is_fitted, is_of_several
+from skllm_ray.models._base.sklearn_bases import BaseEstimator, ClassifierMixin
 from skllm_ray.models._base.taught import TaughtClassifier, TaughtRows
 from skllm_ray.models._base.two_stages import Asked, Decision, Stages, Terms, ask_finite, ask_stream
 from skllm_ray.tasks.base import Task
 
 
-class CascadeBase(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class CascadeBase(ClassifierMixin, BaseEstimator):
     """Base of a cascade: all but what users call."""
 
     _parameter_constraints: ClassVar[Constraints] = {

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError
@@ -25,6 +24,7 @@ from skllm_ray.models._base.estimator import LLMEstimator, OnError, wrap_secret
 from skllm_ray.models._base.inputs import as_labels, as_texts, check_length
 from skllm_ray.models._base.label_names import LabelNames, check_label_names, names_of
 from skllm_ray.models._base.reading import ColumnTypes, Draw, LabelReading, Reading
+from skllm_ray.models._base.sklearn_bases import ClassifierMixin
 from skllm_ray.tasks.base import Row, RowError, Task
 from skllm_ray.tasks.prior import CONTENT_FREE, LabelPrior, estimate_prior
 
@@ -38,7 +38,7 @@ _looking = threading.Lock()
 __all__ = ["LLMClassifier", "OnError", "wrap_secret"]
 
 
-class LLMClassifier(ClassifierMixin, LLMEstimator):  # type: ignore[misc]
+class LLMClassifier(ClassifierMixin, LLMEstimator):
     """Base of the classifiers. A subclass names its task, its labels' form and its prompt's placeholders."""
 
     _placeholders: ClassVar[tuple[str, ...]] = ("x", "labels")

@@ -12,9 +12,9 @@ from numbers import Integral, Real
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from sklearn.base import BaseEstimator
 
 from skllm_ray.errors import ConfigurationError
+from skllm_ray.models._base.sklearn_bases import BaseEstimator
 from skllm_ray.plain_text import has_half
 
 Constraints: TypeAlias = Mapping[str, Sequence[Any]]

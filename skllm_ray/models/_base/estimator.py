@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self, get_args
 
 import pandas as pd
 import pyarrow as pa
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.config import Secret, SKLLMConfig
@@ -42,6 +41,7 @@ from skllm_ray.models._base.constraints import (
 from skllm_ray.models._base.hiding import hidden, refuse_credentials
 from skllm_ray.models._base.inputs import Texts, as_texts, refuse_missing
 from skllm_ray.models._base.reading import DatasetReading, OnError, Reading
+from skllm_ray.models._base.sklearn_bases import BaseEstimator
 from skllm_ray.prompts import check_template
 from skllm_ray.tasks.base import ChatRequest, FollowUpTask, Row, Task
 from skllm_ray.tasks.embedding import EmbeddingTask, of_one_length
@@ -49,7 +49,7 @@ from skllm_ray.tasks.embedding import EmbeddingTask, of_one_length
 __all__ = ["LLMEstimator", "OnError", "wrap_secret"]
 
 
-class LLMEstimator(BaseEstimator):  # type: ignore[misc]
+class LLMEstimator(BaseEstimator):
     """Base of all estimators. A subclass names its task and what a row's value becomes."""
 
     _family: ClassVar[str] = "gpt"

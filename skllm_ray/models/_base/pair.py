@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
@@ -13,6 +12,7 @@ from skllm_ray.errors import ConfigurationError, NotSupportedError
 from skllm_ray.models._base.classifier import LLMClassifier
 from skllm_ray.models._base.labelling import innermost
 from skllm_ray.models._base.multilabel import MultiLabelClassifier
+from skllm_ray.models._base.sklearn_bases import BaseEstimator
 
 
 def is_fitted(classifier: Any) -> bool:

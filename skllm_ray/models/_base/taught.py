@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+
+from skllm_ray.models._base.sklearn_bases import BaseEstimator, ClassifierMixin
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class TaughtRows:
         return [self.get(text) for text in texts]
 
 
-class TaughtClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class TaughtClassifier(ClassifierMixin, BaseEstimator):
     """Base of classifiers that were taught by another: its labels of these rows are known, and were paid for."""
 
     teacher_: Any

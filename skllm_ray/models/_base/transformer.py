@@ -7,14 +7,14 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.base import TransformerMixin
 
 from skllm_ray.models._base.columns import as_wide_as
 from skllm_ray.models._base.estimator import LLMEstimator, OnError
 from skllm_ray.models._base.reading import Reading
+from skllm_ray.models._base.sklearn_bases import TransformerMixin
 
 
-class TextTransformer(TransformerMixin, LLMEstimator):  # type: ignore[misc]
+class TextTransformer(TransformerMixin, LLMEstimator):
     """Base of the transformers. A subclass names its task and its columns."""
 
     def fit(self, X: Any = None, y: Any = None) -> Self:
