@@ -160,6 +160,16 @@ def test_details_of_dynamic_few_shot_embed_once_and_show_what_was_sent():
 # --- credentials ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("key", [[KEY], (KEY,), {"a": KEY}, {KEY}, KEY.encode(), [{"deep": [KEY]}]], ids=type)
+def test_a_key_of_the_wrong_type_is_refused_and_shown_nowhere(key):
+    clf = ZeroShotGPTClassifier(key=key)
+    for copy in (clf, clone(clf)):
+        assert "planted" not in repr(copy) + str(vars(copy)) + copy._repr_html_()
+    with pytest.raises(ConfigurationError, match="key must be a str or None") as caught:
+        clf.fit(None, ["a", "b"]).predict(["x"])
+    assert "planted" not in str(caught.value)
+
+
 @pytest.mark.parametrize("how", ["constructor", "attribute", "set_params", "setattr"])
 def test_a_key_is_hidden_however_it_is_set(how):
     clf = ZeroShotGPTClassifier(**({"key": KEY} if how == "constructor" else {}))

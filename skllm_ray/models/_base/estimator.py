@@ -286,7 +286,7 @@ class LLMEstimator(BaseEstimator):
 
     def _secrets(self) -> dict[str, Secret]:
         with SKLLMConfig._borrowed(self._settings_of_origin()):
-            return secrets_of(recalled(self.key))
+            return secrets_of(recalled(self.key) if isinstance(self.key, str) else None)  # fit refuses all else
 
     def _mode(self, on_error: OnError | None) -> OnError:
         mode = self.on_error if on_error is None else on_error

@@ -34,9 +34,9 @@ def hidden(name: str, value: Any) -> Any:
     {'top_p': 1, 'api_key': Secret(***)}
     """
     if name == "key":
-        if value is not None and not isinstance(value, str):  # it may be a key in a list, which no repr may show
-            raise ConfigurationError(f"key must be a str or None; got {_article(type(value).__name__)}.")
-        return Secret(value) if isinstance(value, str) else value
+        return _all_wrapped(
+            value
+        )  # what is no str is refused later, as scikit-learn wants, and shown nowhere till then
     return _wrapped(value) if name == "request_options" else value
 
 
@@ -50,8 +50,19 @@ def refuse_credentials(options: object) -> None:
         )
 
 
-def _article(name: str) -> str:
-    return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"
+def _all_wrapped(value: Any) -> Any:
+    """Return a key, whatever holds it by mistake, with every text in it wrapped; the same object where all are."""
+    if isinstance(value, str):
+        return value if isinstance(value, Secret) else Secret(value)
+    if isinstance(value, (bytes, bytearray)):
+        return [Secret(value.decode("utf-8", "replace"))]
+    if isinstance(value, Mapping):
+        items = {name: _all_wrapped(inner) for name, inner in value.items()}
+        return value if all(items[name] is inner for name, inner in value.items()) else items
+    if isinstance(value, (list, tuple, set, frozenset)):
+        parts = [_all_wrapped(one) for one in value]
+        return value if all(one is other for one, other in zip(parts, value, strict=True)) else parts
+    return value
 
 
 def _wrapped(value: Any, name: str = "") -> Any:
