@@ -173,6 +173,8 @@ class Spec(StatefulSpec):
         return self
     def complete(self, requests):
         return [Reply("done")] * len(requests)
+    def embed(self, texts):
+        raise NotImplementedError
     def close(self):
         pass
 

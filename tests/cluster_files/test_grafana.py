@@ -15,6 +15,7 @@ TAGS = {
     "skllm_ray_tokens": {"model", "kind"},
     "skllm_ray_cost_usd": {"model"},
     "skllm_ray_errors": {"model", "kind"},
+    "skllm_ray_audited": {"model", "outcome"},
     "skllm_ray_units_waiting": {"job"},
     "skllm_ray_units_running": {"job"},
     "skllm_ray_quota_used": {"bucket", "what"},
@@ -23,8 +24,8 @@ TAGS = {
 """Metrics by their names in the library, with their tags."""
 # As Ray exports them: with a prefix; counters end in _total, histograms become three series.
 EXPORTED = {
-    **{f"ray_{name}_total": TAGS[name] for name in list(TAGS)[:4]},
-    **{f"ray_{name}": TAGS[name] for name in list(TAGS)[4:7]},
+    **{f"ray_{name}_total": TAGS[name] for name in list(TAGS)[:5]},
+    **{f"ray_{name}": TAGS[name] for name in list(TAGS)[5:8]},
     **{f"ray_skllm_ray_request_seconds_{end}": {"model"} for end in ("count", "sum")},
     "ray_skllm_ray_request_seconds_bucket": {"model", "le"},
 }
