@@ -75,15 +75,8 @@ class PriorWork(UnitWork):
     def _prior_table(self, probabilities: Sequence[float]) -> pa.Table:
         return pa.table({_LABEL: list(self.manifest.labels or ()), _PROBABILITY: list(probabilities)})
 
-    def _n_rows(self, table: pa.Table) -> int:
-        del table
-        return 0
-
-    def _errors(self, table: pa.Table) -> dict[str, int]:
-        del table
-        return {}
-
-    def _reasons(self, table: pa.Table) -> dict[str, str]:
+    def _counts(self, table: pa.Table) -> dict[str, Any]:
+        """Count nothing: these are no rows of the output."""
         del table
         return {}
 

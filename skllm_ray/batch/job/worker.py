@@ -194,9 +194,6 @@ class UnitWork:
         summary = UnitSummary(
             unit=begun.call.key,
             file=begun.call.unit.path,
-            rows=self._n_rows(result),
-            errors=self._errors(result),
-            reasons=self._reasons(result),
             reused=total.reused,
             duplicates=total.duplicates,
             **{name: getattr(total, name) for name in SPENT},
@@ -205,7 +202,7 @@ class UnitWork:
             seconds=time.perf_counter() - clock,
             node=node_name(),
             model=next((row.reply.model for row in rows if row.reply.model), self.manifest.model),
-            **self._by_stage(result),
+            **self._counts(result),
             label_mass=_median([row.reply.label_mass for row in rows if row.reply.label_mass is not None]),
         )
         part = self._serialise(result, summary)
@@ -225,9 +222,6 @@ class UnitWork:
     def _read(self, call: Call, secrets: Mapping[str, Secret]) -> pa.Table:
         source = open_folder(self.input_uri, self.options, secrets)
         return read(source, call.unit, self._columns, self._input_schema)
-
-    def _n_rows(self, table: pa.Table) -> int:
-        return int(table.num_rows)
 
     def _answers(
         self,
@@ -309,8 +303,10 @@ class UnitWork:
         kinds = pc.value_counts(table.column(f"{self.manifest.output_prefix}error_kind").drop_null()).to_pylist()
         return {one["values"]: one["counts"] for one in kinds}
 
-    def _by_stage(self, table: pa.Table) -> dict[str, Any]:
-        return count_stages(table, self.manifest.output_prefix)
+    def _counts(self, table: pa.Table) -> dict[str, Any]:
+        """Return what a unit's summary tells of its rows."""
+        counted = {"rows": table.num_rows, "errors": self._errors(table), "reasons": self._reasons(table)}
+        return counted | count_stages(table, self.manifest.output_prefix)
 
     def _reasons(self, table: pa.Table) -> dict[str, str]:
         """Return the first reason of each kind of failure."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import joblib
 import numpy as np
 
-from skllm_ray.config import Price, RateLimit
 from skllm_ray.errors import NotSupportedError
 from skllm_ray.execution.plan import Step
-from skllm_ray.llm.base import WORKERS_AT_ONCE, Backend, BackendSpec, Capabilities, SecretResolver
+from skllm_ray.llm.base import Backend, Capabilities, SecretResolver
+from skllm_ray.models._base.fitted_spec import LOCAL, FittedSpec
 from skllm_ray.tasks.base import UNSEEN_PROBABILITY, ChatRequest, Embedding, Reply, RowError, Usage
 from skllm_ray.tasks.classification import ZeroShotTask
 
@@ -21,42 +19,20 @@ _TEXT_ALONE: Final = "{x}"
 
 
 @dataclass(frozen=True)
-class StudentSpec(BackendSpec):
+class StudentSpec(FittedSpec):
     """A fitted scikit-learn classifier of texts as a backend of labels."""
 
     classifier: Any
-    key: str = field(default_factory=lambda: f"student-{uuid.uuid4().hex}")
-    limit: RateLimit | None = None
+
+    @property
+    def fitted(self) -> Any:
+        """The classifier."""
+        return self.classifier
 
     @property
     def capabilities(self) -> Capabilities:
         """It gives labels with their probabilities, at once and for nothing."""
-        return Capabilities(
-            gives_log_probs=True,
-            writes_labels=False,
-            streams=False,
-            takes_json_schemas=False,
-            embeds=False,
-            stateful=False,
-            calls_at_once=WORKERS_AT_ONCE,
-            stays_open=False,
-            retry=None,
-            price=Price(0.0),
-            cache=None,
-        )
-
-    @property
-    def identity(self) -> str:
-        """What the classifier has learnt."""
-        return f"{self.model} {joblib.hash(self.classifier)}"
-
-    @property
-    def model(self) -> str:
-        """The classifier's class."""
-        return type(self.classifier).__name__
-
-    def check(self) -> None:
-        """Accept everything: the classifier is fitted."""
+        return replace(LOCAL, gives_log_probs=True)
 
     def open(self, resolve_secret: SecretResolver) -> StudentBackend:  # noqa: ARG002 - it has none
         """Return the backend."""

@@ -2,61 +2,37 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
-import joblib
 import numpy as np
 
-from skllm_ray.config import Price, RateLimit
 from skllm_ray.errors import NotSupportedError
-from skllm_ray.llm.base import WORKERS_AT_ONCE, Backend, BackendSpec, Capabilities, SecretResolver
+from skllm_ray.llm.base import Backend, Capabilities, SecretResolver
+from skllm_ray.models._base.fitted_spec import LOCAL, FittedSpec
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
 
 
 @dataclass(frozen=True)
-class TransformerSpec(BackendSpec):
+class TransformerSpec(FittedSpec):
     """A fitted scikit-learn transformer of texts as a backend of vectors."""
 
     transformer: Any
-    key: str = field(default_factory=lambda: f"transformer-{uuid.uuid4().hex}")
-    limit: RateLimit | None = None
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Take what travelled. The first release's had fields that nobody reads any more."""
         self.__dict__.update({name: state[name] for name in ("transformer", "key", "limit")})
 
     @property
+    def fitted(self) -> Any:
+        """The transformer."""
+        return self.transformer
+
+    @property
     def capabilities(self) -> Capabilities:
         """It makes vectors, at once and for nothing."""
-        return Capabilities(
-            gives_log_probs=False,
-            writes_labels=False,
-            streams=False,
-            takes_json_schemas=False,
-            embeds=True,
-            stateful=False,
-            calls_at_once=WORKERS_AT_ONCE,
-            stays_open=False,
-            retry=None,
-            price=Price(0.0),
-            cache=None,
-        )
-
-    @property
-    def identity(self) -> str:
-        """What the transformer has learnt: two of a class may be fitted to other texts."""
-        return f"{self.model} {joblib.hash(self.transformer)}"
-
-    @property
-    def model(self) -> str:
-        """The transformer's class."""
-        return type(self.transformer).__name__
-
-    def check(self) -> None:
-        """Accept everything: the transformer is fitted."""
+        return replace(LOCAL, embeds=True)
 
     def open(self, resolve_secret: SecretResolver) -> TransformerBackend:  # noqa: ARG002 - it has none
         """Return the backend."""
