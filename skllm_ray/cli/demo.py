@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+from scipy.stats import binomtest
 
 import skllm_ray
 from skllm_ray.classification import ZeroShotGPTClassifier
@@ -243,8 +243,6 @@ def _cpus_each(actors: int) -> float:
 
 
 def _interval(share: float, n: int) -> tuple[float, float]:
-    """Return the Wilson score interval at 95%. Source: E. B. Wilson, JASA 22 (1927), p. 209."""
-    z = 1.959964
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return float(centre - half), float(centre + half)
+    """Return the Wilson score interval of a share of `n` at 95%."""
+    found = binomtest(round(share * n), n).proportion_ci(0.95, "wilson")
+    return float(found.low), float(found.high)
