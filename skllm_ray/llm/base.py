@@ -15,18 +15,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeGuard
 
 from skllm_ray.config import Price, RateLimit, Secret, SecretRef, lasting
+from skllm_ray.llm.model_facts import Vendor
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
 
 if TYPE_CHECKING:
     from datetime import date
 
     from skllm_ray.llm.api.retry import RetryPolicy
+    from skllm_ray.llm.provider_batches.api import BatchApi
 
 SecretResolver: TypeAlias = Callable[[SecretRef], Secret]
 """Turns a reference into the secret, on the worker; raises ``MissingKeyError``."""
 
-Wanted: TypeAlias = Literal["label", "log_probs", "vectors"]
-"""What a call needs of its answers, where it is more, or less, than their texts."""
+Wanted: TypeAlias = Literal["label", "confidence", "log_probs", "vectors"]
+"""What a call needs of its answers, where it is more, or less, than their texts: with "confidence", probabilities where
+there are any, and with "log_probs", nothing without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +113,12 @@ class Placement:
     """How many actors must find room."""
     max_replicas: int | None = None
     """How many actors there may be; None means one for each node that has room."""
+    cpu_replicas: int = 0
+    """How many actors without a GPU may work beside those with one, where CPUs are free."""
     keep_alive_s: float | None = None
     """How long idle actors outlive their driver, in seconds; None ends them with it."""
-    placement_timeout_s: float = 60.0
-    """How long actors may wait for room before the call fails."""
+    placement_timeout_s: float | None = None
+    """How long actors may wait for room before the call fails; None: a minute, or 20 where an autoscaler runs."""
 
 
 class Backend(ABC):
@@ -141,6 +146,13 @@ class Backend(ABC):
             for position, reply in enumerate(replies):
                 tell(position, reply)
         return replies
+
+    def recall(self, asked: Sequence[ChatRequest | str]) -> list[bool]:
+        """Return for each request, or text to embed, whether its answer is kept here and costs nothing."""
+        return [False] * len(asked)
+
+    def keep(self, asked: Sequence[ChatRequest | str], answers: Sequence[Reply | Embedding]) -> None:  # noqa: B027  so
+        """Keep answers for later calls that came by another way, such as a batch."""
 
     def forget(self, requests: Sequence[ChatRequest]) -> None:  # noqa: B027  most backends keep nothing
         """Keep no reply to `requests` for later calls, since the task cannot use it."""
@@ -188,9 +200,18 @@ class BackendSpec(ABC):
 
     # --- what most backends have no need to change -------------------------------------------------------------------
 
+    def at_flex(self) -> Self | None:
+        """Return the spec at its provider's flex tier, cheaper and slower; None where it has none, or names a tier."""
+        return None
+
     @property
     def credential(self) -> SecretRef | None:
         """Where a worker finds the key; None for a backend without one."""
+        return None
+
+    @property
+    def vendor(self) -> Vendor | None:
+        """Whose rules of flex tiers, batches and cached input hold; None where none are known."""
         return None
 
     def adapt(self, requests: Sequence[ChatRequest], texts: Sequence[str]) -> list[ChatRequest]:  # noqa: ARG002
@@ -213,6 +234,10 @@ class BackendSpec(ABC):
         """Return the spec with the user's own price; what is not paid for stays as it is."""
         return self
 
+    def batch_api(self) -> BatchApi | None:
+        """Return how the model's batches are made and read; None where its provider has none."""
+        return None
+
     def most_output_tokens(self, bound: int | None) -> int | None:
         """Return the most tokens that an answer may have and may have to be paid for, where a request allows `bound`.
 
@@ -222,6 +247,10 @@ class BackendSpec(ABC):
 
     def count_prompt_tokens(self, requests: Sequence[ChatRequest]) -> list[int] | None:  # noqa: ARG002
         """Return the tokens of each prompt by the model's own tokenizer; None where it is not at hand."""
+        return None
+
+    def context_tokens(self) -> int | None:
+        """Return how many tokens a prompt and its answer may have; None where it is not known."""
         return None
 
     def end_notice(self, today: date) -> str | None:  # noqa: ARG002
@@ -246,9 +275,18 @@ class StatefulSpec(BackendSpec):
         def packages(self) -> tuple[str, ...]:
             """The distributions that a worker needs in the driver's versions, besides this library and Ray."""
 
+    @property
+    def files(self) -> tuple[str, str] | None:
+        """The model's name on a hub and the folder for what is downloaded; None where nothing has to be."""
+        return None
+
     @abstractmethod
     def for_replica(self, n_threads: int) -> Self:
         """Return the spec that one replica opens, with its share of the machine."""
+
+    def without_gpu(self) -> Self:
+        """Return the spec of a replica on CPUs beside those with GPUs."""
+        return self
 
 
 def is_stateful(spec: BackendSpec) -> TypeGuard[StatefulSpec]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from functools import lru_cache
@@ -57,8 +58,8 @@ _END_2026: Final[dict[str, Any]] = {"ends": date(2026, 12, 11)}
 _END_2027: Final[dict[str, Any]] = {"ends": date(2027, 1, 14)}
 
 MODELS: Final[tuple[ModelFacts, ...]] = (
-    _priced("gpt-5.5", Price(5.0, 30.0, 0.5, _AS_OF), **_REASONING),
-    _priced(_LARGE, Price(2.5, 15.0, 0.25, _AS_OF), **_REASONING),
+    _priced("gpt-5.5", Price(5.0, 30.0, 0.5, _AS_OF, Price(10.0, 45.0, 1.0, _AS_OF), 272_000), **_REASONING),
+    _priced(_LARGE, Price(2.5, 15.0, 0.25, _AS_OF, Price(5.0, 22.5, 0.5, _AS_OF), 272_000), **_REASONING),
     _priced(_SMALL, Price(0.75, 4.5, 0.075, _AS_OF), **_REASONING),
     _priced("gpt-5", Price(1.25, 10.0, 0.125, _AS_OF), **_REASONING, **_END_2026, successor=_LARGE),
     _priced("gpt-5-mini", Price(0.25, 2.0, 0.025, _AS_OF), **_REASONING, **_END_2026, successor=_SMALL),
@@ -139,7 +140,7 @@ def price_of(model: str, vendor: Vendor = "openai") -> Price | None:
 
     Where the table above is silent, the data of the package ``genai-prices`` speak: those that are installed, for the
     network is never asked. A name that they do not have, as it is or without its date, has no price, and neither has a
-    model that costs more for long prompts.
+    model whose price has more than one step by the length of the prompt.
 
     Examples
     --------
@@ -153,6 +154,23 @@ def price_of(model: str, vendor: Vendor = "openai") -> Price | None:
     return (facts_of(model).price if vendor == "openai" else None) or _published(model, vendor)
 
 
+def context_of(model: str, vendor: Vendor = "openai") -> int | None:
+    """Return the tokens of a model's context, as `genai-prices` lists it; None where it lists none.
+
+    Examples
+    --------
+    >>> context_of("gpt-4o-mini"), context_of("nobody-knows")
+    (128000, None)
+    """
+    from genai_prices.data_snapshot import get_snapshot
+
+    try:
+        _, found = get_snapshot().find_provider_model(model, None, vendor, None)
+    except LookupError:
+        return None
+    return found.context_window if found.id in {model, _SNAPSHOT.sub("", model)} else None
+
+
 def _published(model: str, vendor: Vendor) -> Price | None:
     import genai_prices
 
@@ -160,14 +178,29 @@ def _published(model: str, vendor: Vendor) -> Price | None:
         found = genai_prices.calc_price(genai_prices.Usage(input_tokens=1), model, provider_id=vendor)
     except LookupError:
         return None
-    prices: dict[str, object] = {name: one for name, one in vars(found.model_price).items() if one is not None}
-    told = [prices.get(name, Decimal(0)) for name in ("input_mtok", "output_mtok", "cache_read_mtok")]
-    plain = all(isinstance(one, Decimal) for one in told) and "input_mtok" in prices and "requests_kcount" not in prices
-    if not plain or found.model.id not in {model, _SNAPSHOT.sub("", model)}:  # it also finds what is merely named alike
+    listed = found.model_price
+    if found.model.id not in {model, _SNAPSHOT.sub("", model)}:  # it also finds what is merely named alike
         return None
-    fresh, output, cached = map(float, told)  # type: ignore[arg-type]  # decimals all
-    as_of = f"genai-prices {genai_prices.__version__}"
-    return Price(fresh, output, cached if "cache_read_mtok" in prices else None, as_of)
+    if listed.input_mtok is None or listed.requests_kcount is not None:
+        return None
+    told = [listed.input_mtok, listed.output_mtok or Decimal(0), listed.cache_read_mtok]
+    starts = {tier.start for one in told if isinstance(one, genai_prices.types.TieredPrices) for tier in one.tiers}
+    usual, long = (_listed(told, by_length) for by_length in (False, True))
+    if not starts:
+        return usual
+    if len(starts) > 1 or long.input < usual.input or long.output < usual.output:  # a budget relies on it
+        return None
+    return replace(usual, long=long, long_above=starts.pop())
+
+
+def _listed(told: Sequence[Any], by_length: bool) -> Price:
+    """Return what `genai-prices` lists, for prompts of usual length, or else for long ones."""
+    import genai_prices
+
+    tiered = genai_prices.types.TieredPrices
+    plain = [(one.tiers[0].price if by_length else one.base) if isinstance(one, tiered) else one for one in told]
+    fresh, output, cached = (None if one is None else float(one) for one in plain)
+    return Price(fresh or 0.0, output or 0.0, cached, f"genai-prices {genai_prices.__version__}")
 
 
 def end_notice(model: str, today: date) -> str | None:

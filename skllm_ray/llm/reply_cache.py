@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -29,6 +29,8 @@ from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, Usage
 
 _LOCKED_S: Final = 30.0
 _AT_ONCE: Final = 500
+_ASKED: Final = tuple(field.name for field in fields(ChatRequest) if field.name != "answer_bound")
+"""What an answer depends on: the bound changes none that is kept."""
 _SEGMENT: Final = 64
 _SEGMENT_S: Final = 2.0
 _SPARE_PAGES: Final = 8  # what a transaction may need besides its answers
@@ -196,6 +198,18 @@ class CachedBackend(Backend):
         """Return one embedding per text, likewise."""
         return self._obtain([self._key(text) for text in texts], texts, self._ask_vectors, Embedding, None)
 
+    def recall(self, asked: Sequence[ChatRequest | str]) -> list[bool]:
+        """Return for each request, or text to embed, whether the cache holds its answer."""
+        keys = [self._key(one) for one in asked]
+        held: Mapping[str, Reply | Embedding] = {}
+        with _despite_failures("read"):
+            held = self._cache.get(keys)
+        return [key in held for key in keys]
+
+    def keep(self, asked: Sequence[ChatRequest | str], answers: Sequence[Reply | Embedding]) -> None:
+        """Keep answers that came by another way."""
+        self._keep({self._key(one): answer for one, answer in zip(asked, answers, strict=True)})
+
     def forget(self, requests: Sequence[ChatRequest]) -> None:
         """Keep no reply to `requests`, since the task cannot use it."""
         with _despite_failures("written"):
@@ -249,8 +263,10 @@ class CachedBackend(Backend):
         return found
 
     def _key(self, question: ChatRequest | str) -> str:
-        asked = question if isinstance(question, str) else asdict(question)
-        whole = json.dumps([self._identity, asked], sort_keys=True, ensure_ascii=True)
+        asked: Any = question
+        if isinstance(question, ChatRequest):  # `asdict` would copy each message
+            asked = {name: getattr(question, name) for name in _ASKED}
+        whole = json.dumps([self._identity, asked], default=asdict, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(whole.encode()).hexdigest()
 
     def _look_up(self, keys: Sequence[str], kind: type[A]) -> dict[str, A]:
@@ -343,6 +359,7 @@ def _dump(answer: Reply | Embedding) -> str:
         held["vector"] = base64.b64encode(vector.tobytes()).decode()
     else:
         held |= {"text": answer.text, "log_probs": answer.log_probs, "label_mass": answer.label_mass}
+        held |= {} if answer.token_log_probs is None else {"tokens": answer.token_log_probs}
     return json.dumps(held)
 
 
@@ -356,7 +373,8 @@ def _load(text: str) -> Reply | Embedding | None:
             return Embedding(vector, usage, attempts=0, model=model) if vector.size else None
         log_probs = None if held["log_probs"] is None else tuple(map(float, held["log_probs"]))
         mass = None if held.get("label_mass") is None else float(held["label_mass"])  # the first release kept none
-        whole = Reply(held["text"], log_probs, usage, attempts=0, model=model, label_mass=mass)
+        tokens = tuple((int(end), float(one)) for end, one in held["tokens"]) if held.get("tokens") else None
+        whole = Reply(held["text"], log_probs, usage, None, 0, model, mass, tokens)
         return whole if isinstance(held["text"], str) else None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -4,39 +4,51 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Final, Self
 
-from skllm_ray.config import Price, RateLimit, SecretRef, SKLLMConfig
-from skllm_ray.llm.api.options import RequestOptions, body_options, freeze_options, limits_in, spec_key
+from skllm_ray.config import Confidence, Price, RateLimit, SecretRef, SKLLMConfig
+from skllm_ray.llm.api.options import RequestOptions, body_options, freeze_options, limits_in, spec_key, thaw_options
 from skllm_ray.llm.api.retry import RetryPolicy
 from skllm_ray.llm.base import WORKERS_AT_ONCE, BackendSpec, CacheSettings, Capabilities, ModelChoice, Wanted
 from skllm_ray.llm.model_facts import ModelFacts
+from skllm_ray.llm.tiers import FLEX_OPTIONS, FLEX_TIMEOUTS, FLEX_WAIT_S, Tier, at_tier, tier_of
 from skllm_ray.tasks.base import Usage
+
+_FLEX: Final = frozenset(f'{name}="flex"' for name in FLEX_OPTIONS)
 
 
 def api_settings(choice: ModelChoice) -> dict[str, Any]:
     """Return what the settings of this process say for a model of any HTTP vendor, as fields of its `ApiSpec`."""
     told = SKLLMConfig.get_timeouts()
+    if SKLLMConfig._settings.timeouts is None and tier_of(choice.options) == "flex":
+        told = FLEX_TIMEOUTS
     return {
         "model": choice.name,
         "request_options": choice.options,
         "patience": RetryPolicy(timeout_s=told.request_s, deadline_s=told.row_s, connect_s=told.connect_s),
         "limit": SKLLMConfig.get_rate_limit(choice.full_name),
         "price": SKLLMConfig.get_price(choice.full_name),
+        "confidence": SKLLMConfig.get_confidence(),
         "reply_cache": SKLLMConfig.get_reply_cache(),
         "reply_cache_max_bytes": SKLLMConfig.get_reply_cache_max_bytes(),
     }
 
 
-def with_cost(usage: Usage, price: Price | None) -> Usage:
+def with_cost(usage: Usage, price: Price | None, *, wrote: bool = False) -> Usage:
     """Return what a reply used, with what that costs; unchanged where the price, or the usage, is not known.
+
+    A server that counts no tokens of a prompt, or none of an answer that it `wrote`, has not said that they are free.
 
     Examples
     --------
     >>> with_cost(Usage(1000, 10), Price(2.0, 10.0)).cost_usd
     0.0021
+    >>> with_cost(Usage(1000, 0), Price(2.0, 10.0), wrote=True).cost_usd is None
+    True
     """
-    if price is None or usage == Usage():  # who tells nothing has not said that it cost nothing
+    if price is None or (price.input and not usage.prompt_tokens):
+        return usage
+    if wrote and price.output and not usage.completion_tokens:
         return usage
     return replace(usage, cost_usd=price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens))
 
@@ -62,7 +74,11 @@ class ApiSpec(BackendSpec):
     limit: RateLimit | None = None
     """The declared quota."""
     log_probs: bool = False
-    """Whether to ask for the probabilities of the labels."""
+    """Whether to ask for the probabilities of the labels, and to fail without them."""
+    confidence: Confidence = "auto"
+    """How a call that merely shows probabilities may get them."""
+    takes_log_probs: bool = False
+    """Whether to ask for probabilities where the server gives them, and to go on without them where it does not."""
     price: Price | None = None
     """The user's own price; None takes the list price, where one is known."""
     reply_cache: str | None = None
@@ -71,6 +87,8 @@ class ApiSpec(BackendSpec):
     """The largest size of that file."""
     headers: tuple[tuple[str, SecretRef], ...] = ()
     """Extra HTTP headers, and where the worker finds what they hold."""
+    by_deadline: bool = False
+    """Whether a job has chosen the flex tier, as its deadline allows; answers are those of the standard tier."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "request_options", freeze_options(self.request_options))
@@ -103,6 +121,11 @@ class ApiSpec(BackendSpec):
         """The vendor's own price of the model; None where it is not known here."""
 
     @property
+    def flex_option(self) -> str | None:
+        """The request option that asks for the flex tier; None where the model has none, or the user named a tier."""
+        return None
+
+    @property
     @abstractmethod
     def credential(self) -> SecretRef | None:
         """Where the worker finds the key; None where the vendor's library finds it by itself."""
@@ -128,9 +151,19 @@ class ApiSpec(BackendSpec):
         )
 
     @property
+    def tier(self) -> Tier:
+        """How the request options want rows served."""
+        return tier_of(thaw_options(self.request_options))
+
+    @property
     def identity(self) -> tuple[str, ...]:
-        """What an answer depends on besides the question: endpoint, model and parameters."""
+        """What an answer depends on besides the question: endpoint, model and parameters.
+
+        Probabilities that merely come along are no part of it: an answer that was paid for without them stays of use.
+        """
         options = [f"{name}={value}" for name, value in freeze_options(self.request_options)]
+        if self.by_deadline:
+            options = [told for told in options if told not in _FLEX]
         options += [f"{name}: {reference.fingerprint}" for name, reference in self.headers]
         return (*self.place, self.model, str(self.log_probs), *options)
 
@@ -140,8 +173,20 @@ class ApiSpec(BackendSpec):
         return spec_key(self.place[0], self)
 
     def asked_for(self, wanted: Wanted) -> Self:
-        """Return the spec for a call that wants the probabilities of labels."""
+        """Return the spec for a call that wants probabilities, where there are any or in any case."""
+        if wanted == "confidence":
+            return replace(self, takes_log_probs=self.confidence != "off" and self.facts.log_probs)
         return replace(self, log_probs=True) if wanted == "log_probs" else self
+
+    def at_flex(self) -> Self | None:
+        """Return the spec at the flex tier, for a job that has time; its answers are those of the standard one."""
+        name, price = self.flex_option, self.price
+        if name is None or self.capabilities.price is None:
+            return None
+        options = {**thaw_options(self.request_options), name: "flex"}
+        told = replace(self.patience, timeout_s=FLEX_WAIT_S, deadline_s=max(FLEX_WAIT_S, self.patience.deadline_s))
+        price = None if price is None else at_tier(price, "flex", self.vendor or "openai")
+        return replace(self, request_options=freeze_options(options), patience=told, price=price, by_deadline=True)
 
     def with_retry(self, retry: RetryPolicy) -> Self:
         """Return the spec with another policy of asking again."""

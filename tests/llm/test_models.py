@@ -1,9 +1,11 @@
 """The table of facts about models, and who is told that a model is gone."""
 
+import copy
 import re
 import warnings
 from dataclasses import replace
 from datetime import date
+from decimal import Decimal
 
 import pytest
 
@@ -11,6 +13,7 @@ from skllm_ray.classification import ZeroShotGPTClassifier, ZeroShotVertexClassi
 from skllm_ray.config import Price, SKLLMConfig
 from skllm_ray.errors import SkllmRayWarning
 from skllm_ray.llm.model_facts import DEFAULTS, MODELS, _published, end_notice, facts_of, price_of
+from skllm_ray.llm.tiers import at_tier
 from skllm_ray.llm.vertex.spec import VertexSpec
 
 
@@ -76,7 +79,7 @@ def test_a_tuned_model_has_no_list_price():
         ("gpt-3.5-turbo", "openai", (0.5, 1.5, None)),
         ("gemini-3.5-flash", "google", (1.5, 9.0, 0.15)),
         ("gemini-embedding-001", "google", (0.15, 0.0, None)),
-        ("gemini-2.5-pro", "google", None),  # its price depends on the prompt's length
+        ("gemini-2.5-pro", "google", (1.25, 10.0, 0.125)),
         ("gpt-5.4-nano-of-ours", "openai", None),
         ("gpt-6", "openai", None),
         ("gpt-4o-search-preview", "openai", None),
@@ -97,8 +100,50 @@ def test_the_table_agrees_with_the_price_list(monkeypatch):
     assert "gpt-4o-2024-05-13" in names
     for name, row in zip(names, rows, strict=True):
         listed = _published(name, "openai")
-        if listed is not None:  # some are in tiers there
-            assert (listed.input, listed.output) == (row.price.input, row.price.output), name
+        assert listed is not None, name
+        for ours, theirs in ((row.price, listed), (row.price.long, listed.long)):
+            assert (ours and (ours.input, ours.output)) == (theirs and (theirs.input, theirs.output)), name
+        assert row.price.long_above == listed.long_above
+
+
+@pytest.mark.parametrize(
+    ("model", "vendor", "above", "long"),
+    [
+        ("gpt-5.4", "openai", 272_000, (5.0, 22.5, 0.5)),  # the table's
+        ("gpt-5.5-2026-04-23", "openai", 272_000, (10.0, 45.0, 1.0)),
+        ("gpt-5.4-pro", "openai", 272_000, (60.0, 270.0, None)),
+        ("gemini-2.5-pro", "google", 200_000, (2.5, 15.0, 0.25)),
+    ],
+)
+def test_long_prompts_cost_what_is_listed_for_them(model, vendor, above, long):
+    price = price_of(model, vendor)
+    assert (price.long_above, price.long.input, price.long.output, price.long.cached_input) == (above, *long)
+    usual = price.cost_usd(above, 10, 1000)
+    assert usual == pytest.approx((1000 * price.at(0).cost_usd(1, 0, 1)) + price.at(0).cost_usd(above - 1000, 10))
+    assert price.cost_usd(above + 1, 10, 1000) > 1.4 * usual
+
+
+def test_a_tier_of_service_is_cheaper_for_long_prompts_too():
+    half = at_tier(price_of("gpt-5.4"), "batch")
+    assert half.cost_usd(272_001, 10) == pytest.approx(price_of("gpt-5.4").cost_usd(272_001, 10) / 2)
+    assert half.cost_usd(100, 10) == pytest.approx(price_of("gpt-5.4").cost_usd(100, 10) / 2)
+
+
+@pytest.mark.parametrize("tiers", [[(10, "4"), (20, "5")], [(10, "1")]])
+def test_a_price_of_more_steps_or_of_cheaper_long_prompts_is_not_known(monkeypatch, tiers):
+    import genai_prices
+
+    def listed(usage, model, **_):
+        found = real(usage, model, provider_id="openai")
+        steps = [genai_prices.types.Tier(start, Decimal(price)) for start, price in tiers]
+        price = copy.copy(found.model_price)
+        price.input_mtok = genai_prices.types.TieredPrices(Decimal(2), steps)
+        return replace(found, model_price=price)
+
+    real = genai_prices.calc_price
+    assert _published("gpt-5.4-nano", "openai") is not None
+    monkeypatch.setattr(genai_prices, "calc_price", listed)
+    assert _published("gpt-5.4-nano", "openai") is None
 
 
 def test_a_price_is_looked_up_without_the_network(monkeypatch):

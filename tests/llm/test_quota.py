@@ -6,12 +6,12 @@ import itertools
 import random
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 
 import pytest
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.rate_limit.bucket import TURN_S
+from skllm_ray.llm.rate_limit.bucket import TURN_S, Totals
 from skllm_ray.llm.rate_limit.limiter import LocalLimiter, Quotas
 from skllm_ray.llm.rate_limit.messages import PERMIT_S, Left, Refusal, Released, Report
 from skllm_ray.tasks.base import RowError
@@ -292,11 +292,11 @@ def test_undeclared_concurrency_grows_while_answers_stay_quick():
         now[0] += 0.6
         share = holder(quotas, "a", number, waiting=1000, in_flight=found[-1] if found else 0, done=9, latency_s=0.05)
         found.append(share.concurrency)
-    assert found[0] == 32 and found[-1] == 512
+    assert found[0] == 32 and found[-1] == 1024
     for number in range(20, 25):
         now[0] += 0.6
-        found.append(holder(quotas, "a", number, waiting=9, in_flight=512, done=9, latency_s=9.0).concurrency)
-    assert found[-1] == 512
+        found.append(holder(quotas, "a", number, waiting=9, in_flight=1024, done=9, latency_s=9.0).concurrency)
+    assert found[-1] == 1024
 
 
 def test_what_others_use_is_learnt_from_the_servers_headers():
@@ -449,3 +449,77 @@ def test_a_limiter_that_lives_for_long_forgets_what_nobody_uses():
         quotas.exchange(Report(f"bucket {number}", "me", 1, RateLimit(requests_per_minute=5), waiting=0))
     assert len(quotas.show()) <= 1001
     assert "bucket 4999" in {bucket.bucket for bucket in quotas.show()}
+
+
+class Patient(Holder):
+    """Asks again when it was told to, as real ones do."""
+
+    def turn(self, now):
+        grant_of = self.world.quotas.exchange
+        grants = []
+        self.world.quotas.exchange = lambda report: grants.append(grant_of(report)) or grants[-1]
+        at, self.world.at = self.world.at, lambda when, what, *args: what != self.turn and at(when, what, *args)
+        super().turn(now)
+        self.world.quotas.exchange, self.world.at = grant_of, at
+        at(now + max(0.01, grants[-1].wait_s), self.turn)
+
+
+def many_holders(n, rpm, seconds):
+    """Return what a server saw of very many holders in the last minute, and how many reports there were."""
+    world = World()
+    for _ in range(n):
+        world.at(1000.0 + world.random.random(), Patient(world, RateLimit(requests_per_minute=rpm), 0.5, 1, int).turn)
+    exchange, reports = world.quotas.exchange, itertools.count()
+    world.quotas.exchange = lambda report: next(reports) >= 0 and exchange(report)
+    world.run(1000.0 + seconds - 60)
+    before = world.server.total
+    world.run(1000.0 + seconds)
+    return world.server, world.server.total - before, next(reports)
+
+
+def test_very_many_holders_use_the_limit_and_never_more():
+    server, in_a_minute, reports = many_holders(80, 3000, 70)
+    assert reports < 3 * 70 * 50  # two for each request: they ask when it is their turn
+    assert server.most <= 3000
+    assert in_a_minute >= 0.95 * 3000
+
+
+def test_sums_over_the_holders_stay_what_they_are_whatever_happens():
+    now, chance = [0.0], random.Random(2)
+    quotas = Quotas(lambda: now[0])
+    numbers = Counter()
+    for _ in range(3000):
+        now[0] += chance.choice([0.0, 0.01, 0.5, 3.0])
+        name = f"h{chance.randrange(90)}"
+        numbers[name] += 1
+        limit = chance.choice([None, RateLimit(max_concurrency=chance.randint(1, 200)), RateLimit(600, 9000)])
+        holder(quotas, name, numbers[name], limit=limit, waiting=chance.randrange(4), in_flight=chance.randrange(4),
+               wanted=(5,) * chance.randrange(3), unleased=(chance.randrange(2), chance.randrange(9)))  # fmt: skip
+        if chance.random() < 0.01:
+            quotas.bury(quotas.silent(1.0))
+    (bucket,) = quotas._buckets.values()
+    counted = Totals()
+    for one in bucket.holders.values():
+        counted.add(one)
+    assert bucket.totals == counted
+    assert len(bucket.holders) > 5
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (RateLimit(600, None, None), ("requests",)),
+        (RateLimit(None, 60_000, None), ("tokens",)),
+        (RateLimit(6_000_000, None, None), ()),  # a quota that nobody uses up holds nobody up
+        (RateLimit(None, None, 8), ()),
+    ],
+)
+def test_the_quota_that_keeps_requests_waiting_is_named_from_the_first_second(limit, told):
+    world = World()
+    for _ in range(3):
+        world.at(1000.0, Holder(world, limit, 0.5, 100, lambda: 100).turn)
+    for second in (2.0, 8.0):
+        world.run(1000.0 + second)
+        assert [bucket.paced_by for bucket in world.quotas.show()] == [told]
+    world.now += 5.0  # in which nobody asks
+    assert [bucket.paced_by for bucket in world.quotas.show()] == [()]

@@ -53,6 +53,8 @@ _TOOLS: Final = frozenset(
     {"tool_calls", "tool_call", "function_call", "tool_use", "unexpected_tool_call", "malformed_function_call"}
 )
 _REASON: Final = re.compile(r"[\w.-]{1,40}")
+_ENDLESS: Final = re.compile(r"(?:\s{48}|(\S)\1{48})\s*\Z")
+_VALUE_BEGINS: Final = re.compile(r"{\s*[\"}]|\[\s*[\[\]{\"\d-]")
 _THOUGHTS: Final = ("reasoning_content", "reasoning", "thinking")
 _JSON_BEGINS: Final = re.compile(r"\s*(?:```\w*\s*)?[{\[]")
 
@@ -67,8 +69,12 @@ class Answer:
     """Its tokens with their log probabilities, where they came along."""
     usage: Usage = field(default_factory=Usage)
     model: str = ""
+    tier: str = ""
+    """The tier that served it, as the provider names it; empty where it names none."""
     is_cut: bool = False
     """Whether a limit on tokens ended it."""
+    is_endless: bool = False
+    """Whether it was lost in white space, or in one character, when that limit ended it."""
     is_thinking: bool = False
     """Whether all of it that there is may be thought, and not yet an answer."""
 
@@ -99,7 +105,9 @@ def read(answer: object, request: ChatRequest, headers: Mapping[str, str]) -> An
         _tokens(choice.get("logprobs")),
         _usage(usage),
         str(answer.get("model") or ""),
+        tier if isinstance(tier := answer.get("service_tier"), str) else "",
         cut,
+        cut and _ENDLESS.search(text or "") is not None,
         cut and _is_thinking(text, thought, usage),
     )
 
@@ -135,6 +143,7 @@ def _failure(
     if kind in _BROKEN_OFF:
         return row_error("server_error", f"The server broke the answer off (finish_reason={reason}).")
     if kind in _CUT:
+        matters = matters or (request.json_schema is not None and not _is_whole(text or ""))
         told = TRUNCATED if kind == "length" else replace(TRUNCATED, message=f"{TRUNCATED.message} ({reason})")
         return told if matters else None
     if is_empty and (kind in _TOOLS or message.get("tool_calls") or message.get("function_call")):
@@ -171,6 +180,18 @@ def _is_whole_json(thought: str) -> bool:
         return False
 
 
+def _is_whole(text: str) -> bool:
+    """Return whether an answer that was cut holds a whole value: what is inside one that has no end is none."""
+    found = _VALUE_BEGINS.search(text, answer_start(text))
+    if found is None:
+        return False
+    try:
+        json.JSONDecoder(strict=False).raw_decode(text, found.start())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _is_thinking(text: str | None, thought: str, usage: object) -> bool:
     """Return whether an answer that was cut may have been on the way to one, and not lost in its own form."""
     details = usage.get("completion_tokens_details") if isinstance(usage, dict) else None
@@ -205,4 +226,5 @@ def _usage(usage: object) -> Usage:
     details = usage.get("prompt_tokens_details")
     n_prompt = count_of(usage.get("prompt_tokens"))
     n_cached = count_of(details.get("cached_tokens")) if isinstance(details, dict) else 0
-    return Usage(n_prompt, count_of(usage.get("completion_tokens")), min(n_cached, n_prompt))
+    n_written = count_of(usage.get("completion_tokens")) or max(0, count_of(usage.get("total_tokens")) - n_prompt)
+    return Usage(n_prompt, n_written, min(n_cached, n_prompt))

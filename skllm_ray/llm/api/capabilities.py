@@ -8,64 +8,43 @@ answers without it: a row whose own text is at fault teaches nothing. No SDK her
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from skllm_ray.errors import warn
+from skllm_ray.llm.api.answer_limits import BOUNDS, TOO_LARGE, AnswerLimits, exceeds
+from skllm_ray.llm.api.answers import Answer
+from skllm_ray.llm.api.forms import FORMS
 from skllm_ray.llm.api.label_probabilities import no_log_probs, read_answer_log_prob, read_log_probs
 from skllm_ray.llm.api.options import RequestOptions, body_options, limits_in
 from skllm_ray.llm.api.request_runner import RequestKind, RequestRunner
 from skllm_ray.llm.api.token_estimate import TokenEstimate
-from skllm_ray.llm.model_facts import AnswerForm, ModelFacts
+from skllm_ray.llm.api.token_probabilities import token_ends
+from skllm_ray.llm.model_facts import ModelFacts
 from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.llm.rate_limit.permits import Permit
-from skllm_ray.tasks.base import ChatRequest, Choices, Message, Reply, RowError, Usage
+from skllm_ray.tasks.base import ChatRequest, Reply, RowError, Usage
+
+_PLACE = "what servers refuse"
+_lock = threading.Lock()
+_ENOUGH = 3
+_ROWS_FAULT = {"bad_request", "context_length", "content_filter"}
+_FREE: AbstractAsyncContextManager[None] = nullcontext()
+
+FEW_ALTERNATIVES: Final = 5
+_MOST_ALTERNATIVES = 20
+FEWER: Final = "many alternatives"
+"""What a server refuses that gives few alternatives of each token."""
+_IGNORED = "limits on tokens"
+_THINKING = re.compile(r"reason|think|effort", re.IGNORECASE)
 
 Lessons: TypeAlias = Mapping[str, frozenset[str]]
 """What is refused, by endpoint."""
-
-_FORMS: tuple[AnswerForm, ...] = ("json_schema", "json_object", "plain")
-_PLACE = "what servers refuse"
-_ENOUGH = 3
-_SLACK = 8  # tokens that servers count otherwise, such as those that end an answer
-_ROWS_FAULT = {"bad_request", "context_length", "content_filter"}
-_FREE: AbstractAsyncContextManager[None] = nullcontext()
-_lock = threading.Lock()
-
-_BOUND = "bound of labels"
-_IGNORED = "limits on tokens"
-_ROOM = 64  # tokens around a label: a fence, white space, a word before
-_THINKING = re.compile(r"reason|think|effort", re.IGNORECASE)
-
-CUT_THOUGHT: Final = RowError(
-    "truncated",
-    "The bound of a label's answer cut off what the model thought before it.",
-    retryable=True,
-    retry_after_s=0.0,
-)
-"""The error of a try whose row is asked again at once, without that bound."""
-
-REFUSAL = re.compile(
-    r"unsupported|not[ _]support|unrecogni[sz]ed|unknown|unexpected|not (permitted|allowed|enabled)"
-    r"|extra (inputs|fields)|only the default|deprecated|not available|cannot find field",
-    re.IGNORECASE,
-)
-"""How servers say that they do not take something at all."""
-_NOT = (
-    r"(?:(?:not|n't|un)[ _-]?(?:support|allow|permit|accept|enabl|recogni|one of|available)|invalid|unknown|unexpected)"
-)
-_ABOUT_SYSTEM = re.compile(
-    rf"{_NOT}.{{0,60}}\bsystem\b|\b(?:system|developer)\b.{{0,80}}{_NOT}"
-    r"|roles must alternate|\bonly\b.{0,60}\broles?\b",
-    re.IGNORECASE | re.DOTALL,
-)
 
 Q = TypeVar("Q")
 
@@ -159,21 +138,13 @@ class Asked(Protocol):
 
     @property
     def log_probs(self) -> bool:
-        """Whether the probabilities of the labels are wanted."""
+        """Whether the probabilities of the labels are needed."""
         ...
 
-
-@lru_cache(maxsize=1024)
-def label_bound(choices: Choices) -> int:
-    """Return the most tokens that a label's answer may take: as many as its longest form has bytes, and some room.
-
-    Examples
-    --------
-    >>> label_bound(Choices(("positive", "negative")))
-    87
-    """
-    longest = max(len(json.dumps(label)) for label in choices.labels) + 2
-    return len(choices.opening) + longest * (choices.max_labels if choices.multiple else 1) + _ROOM
+    @property
+    def takes_log_probs(self) -> bool:
+        """Whether probabilities are taken where there are any."""
+        ...
 
 
 class Learner:
@@ -192,8 +163,10 @@ class Learner:
         self._model = spec.model
         self._facts = spec.facts
         self._own = body_options(spec.request_options)
-        self._bounds_labels = not (self._facts.thinks or limits_in(self._own) or any(map(_THINKING.search, self._own)))
+        has_limit = limits_in(self._own) or any(map(_THINKING.search, self._own))
+        self._limits = AnswerLimits(is_bounded=not (self._facts.thinks or has_limit))
         self._log_probs = spec.log_probs
+        self._asks_log_probs = spec.log_probs or spec.takes_log_probs
         self._endpoint = _endpoint(spec.endpoint)
         self._first: Question[Any] | None = None
         self._first_done = asyncio.Event()
@@ -205,30 +178,26 @@ class Learner:
         fields = schema and tuple(schema.get("properties", ()))
         has_system = any(message["role"] == "system" for message in request.messages)
         has_limit = request.max_output_tokens is not None
-        return Question(request, (request.choices, fields, has_limit, has_system, self._log_probs, *self._own))
+        return Question(request, (request.choices, fields, has_limit, has_system, self._asks_log_probs, *self._own))
 
     def token_limit(self, question: Question[ChatRequest]) -> int | None:
-        """Return the most tokens that the answer may have; None leaves it to the model.
+        """Return the most tokens that the answer may have; None leaves it to the model."""
+        return self._limits.of(question.request, self.left_out(question))
 
-        A label's answer has a bound, so that no model writes white space until its context ends; one that thinks first
-        has none.
-        """
-        request = question.request
-        is_bounded = request.choices is not None and self._bounds_labels and not request.limit_is_hard
-        if request.choices is None or not is_bounded or _BOUND in self.left_out(question):
-            return request.max_output_tokens
-        bound = label_bound(request.choices)
-        return bound if request.max_output_tokens is None else min(bound, request.max_output_tokens)
+    def lifts_bound(self, question: Question[ChatRequest], answer: Answer) -> RowError | None:
+        """Return why to ask again, without the bound of an answer that cut it off, or under a higher one."""
+        lifted = self._limits.lifted_for(question.request, self.left_out(question), answer)
+        if lifted is None:
+            return None
+        question.without += (lifted[0],)
+        return lifted[1]
 
-    def lifts_bound(self, question: Question[ChatRequest], usage: Usage) -> bool:
-        """Return whether to ask again without the bound of a label's answer, which cut off a thought."""
-        limit = self.token_limit(question)
-        if limit is None or limit == question.request.max_output_tokens:
-            return False
-        if 0 < usage.completion_tokens < limit - _SLACK:  # another limit, of the server's own
-            return False
-        question.without += (_BOUND,)
-        return True
+    def blames_bound(self, question: Question[Any], message: str) -> bool:
+        """Return whether to ask again without a bound that is more than the server has room for."""
+        is_refused = self._limits.is_too_large(question.request, self.left_out(question), message)
+        if is_refused:
+            question.without += (TOO_LARGE,)
+        return is_refused
 
     def unbounded(self, question: Question[ChatRequest]) -> RowError | None:
         """Return why a request must not be sent: it needs a limit, and the server takes or heeds none."""
@@ -242,12 +211,17 @@ class Learner:
 
     def overran(self, limit: object, usage: Usage) -> None:
         """Learn from an answer that is longer than the `limit` it was asked under that the server heeds none."""
-        if isinstance(limit, int) and usage.completion_tokens > limit + _SLACK:
+        if exceeds(limit, usage.completion_tokens):
             self._endpoint.refused.add(_IGNORED)
 
+    @property
+    def refused(self) -> set[str]:
+        """What the endpoint refuses, as all who ask it have learnt."""
+        return self._endpoint.refused
+
     def wants_log_probs(self, request: ChatRequest) -> bool:
-        """Return whether the answer is to come with the probabilities of the labels."""
-        return self._log_probs and request.choices is not None
+        """Return whether the answer is to come with the probabilities of its tokens."""
+        return self._asks_log_probs and not request.is_free_text
 
     def refused_unasked(self, n_requests: int, tell: Callable[[int, Reply], None] | None) -> list[Reply] | None:
         """Return the replies of requests for probabilities where none are to be had, so that none is paid for."""
@@ -276,6 +250,37 @@ class Learner:
         self.tell()
         return replies
 
+    def n_alternatives(self, request: ChatRequest, left_out: set[str]) -> int:
+        """Return how many alternatives of each token to ask for: about as many as there are labels."""
+        if request.choices is None:
+            return 0
+        n_labels = len(request.choices.labels)
+        return FEW_ALTERNATIVES if FEWER in left_out else min(_MOST_ALTERNATIVES, max(FEW_ALTERNATIVES, n_labels))
+
+    def with_confidence(self, reply: Reply, tokens: Sequence[dict[str, Any]] | None, question: Question[Any]) -> Reply:
+        """Return a reply with the probabilities that came with it; where none did and some are needed, its error."""
+        request, text = question.request, reply.text
+        if reply.error is not None or text is None or not self.wants_log_probs(request):
+            return reply
+        if request.choices is None:
+            return replace(reply, token_log_probs=token_ends(tokens or (), text))
+        found, error = self.read_log_probs(tokens, text, question) if tokens or self._log_probs else (None, None)
+        if error is not None and self._log_probs:
+            return replace(reply, text=None, error=error)
+        return replace(reply, log_probs=found)
+
+    def blames_log_probs(self, question: Question[Any], error: RowError) -> bool:
+        """Return whether to ask again without probabilities that are of use, but not needed.
+
+        No row may fail for them: who refuses the first question of its shape, for a reason that cannot be read, is
+        asked without.
+        """
+        is_open = question is self._first and "logprobs" not in self.left_out(question)
+        if self._log_probs or not self._asks_log_probs or not is_open or error.kind != "bad_request":
+            return False
+        question.without += ("logprobs",)
+        return True
+
     def read_log_probs(
         self, tokens: Sequence[dict[str, Any]] | None, text: str, question: Question[ChatRequest]
     ) -> tuple[tuple[float, ...] | None, RowError | None]:
@@ -294,6 +299,10 @@ class Learner:
         """Wait for the first of its shape, if nobody knows yet what comes of such a request."""
         return _FREE if self._may_go(question.shape) else self._after_the_first(question)
 
+    def may_go(self, question: Question[Any]) -> bool:
+        """Return whether it is known what comes of such a request."""
+        return self._may_go(question.shape)
+
     def tell(self) -> None:
         """Warn the user of what was learnt, once."""
         while self._notices:
@@ -309,6 +318,8 @@ class Learner:
         if error is not None and error.kind == "malformed_response":
             self.failed(question, error)
             return
+        if error is not None and error.kind == "truncated":  # a higher bound was of no use
+            question.without = tuple(name for name in question.without if name not in BOUNDS)
         self._learn(question)
         self._let_go(question)
 
@@ -316,11 +327,14 @@ class Learner:
         """Learn that the first question of its shape tells nothing: the next may have better luck, or nobody."""
         if question.shape not in self._endpoint.answered:
             self._endpoint.fruitless[question.shape] += 1 if error.kind in _ROWS_FAULT else _ENOUGH
-        self._let_go(question)
+        if not error.fatal:  # else the call ends before another one goes
+            self._let_go(question)
 
     def _learn(self, question: Question[Any]) -> None:
         one = self._endpoint
         for name in question.without:
+            if name == TOO_LARGE:
+                continue
             if question.shape in one.answered:  # such requests are taken: it may be this row's fault
                 one.doubts[name] += 1
             if name not in one.refused and (question.shape not in one.answered or one.doubts[name] >= _ENOUGH):
@@ -331,7 +345,7 @@ class Learner:
         one.answered.add(question.shape)
 
     def _notice(self, name: str) -> str:
-        if name in {"logprobs", _BOUND, *_FORMS}:
+        if name in {"logprobs", FEWER, *BOUNDS, *FORMS}:
             return ""  # the row's own error says so; a form of the answer is sought, not asked for
         if name == "system":
             return "takes no system message: what it says goes at the head of the user's first message."
@@ -364,23 +378,3 @@ class Learner:
 
 def _has_limit(request: object) -> bool:
     return isinstance(request, ChatRequest) and request.max_output_tokens is not None
-
-
-def form_of(best: AnswerForm, left_out: set[str]) -> AnswerForm:
-    """Return the strictest form of an answer that is not refused."""
-    return next((form for form in _FORMS[_FORMS.index(best) :] if form not in left_out), "plain")
-
-
-def is_about_system(message: str) -> bool:
-    """Return whether a refusal is about the system message."""
-    return _ABOUT_SYSTEM.search(message) is not None
-
-
-def folded(messages: tuple[Message, ...]) -> list[Message]:
-    """Return a conversation without system messages; what they say stands at the head of the user's first one."""
-    system = [message["content"] for message in messages if message["role"] == "system"]
-    others = [message for message in messages if message["role"] != "system"]
-    if not system or not others:
-        return others
-    first: Message = {"role": others[0]["role"], "content": "\n\n".join([*system, others[0]["content"]])}
-    return [first, *others[1:]]

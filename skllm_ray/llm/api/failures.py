@@ -13,8 +13,8 @@ from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Final, TypeAlias
 
-from skllm_ray.llm.api.response_body import UnreadableError, parsed
-from skllm_ray.llm.api.server_message import Told, kind_of, told_in
+from skllm_ray.llm.api.response_body import StatusError, UnreadableError, parsed
+from skllm_ray.llm.api.server_message import Told, found_nobody, kind_of, told_in
 from skllm_ray.tasks.base import ErrorKind, RowError
 
 Redact: TypeAlias = Callable[[str], str]
@@ -27,6 +27,13 @@ _RETRYABLE: Final = {"timeout", "connection", "server_error", "malformed_respons
 _FATAL: Final = {"authentication", "permission", "model_not_found", "insufficient_quota"}
 _ABOUT_THE_ROW: Final = {"context_length", "content_filter"}
 _SOMEWHERE: Final = "the server"
+_LONGEST_MESSAGE: Final = 2000
+_UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "milli": 0.001}
+_ONE_TIME: Final = (
+    r"\d{1,9}(?:\.\d{1,9})?\s?(?:hours?|minutes?|(?:milli)?seconds?|min|secs?|ms|h|m|s)\b|\d{1,4}[hm](?=\d)"
+)
+_TIME: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s?(ms|milli|h|m|s)", re.IGNORECASE)
+_WAIT: Final = re.compile(rf"(?:try again|retry|wait)\s(?:in|after|for)\s((?:(?:{_ONE_TIME})[\s,]*)+)", re.IGNORECASE)
 _DOWN: Final = {502, 503, 521, 522, 523, 530}  # from 521 on, Cloudflare's
 
 
@@ -48,7 +55,7 @@ class AnswerError(Exception):
 
 
 def classify(error: Exception, redact: Redact, where: str = "") -> RowError:
-    """Return what `error`, raised by the OpenAI SDK or by what reads its answers, means for its row.
+    """Return what `error`, raised by `HttpClient` or by what reads its answers, means for its row.
 
     Parameters
     ----------
@@ -59,42 +66,38 @@ def classify(error: Exception, redact: Redact, where: str = "") -> RowError:
     where : str, default=""
         Its address, for messages.
     """
-    import openai
+    import aiohttp
 
     if isinstance(error, AnswerError):
         return failure(200, error.told, error.headers, redact, where)
-    if isinstance(error, openai.APIStatusError):
-        told = told_of(error)
-        return failure(error.status_code, told, error.response.headers, redact, where)
-    # A timeout is a subclass of APIConnectionError; and the aiohttp transport calls every lost connection a timeout.
-    cause = root(error)
-    if isinstance(error, openai.APITimeoutError) and is_timeout(cause):
+    if isinstance(error, StatusError):
+        return failure(error.answer.status, told_of(error), error.answer.headers, redact, where)
+    if isinstance(error, aiohttp.ServerTimeoutError):
         return row_error("timeout", f"No answer in time from {where or _SOMEWHERE}.")
-    is_lost = isinstance(error, openai.APIConnectionError)
-    return lost(cause, redact, where) if is_lost else unexpected(cause, redact, where)
+    is_lost = isinstance(error, (aiohttp.ClientError, OSError))
+    return (lost if is_lost else unexpected)(root(error), redact, where)
 
 
 def told_of(error: Exception) -> Told:
     """Return what the server said, if it is the reason of `error`."""
-    import openai
-
     if isinstance(error, AnswerError):
         return error.told
-    if not isinstance(error, openai.APIStatusError):
-        return Told()
+    return told_by(error.answer.content) if isinstance(error, StatusError) else Told()
+
+
+def told_by(content: bytes) -> Told:
+    """Return what the body of an error says."""
     try:
-        return told_in(parsed(error.response.content)) or Told()
+        return told_in(parsed(content)) or Told()
     except UnreadableError:  # a proxy's page, which is not shown
         return Told()
 
 
 def headers_of(error: Exception) -> Mapping[str, str] | None:
     """Return the headers of the answer that is the reason of `error`, if one is."""
-    import openai
-
     if isinstance(error, AnswerError):
         return error.headers
-    return error.response.headers if isinstance(error, openai.APIStatusError) else None
+    return error.answer.headers if isinstance(error, StatusError) else None
 
 
 def failure(status: int, told: Told, headers: Mapping[str, str], redact: Redact, where: str) -> RowError:
@@ -106,8 +109,12 @@ def failure(status: int, told: Told, headers: Mapping[str, str], redact: Redact,
     message = f"HTTP {status}{code}: {redact(told.message) or 'no further message'}"
     if where and kind not in _ABOUT_THE_ROW:
         message = f"{message} [{where}]"
-    found = row_error(kind, message, retry_after_s=retry_after_s(headers))
+    wait_s = retry_after_s(headers)
+    if wait_s is None and kind == "rate_limit":
+        wait_s = wait_in(told.message)
+    found = row_error(kind, message, retry_after_s=wait_s)
     is_down = (told.status or status if status == 200 else status) in _DOWN
+    is_down = is_down or (kind == "server_error" and found_nobody(told.message))
     return replace(found, fatal=found.fatal and told.own, down=is_down)
 
 
@@ -241,6 +248,22 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     if until is None:
         return None
     return max(0.0, until - (time.time() if now is None else now))  # this machine's clock may be wrong
+
+
+def wait_in(message: str) -> float | None:
+    """Return how long a message asks to wait, in seconds, where gateways drop the headers that say so.
+
+    Examples
+    --------
+    >>> wait_in("Rate limit reached. Please try again in 1m2.5s."), wait_in("Please retry after 26 seconds.")
+    (62.5, 26.0)
+    >>> wait_in("try again in 20ms"), wait_in("Please try again later.")
+    (0.02, None)
+    """
+    told = _WAIT.search(message[:_LONGEST_MESSAGE])
+    if told is None:
+        return None
+    return sum(float(number) * _UNITS_S[unit.lower()] for number, unit in _TIME.findall(told[1]))
 
 
 def _moment(date: str) -> float | None:

@@ -35,7 +35,7 @@ def read_log_probs(
     Where the tokens are not those of an answer that is one, or their numbers are none, there is an error: nothing may
     pass for a probability.
     """
-    if not all(_is_told(token) for token in tokens):
+    if not all(is_told(token) for token in tokens):
         return None, RowError("malformed_response", "The log probabilities of the answer's tokens are no such numbers.")
     found = label_log_probs(tokens, labels)
     if found is None and label_log_probs([{"token": text, "logprob": 0.0}], labels) is not None:
@@ -56,12 +56,12 @@ def read_answer_log_prob(tokens: Sequence[dict[str, Any]]) -> tuple[tuple[float,
     >>> round(math.exp(found), 2), error
     (0.4, None)
     """
-    if not all(_is_told(token) for token in tokens):
+    if not all(is_told(token) for token in tokens):
         return None, RowError("malformed_response", "The log probabilities of the answer's tokens are no such numbers.")
-    pieces = [_piece(token) for token in tokens]
+    pieces = [piece(token) for token in tokens]
     start, at, total = _Answer.find(b"".join(pieces)).start, 0, 0.0
-    for token, piece in zip(tokens, pieces, strict=True):
-        at += len(piece)
+    for token, one in zip(tokens, pieces, strict=True):
+        at += len(one)
         total += min(0.0, token["logprob"]) if at > start else 0.0
     return (total,), None
 
@@ -95,16 +95,16 @@ def label_log_probs(tokens: Sequence[dict[str, Any]], labels: Sequence[str]) -> 
     >>> [round(math.exp(p), 2) for p in label_log_probs(tokens, ["yes", "no"])]
     [0.75, 0.25]
     """
-    pieces = [_piece(token) for token in tokens]
+    pieces = [piece(token) for token in tokens]
     whole = b"".join(pieces)
     answer = _Answer.find(whole)
     shares, so_far, at = _Shares(labels, answer.form == "plain"), 1.0, 0
-    for token, piece in zip(tokens, pieces, strict=True):
-        before, at = whole[:at], at + len(piece)
+    for token, one in zip(tokens, pieces, strict=True):
+        before, at = whole[:at], at + len(one)
         if at <= answer.start:
             continue
         for other in token.get("top_logprobs") or []:
-            written = before + _piece(other)
+            written = before + piece(other)
             if written != whole[:at]:
                 # An alternative of the token that opens the answer may open it elsewhere.
                 place = answer if len(before) >= answer.start else _Answer.find(written)
@@ -182,7 +182,7 @@ class _Shares:
         return begun or [i for i, one in enumerate(self._normal) if one is not None and one.startswith(form)]
 
 
-def _piece(token: dict[str, Any]) -> bytes:
+def piece(token: dict[str, Any]) -> bytes:
     """Return a token's bytes: its text may be less, where it holds only some of a character's bytes."""
     told = token.get("bytes")
     if isinstance(told, list):
@@ -190,14 +190,14 @@ def _piece(token: dict[str, Any]) -> bytes:
     return str(token.get("token") or "").encode("utf-8", "surrogateescape")
 
 
-def _is_told(token: dict[str, Any]) -> bool:
+def is_told(token: dict[str, Any]) -> bool:
     """Return whether the probabilities at one place of an answer may be such: numbers, together not above 1."""
     tops = token.get("top_logprobs") or []
     if not isinstance(tops, list) or not all(isinstance(top, dict) for top in tops):
         return False
     if not _is_number(token.get("logprob")) or token["logprob"] < _LEAST:  # some servers write -9999 for "not known"
         return False
-    told = {_piece(top): _probability(top) for top in tops}
+    told = {piece(top): _probability(top) for top in tops}
     return all(_is_number(top.get("logprob")) for top in tops) and sum(told.values()) < _ALL
 
 

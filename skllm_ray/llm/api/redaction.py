@@ -25,7 +25,9 @@ _LONGEST_MESSAGE: Final = 400
 _MOST_READ: Final = 1000
 _RUN: Final = 10  # letters and digits
 _KEY_RUN: Final = 6
-_CREDENTIAL: Final = re.compile(r"\b(?:sk-[\w*.-]{4,}|ya29\.[\w.-]+|Bearer\s+\S+)")
+_CREDENTIAL: Final = re.compile(
+    r"\b(?:sk-[\w*.-]{4,}|ya29\.[\w.-]+|AIza[\w-]{20,}|eyJ[\w-]{10,}\.[\w-]+\.[\w-]*|Bearer\s+\S+)"
+)
 _QUOTED: Final = re.compile(r"""'([^']{2,})'|"([^"]{2,})"|`([^`]{2,})`""")
 _PIECE: Final = re.compile(
     r"(?:\\+u[0-9a-fA-F]{4})+|\\+x[0-9a-fA-F]{2}|\\+.|&#?\w{1,32};|(?:%[0-9a-fA-F]{2})+|.", re.DOTALL
@@ -67,6 +69,8 @@ def redact(message: str, secrets: Sequence[str], texts: Sequence[str]) -> str:
     "invalid input '[…]'"
     >>> redact("bad key azure-key-0123", secrets=["azure-key-0123456789"], texts=[])
     'bad key ***'
+    >>> redact("token eyJhbGciOiJSUzI1NiIs.eyJpc3MiOiJ0ZXN0.c2lnbmF0dXJl of AIzaSyA-0123456789_abcdefgh", [], [])
+    'token *** of ***'
     """
     message, cut = message[:_MOST_READ], len(message) > _MOST_READ
     for secret in filter(None, secrets):
@@ -75,6 +79,17 @@ def redact(message: str, secrets: Sequence[str], texts: Sequence[str]) -> str:
     if texts and message:
         message = _without_echoes(message, "\n".join(texts))
     return message[:_LONGEST_MESSAGE] + ("…" if cut or len(message) > _LONGEST_MESSAGE else "")
+
+
+def redact_unseen(message: str, secrets: Sequence[str]) -> str:
+    """Return `message` likewise where the texts are not at hand: whatever it quotes may stand in them.
+
+    Examples
+    --------
+    >>> redact_unseen("invalid input 'my diary'", secrets=[])
+    "invalid input '[…]'"
+    """
+    return _QUOTED.sub(lambda found: f"{found[0][0]}[…]{found[0][0]}", redact(message, secrets, []))
 
 
 def _without_key(message: str, secret: str) -> str:

@@ -17,13 +17,16 @@ from skllm_ray.llm.api.retry import _LONGEST_SILENCE_S, _SILENT, RetryPolicy, _S
 from skllm_ray.llm.cancellation import Call, active_call
 from skllm_ray.llm.rate_limit.bucket import LONGEST_PAUSE_S
 from skllm_ray.llm.rate_limit.client import Gate
+from skllm_ray.llm.rate_limit.knee import FIRST
 from skllm_ray.llm.rate_limit.permits import NotLetThroughError, Permit, Run
 from skllm_ray.tasks.base import LOST, Embedding, Reply, RowError, Usage
 
 _MOST_REFUSALS = 3  # of a row by a quota, before it is looked at whether others are served meanwhile
 _NEVER = float("-inf")
 _SHARE_OF_A_TRY = 0.25
-_LONGEST_LOOK_S = 8.0  # between two looks for a server that is not there
+_LONGEST_LOOK_S = 8.0  # between two looks of a row for a server that is not there
+_LONGEST_SHARED_LOOK_S = 4.0  # between two of all rows
+_FEWEST_LOOKS = 25  # within a row's time
 _LOOK_S = 1.0  # between two looks whether there is something to say
 _MOST_ROWS = 1024  # rows of one call that wait or are in flight together
 
@@ -97,15 +100,25 @@ class RequestRunner:
         The declared quota.
     where : str, default="the server"
         The server's address, for messages.
+    first : int, default=32
+        Requests at once to begin with, where nobody declares how many there may be.
     """
 
-    def __init__(self, patience: RetryPolicy, bucket: str, limit: RateLimit | None, where: str = "the server") -> None:
+    def __init__(
+        self,
+        patience: RetryPolicy,
+        bucket: str,
+        limit: RateLimit | None,
+        where: str = "the server",
+        first: int = FIRST,
+    ) -> None:
         self._patience = patience
         self._where = where
         self._closed = False
         self._closing = threading.Lock()
         self._loop = asyncio.new_event_loop()
-        self._gate = Gate(bucket, limit, patience.try_s, max(patience.deadline_s, LONGEST_PAUSE_S))
+        look_s = min(_LONGEST_SHARED_LOOK_S, patience.deadline_s / _FEWEST_LOOKS)
+        self._gate = Gate(bucket, limit, patience.try_s, max(patience.deadline_s, LONGEST_PAUSE_S), first, look_s)
         silence_s = min(_LONGEST_SILENCE_S, patience.deadline_s)
         self._silence = _Streak(patience.deadline_s if patience.waits else silence_s, silence_s)
         self._unserved = _Streak(patience.deadline_s, patience.deadline_s)
@@ -247,7 +260,8 @@ class RequestRunner:
             failure = None if found is None else found.error
             if permit.refusal_s is not None and tries.refused_again(self._gate.served_at, self._loop.time()):
                 permit.refusal_s = None  # others are served: this row waits by itself
-            self._gate.release(permit, _used(found), served=failure is None or not failure.retryable)
+            is_served, is_absent = failure is None or not failure.retryable, failure is not None and failure.down
+            self._gate.release(permit, _used(found), served=is_served, absent=is_absent)
         if found is None or failure is None or not failure.retryable:
             return found
         if self._notice is not None:

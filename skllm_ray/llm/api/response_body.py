@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import zlib
+from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final
 
 from skllm_ray.llm.api.server_message import is_bare_failure
@@ -39,25 +41,45 @@ class UnreadableError(Exception):
         self.again = again
 
 
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """An answer, whatever its status."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Case does not matter."""
+    content: bytes
+    """Unpacked; of an error the beginning."""
+
+
+class StatusError(Exception):
+    """An answer has another status than 2xx.
+
+    Parameters
+    ----------
+    answer : HttpAnswer
+        The answer.
+    """
+
+    def __init__(self, answer: HttpAnswer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
 def bytes_of_vectors(n_texts: int) -> int:
     """Return the largest answer that holds the vectors of so many texts, or a vector of each token of a few."""
     return CHAT_BYTES + n_texts * _BYTES_OF_A_VECTOR
 
 
 def client(timeout: Any) -> Any:
-    """Return the SDK's own aiohttp client, which reads no more of an answer than it may.
+    """Return OpenAI's aiohttp client, for an SDK that takes one; it reads no more of an answer than it may.
 
-    Its transport takes a third of the CPU time of the SDK's default one.
+    Its transport takes a third of the CPU time of httpx's default one. Without an SDK, see :mod:`.http_client`.
     """
     import openai
 
     hooks = {"response": [_read_bounded]}
     return openai.DefaultAioHttpClient(timeout=timeout, event_hooks=hooks, headers={"accept-encoding": "gzip, deflate"})
-
-
-def response_type() -> Any:
-    """Return the type of a raw response in the transport that this SDK uses: httpx2's, or httpx's."""
-    return _http().Response
 
 
 def parsed(content: bytes | str) -> Any:
@@ -93,27 +115,32 @@ def _described(content: bytes | str) -> str:
 
 async def _read_bounded(response: Any) -> None:
     """Read the answer, before the SDK does: of an error its beginning, of an answer all, if it is not too much."""
-    is_error = response.status_code >= 400
-    most = _MOST_OF_AN_ERROR if is_error else most_bytes.get()
-    body = _Body(most, response.headers.pop("content-encoding", ""))
+    body = Body(response.headers.pop("content-encoding", ""), is_error=response.status_code >= 400)
     async for chunk in response.stream:
         if not body.take(chunk):
             break
     await response.stream.aclose()
-    if body.is_too_large and not is_error:
-        raise UnreadableError(f"The answer is larger than {most:,} bytes.", again=False)
-    content = bytes(body.content)
+    content = body.whole()
     latest_body.set(content)
     response.stream = _http().ByteStream(content)
 
 
-class _Body:
-    """An answer as it comes in, unpacked no further than it may be."""
+class Body:
+    """An answer as it comes in, unpacked no further than it may be: of an error its beginning, else all.
 
-    def __init__(self, most: int, encoding: str) -> None:
-        self.content = bytearray()
-        self.is_too_large = False
-        self._most = most
+    Parameters
+    ----------
+    encoding : str
+        What the answer says of how it is packed.
+    is_error : bool
+        Whether its status says that it is an error.
+    """
+
+    def __init__(self, encoding: str, *, is_error: bool) -> None:
+        self._content = bytearray()
+        self._is_too_large = False
+        self._is_error = is_error
+        self._most = _MOST_OF_AN_ERROR if is_error else most_bytes.get()
         encoding = encoding.strip().lower()
         if encoding not in {"", "identity", *_WINDOW}:
             raise UnreadableError("The answer is packed in a way that nobody asked for.", again=False)
@@ -123,20 +150,32 @@ class _Body:
     def take(self, chunk: bytes) -> bool:
         """Take a chunk; return whether more may come."""
         try:
-            self.content += chunk if not self._unpacks else self._unpacked(chunk)
+            self._content += chunk if not self._unpacks else self._unpacked(chunk)
         except zlib.error:
             raise UnreadableError("The answer is packed, and cannot be unpacked.") from None
-        self.is_too_large = len(self.content) > self._most
-        del self.content[self._most + 1 :]
-        return not self.is_too_large
+        self._is_too_large = len(self._content) > self._most
+        del self._content[self._most + 1 :]
+        return not self._is_too_large
+
+    def whole(self) -> bytes:
+        """Return what was taken.
+
+        Raises
+        ------
+        UnreadableError
+            If it is too much.
+        """
+        if self._is_too_large and not self._is_error:
+            raise UnreadableError(f"The answer is larger than {self._most:,} bytes.", again=False)
+        return bytes(self._content)
 
     def _unpacked(self, chunk: bytes) -> bytes:
         assert self._unpacks and self._window  # noqa: S101  for the type checker
-        found = self._unpacks.decompress(chunk, self._most + 1 - len(self.content))
+        found = self._unpacks.decompress(chunk, self._most + 1 - len(self._content))
         while self._unpacks.eof and self._unpacks.unused_data:  # gzip may have several parts
             rest = self._unpacks.unused_data
             self._unpacks = zlib.decompressobj(self._window)
-            found += self._unpacks.decompress(rest, max(1, self._most + 1 - len(self.content) - len(found)))
+            found += self._unpacks.decompress(rest, max(1, self._most + 1 - len(self._content) - len(found)))
         return found
 
 

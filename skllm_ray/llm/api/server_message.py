@@ -12,7 +12,18 @@ from skllm_ray.tasks.base import ErrorKind
 _CODE: Final = re.compile(r"[\w.-]{1,64}")
 _STATUS_NAMES: Final = ("code", "status", "statusCode", "status_code", "http_code")
 _CODE_NAMES: Final = ("code", "status", "error_code", "type")
-_MESSAGE_NAMES: Final = ("message", "detail", "msg", "error_description", "error_message", "title", "description")
+_MESSAGE_NAMES: Final = (
+    "message",
+    "detail",
+    "msg",
+    "error_description",
+    "error_message",
+    "error_msg",
+    "errmsg",
+    "reason",
+    "title",
+    "description",
+)
 _OWN_FIELDS: Final = {"error", "errors", "code", "type", "detail", "statusCode"}
 _ANSWERS: Final = {"choices", "data", "candidates", "embedding", "embeddings", "predictions"}
 _LONGEST: Final = 4000
@@ -22,6 +33,17 @@ _INVALID: Final = re.compile(r"^\W*\d+ validation errors?\b")
 _TOO_LONG: Final = re.compile(
     r"context.?(length|window|size)|too many tokens|(prompt|input) is too long|token count .*exceeds", re.IGNORECASE
 )
+_NO_MODEL: Final = re.compile(
+    r"\binvalid model(?: name| id|:| ')|\bnot a valid model\b|\bmodel not exist\b|\b(?:unknown|no such) model\b"
+    r"|\bmodel\b.{0,80}\b(?:does not exist|not found)\b",
+    re.IGNORECASE,
+)
+"""How gateways say in a bad request that they have no such model."""
+_NOBODY_THERE: Final = re.compile(
+    r"\bconnection (?:error|refused)\b|\bcannot connect to host\b|\bno healthy upstream\b|\bconnect call failed\b",
+    re.IGNORECASE,
+)
+"""How gateways say that they found no server behind them, whatever the status."""
 _TOO_LARGE: Final = re.compile(
     r"(?:request|input|prompt|message)s? (?:is |are |was )?too (?:large|long|big)"
     r"|\blimit\b\D{0,40}(?P<limit>\d[\d,._]*).{0,200}?\brequested\b\D{0,40}(?P<asked>\d[\d,._]*)"
@@ -30,6 +52,8 @@ _TOO_LARGE: Final = re.compile(
     r".{0,40}?\bexceed\w*\b\D{0,40}?\b(?:max\w*|limit)\b\D{0,40}(?P<limit_3>\d[\d,._]*)"
     r"|\bmax(?:imum)?\b\D{0,30}(?P<limit_4>\d[\d,._]*) ?tokens?\b.{0,80}?\b(?:got|given|received|requested)\b"
     r"\D{0,30}(?P<asked_4>\d[\d,._]*)"
+    r"|\bexceed\w*\b\D{0,60}(?P<limit_5>\d[\d,._]*).{0,80}?\b(?:got|given|received|requested)\b"
+    r"\D{0,30}(?P<asked_5>\d[\d,._]*)"
     r"|\btokens?[ _-]per[ _-](?:single[ _-])?request\b.{0,40}\b(?:limit|exceed)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -47,7 +71,10 @@ _BY_CODE: Final[dict[str, ErrorKind]] = {
     "billing_error": "insufficient_quota",
     "payment_required": "insufficient_quota",
     "invalid_api_key": "authentication",
+    "no_db_connection": "authentication",
+    "token_not_found_in_db": "authentication",
     "model_not_found": "model_not_found",
+    "invalid_model": "model_not_found",
     "deploymentnotfound": "model_not_found",
 }
 """Codes that say more than any status."""
@@ -106,13 +133,15 @@ _BY_WORDS: Final[tuple[tuple[re.Pattern[str], ErrorKind], ...]] = (
     (
         re.compile(
             r"\bauthenticat\w+ (?:error|fail\w*|required)\b|\bunauthori[sz]ed\b|\bnot authori[sz]ed\b|\blogin fail"
+            r"|\b(?:not authenticated|unauthenticated)\b"
             r"|\b(?:invalid|incorrect|wrong|missing|no) (?:api[ _-]?)?(?:key|token|credentials)\b",
             re.IGNORECASE,
         ),
         "authentication",
     ),
     (re.compile(r"\binsufficient (?:balance|quota|credits?|funds)\b", re.IGNORECASE), "insufficient_quota"),
-    (re.compile(r"\brate limit|\btoo many requests\b", re.IGNORECASE), "rate_limit"),
+    (re.compile(r"\bforbidden\b|\b(?:access|permission) denied\b", re.IGNORECASE), "permission"),
+    (re.compile(r"\brate limit|\btoo many requests\b|\bquota exceeded\b", re.IGNORECASE), "rate_limit"),
 )
 """What the message says, where neither a status nor a code tells anything."""
 _LONGEST_BARE: Final = 200
@@ -188,8 +217,21 @@ def kind_of(status: int | None, told: Told) -> ErrorKind:
         return "bad_request"  # llama-cpp-python's server answers so to a parameter that it does not know
     if status in {None, 400, 422} and _TOO_LONG.search(told.message):
         return "context_length"
+    if status in {400, 422} and _NO_MODEL.search(told.message[:_LONGEST_BARE]):
+        return "model_not_found"
     kind = _plain_kind(status, told.codes) or _kind_by_words(told.message) or "server_error"
     return "context_length" if kind == "rate_limit" and never_fits(told.message) else kind
+
+
+def found_nobody(message: str) -> bool:
+    """Return whether a gateway says that there is no server behind it.
+
+    Examples
+    --------
+    >>> found_nobody("InternalServerError: OpenAIException - Connection error."), found_nobody("Out of memory.")
+    (True, False)
+    """
+    return _NOBODY_THERE.search(message) is not None
 
 
 def never_fits(message: str) -> bool:
@@ -199,12 +241,14 @@ def never_fits(message: str) -> bool:
     --------
     >>> never_fits("Limit 30,000, Used 29,000, Requested 1,500."), never_fits("Limit 30000, Requested 40000.")
     (False, True)
+    >>> never_fits("This exceeds the maximum tokens per minute of 30000 (requested 40000).")
+    True
     """
     found = _TOO_LARGE.search(message)
     if found is None:
         return False
     limit, asked = (
-        next((found[f"{name}{n}"] for n in ("", "_2", "_3", "_4") if found[f"{name}{n}"]), None)
+        next((found[f"{name}{n}"] for n in ("", "_2", "_3", "_4", "_5") if found[f"{name}{n}"]), None)
         for name in ("limit", "asked")
     )
     return limit is None or asked is None or _number(asked) > _number(limit)

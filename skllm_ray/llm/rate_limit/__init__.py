@@ -35,7 +35,8 @@ no report on a lease                    It counts in full for 64 s from its gran
 ``Report.external``                     The server's headers say that less is left: the difference counts as used.
 ``Report.refusals``                     The bucket pauses for all, once for all that was sent before the pause. An
                                         undeclared concurrency halves.
-``Report.served``                       The next refusal's pause starts small again.
+``Report.absent``                       The server was there and is not: one request at a time looks for it.
+``Report.served``                       The next pause starts small again; all may ask a server that was not there.
 ``Report.done``, ``latency_s``          An undeclared concurrency grows, if it is in full use and answers stay quick.
 ``Report.ended``                        The call sends nothing more, in no process.
 ``Report.past``, ``known``              A new limiter learns what the old one knew.

@@ -12,7 +12,9 @@ from dataclasses import replace
 
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.cancellation import end_call, not_sent
+from skllm_ray.llm.rate_limit.bucket import SERVED_LATELY_S
 from skllm_ray.llm.rate_limit.installed import current_limiter, tell_observer
+from skllm_ray.llm.rate_limit.knee import FIRST
 from skllm_ray.llm.rate_limit.messages import (
     HEARTBEAT_S,
     LARGEST_LEASE,
@@ -44,14 +46,29 @@ class Gate:
         The longest that one try may take, in seconds.
     longest_pause_s : float
         A longer pause than this fails whoever waits.
+    first : int, default=32
+        Requests at once to begin with, where nobody declares how many there may be.
+    longest_look_s : float, default=4
+        The longest time between two looks for a server that is not there.
     """
 
-    def __init__(self, bucket: str, limit: RateLimit | None, hold_s: float, longest_pause_s: float) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        limit: RateLimit | None,
+        hold_s: float,
+        longest_pause_s: float,
+        first: int = FIRST,
+        longest_look_s: float = 4.0,
+    ) -> None:
+        self._first = first
+        self._look_s = HEARTBEAT_S
         self._bucket = bucket
         self._limit = limit
         self._known = RateLimit()  # what all who share the bucket declared, as the limiter says
         self._hold_s = hold_s
         self._longest_pause_s = longest_pause_s
+        self._longest_look_s = longest_look_s
         self._holder = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._waiters: deque[Waiter] = deque()
         self._permits: deque[Unused] = deque()
@@ -129,7 +146,7 @@ class Gate:
             raise NotLetThroughError(not_sent(run.stop.result()))
         return permit
 
-    def release(self, permit: Permit, used: int | None, *, served: bool = True) -> None:
+    def release(self, permit: Permit, used: int | None, *, served: bool = True, absent: bool = False) -> None:
         """Tell what became of a request.
 
         Parameters
@@ -140,6 +157,8 @@ class Gate:
             Its tokens; None where nobody knows.
         served : bool, default=True
             Whether the server answered for good, and not with a failure that may pass.
+        absent : bool, default=False
+            Whether there was no server.
         """
         now = self._now()
         self._out.pop(id(permit), None)
@@ -152,13 +171,15 @@ class Gate:
             self._news.served = True
             self.served_at = now
         tell_observer(now - permit.sent_at)
+        if absent and float("-inf") < self.served_at < permit.sent_at - SERVED_LATELY_S:
+            self._news.absent_at = permit.sent_at
+            self._hold(now + 0.05)
         if permit.left != (None, None):
             self._news.left = permit.left
         if permit.refusal_s is not None:
             asked = None if permit.refusal_s < 0 else permit.refusal_s
             self._news.refusals.append((permit.sent_at, asked))
-            self._paused_until = max(self._paused_until, now + (asked or 0.05))
-            self._wake.set()
+            self._hold(now + (asked or 0.05))
         self._serve()
 
     async def close(self) -> None:
@@ -177,6 +198,11 @@ class Gate:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+    def _hold(self, until: float) -> None:
+        """Send nothing before the limiter has been told, nor before then."""
+        self._paused_until = max(self._paused_until, until)
+        self._wake.set()
 
     @property
     def _metered(self) -> bool:
@@ -290,9 +316,8 @@ class Gate:
         while self._past and self._past[0][0] < now - WINDOW_S:
             self._past.popleft()
         free = self._usable(now) - len(self._out) - len(self._permits)
-        count = max(0, min(free, len(self._waiters) - len(self._permits), LARGEST_LEASE))
-        if not self._metered or now < max(self._not_before, self._paused_until):
-            count = 0
+        may_ask = self._metered and now >= max(self._not_before, self._paused_until)
+        count = max(0, min(free, len(self._waiters) - len(self._permits), LARGEST_LEASE)) if may_ask else 0
         skip = len(self._permits)
         wanted = [self._set_aside(self._waiters[index].tokens) for index in range(skip, skip + count)]
         unleased = [permit.tokens for permit in self._out.values() if not permit.lease]
@@ -316,13 +341,15 @@ class Gate:
             calls=tuple({run.call for run in self._runs if run.call is not None}),
             ended=tuple(news.ended),
             epoch=self._epoch,
+            first=self._first,
             trouble=self.trouble,
+            absent=None if news.absent_at is None else (now - news.absent_at, self._longest_look_s),
         )
         return report, wanted
 
     def _apply(self, grant: Grant, wanted: list[int], asked_at: float) -> None:
         now = self._now()
-        self._epoch, self._known = grant.epoch, grant.limit
+        self._epoch, self._known, self._look_s = grant.epoch, grant.limit, grant.look_s
         self.served_at = max(self.served_at, asked_at - grant.served_s)
         for call, error in grant.ended:
             self._end_call(call, error)
@@ -347,7 +374,7 @@ class Gate:
         """Sleep until there is something to tell or to ask."""
         now = self._now()
         self._wake.clear()
-        delay = HEARTBEAT_S
+        delay = self._look_s
         if self._waiters:
             ahead = self._paused_until - now
             if ahead > 0:

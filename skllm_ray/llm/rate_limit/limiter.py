@@ -11,7 +11,9 @@ with one :class:`Quotas`. A *bucket* is what shares a quota: an endpoint, an acc
   one yet, counts with all that is in flight, and nobody gets a lease before it has been told.
 - Concurrency is a share that each holder renews with every report; where there is less than one for each, they take
   turns.
-- A refusal (429) stops the whole bucket once; where no concurrency is declared, it halves, and grows again slowly.
+- Where no concurrency is declared, it is found by trying (:mod:`.knee`). A refusal (429) stops the whole bucket once;
+  the concurrency halves, and grows again slowly.
+- A server that was there and is not is looked for by one request at a time, for all who share the bucket.
 - A call that ended for a reason that all its rows share has ended for every holder.
 """
 
@@ -24,18 +26,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from skllm_ray.llm.rate_limit.bucket import (
+    MANY,
     Bucket,
     Holder,
     Lease,
     concurrency_of,
     forget,
     limit_of,
+    look_for,
     lower,
     lowest,
     pause,
     share_of,
     token_burst,
 )
+from skllm_ray.llm.rate_limit.knee import LOOK_S, Knee
 from skllm_ray.llm.rate_limit.messages import (
     HEARTBEAT_S,
     LARGEST_LEASE,
@@ -52,7 +57,9 @@ from skllm_ray.llm.rate_limit.meter import Meter
 from skllm_ray.tasks.base import RowError
 
 _HOLDER_S = 10.0  # a holder that is silent for so long asks no more
-_LARGEST_CONCURRENCY = 512
+_LOOK_S = 0.1
+_LATELY_S = 2.0  # four reports of a holder that waits
+_FEW = 8
 _MOST_ENDED = 1000
 _MOST_BUCKETS = 1000
 
@@ -88,22 +95,33 @@ class Quotas:
         bucket = self._buckets.get(report.bucket)
         if bucket is None:
             self._forget_idle(now)
-            bucket = Bucket(report.bucket, now, Meter(now), Meter(now))
+            bucket = Bucket(report.bucket, now, Meter(now), Meter(now), knee=Knee(report.first))
             self._buckets[report.bucket] = bucket
-        holder = bucket.holders.setdefault(report.holder, Holder())
+        holder = self._holder(bucket, report.holder)
         if report.number == holder.number and holder.grant is not None:
             return holder.grant
         if report.epoch not in {"", self._epoch} and not report.past:
             return Grant(self._epoch, wait_s=0.0)
-        self._note(bucket, holder, report, now)
-        self._adapt(bucket, report, now)
-        holder.grant = replace(
-            self._grant(bucket, holder, report, now),
-            limit=bucket.limit,
-            served_s=now - bucket.served_at,
-            ended=tuple((call, self._ended[call]) for call in report.calls if call in self._ended),
-        )
+        bucket.totals.add(holder, -1)
+        try:
+            self._note(bucket, holder, report, now)
+            self._adapt(bucket, holder, report, now)
+            holder.grant = replace(
+                self._grant(bucket, holder, report, now),
+                limit=bucket.limit,
+                look_s=HEARTBEAT_S if bucket.knee.is_found else LOOK_S,
+                served_s=now - bucket.served_at,
+                ended=tuple((call, self._ended[call]) for call in report.calls if call in self._ended),
+            )
+        finally:
+            bucket.totals.add(holder)
         return holder.grant
+
+    def _holder(self, bucket: Bucket, name: str) -> Holder:
+        if name not in bucket.holders:
+            bucket.holders[name] = holder = Holder()
+            bucket.totals.add(holder)
+        return bucket.holders[name]
 
     def end(self, call: str, error: RowError) -> None:
         """Let every holder that works for `call` send nothing more for it, from its next report on."""
@@ -129,6 +147,7 @@ class Quotas:
                 refusals=bucket.refusals,
                 paused_s=max(0.0, bucket.paused_until - now),
                 trouble=next((holder.trouble for holder in bucket.holders.values() if holder.trouble), ""),
+                paced_by=tuple(name for name, at in bucket.short_at.items() if now - at < _LATELY_S),
             )
             for bucket in self._buckets.values()
         ]
@@ -154,7 +173,7 @@ class Quotas:
         if report.past and report.known is not None:
             bucket.inherited = lowest([bucket.inherited, report.known])
             bucket.inherited_until = now + _HOLDER_S
-        bucket.limit = limit_of(bucket, now)
+        bucket.limit = limit_of(bucket, holder, now)
         bucket.requests.limit, bucket.tokens.limit = bucket.limit.requests_per_minute, bucket.limit.tokens_per_minute
         for item in report.past:
             bucket.requests.add(item.requests, now - item.age_s)
@@ -162,7 +181,9 @@ class Quotas:
         for item in report.released:
             self._release(bucket, item, now)
         if report.served:
-            bucket.served_at, bucket.in_a_row = now, 0
+            bucket.served_at, bucket.in_a_row, bucket.is_absent = now, 0, False
+        elif report.absent is not None:
+            look_for(bucket, *report.absent, now)
         left_requests, left_tokens = report.external
         lower(bucket.requests, left_requests, now)
         lower(bucket.tokens, left_tokens, now)
@@ -190,17 +211,22 @@ class Quotas:
 
     def _expire(self, bucket: Bucket, now: float) -> None:
         """Forget leases that nobody released, a window after the last moment they could be used; and silent holders."""
-        for number in [number for number, lease in bucket.leases.items() if lease.ends <= now]:
-            lease = bucket.leases.pop(number)
+        while bucket.leases and (lease := next(iter(bucket.leases.values()))).ends <= now:  # they end in their order
+            del bucket.leases[next(iter(bucket.leases))]
             bucket.requests.out -= lease.permits
             bucket.tokens.out -= lease.tokens
         for meter in (bucket.requests, bucket.tokens):  # forgets what is older than a window
             meter.used(now)
+        if now - bucket.looked_at < _LOOK_S:
+            return
+        bucket.looked_at = now
         for name, holder in list(bucket.holders.items()):
             silent_s = now - holder.heard
             if silent_s > _HOLDER_S:
+                bucket.totals.add(holder, -1)
                 holder.in_flight, holder.waiting = max(holder.in_flight, holder.share), 0
                 holder.share = 0
+                bucket.totals.add(holder)
             # where the concurrency is declared, what a lost holder sent may be in flight until its own deadline
             hold_s = holder.hold_s if bucket.limit.max_concurrency is not None else 0.0
             if silent_s > _HOLDER_S and (holder.in_flight == 0 or silent_s > _HOLDER_S + hold_s):
@@ -229,11 +255,11 @@ class Quotas:
         if paused_s > 0:
             return Grant(self._epoch, concurrency=holder.share, paused_s=paused_s, wait_s=min(paused_s, HEARTBEAT_S))
         if not metered or not report.wanted:
-            starved = holder.share == 0 and holder.demand > 0
+            starved = holder.share == 0 and holder.demand > 0 and len(bucket.holders) <= MANY
             return Grant(self._epoch, concurrency=holder.share, wait_s=0.1 if starved else HEARTBEAT_S)
-        if any(other.unreported and now - other.heard < SHARE_S for other in bucket.holders.values()):
+        if self._may_send_unleased(bucket, holder, now):
             return Grant(self._epoch, concurrency=holder.share, wait_s=0.1)
-        n, tokens, wait_s = self._affordable(bucket, report.wanted, now)
+        n, tokens, wait_s = self._affordable(bucket, holder, report.wanted, now)
         if n == 0:
             return Grant(self._epoch, concurrency=holder.share, wait_s=wait_s)
         self._leases += 1
@@ -244,46 +270,70 @@ class Quotas:
         bucket.tokens.take(tokens)
         return Grant(self._epoch, self._leases, n, holder.share, wait_s=wait_s)
 
-    def _affordable(self, bucket: Bucket, wanted: tuple[int, ...], now: float) -> tuple[int, int, float]:
+    def _may_send_unleased(self, bucket: Bucket, holder: Holder, now: float) -> bool:
+        """Return whether some holder may still send without a lease."""
+        if not bucket.totals.unreported and not holder.unreported:
+            return False
+        return any(other.unreported and now - other.heard < SHARE_S for other in bucket.holders.values())
+
+    def _affordable(
+        self, bucket: Bucket, holder: Holder, wanted: tuple[int, ...], now: float
+    ) -> tuple[int, int, float]:
         """Return how many of `wanted` may go now, their tokens, and when asking again makes sense."""
         requests, tokens = bucket.requests, bucket.tokens
-        rivals = max(1, sum(other.wants and now - other.heard < SHARE_S for other in bucket.holders.values()))
+        rivals = max(1, bucket.totals.wants + holder.wants)
         most = max(
             1, min(len(wanted), LARGEST_LEASE, int(requests.burst) // rivals if requests.limit else LARGEST_LEASE)
         )
         burst = token_burst(bucket, max(wanted[:most]))
         paced, token_balance = requests.refill(now, requests.burst), tokens.refill(now, burst)
         n = cost = 0
-        n_unleased = sum(other.unleased[0] for other in bucket.holders.values())
-        unleased = sum(other.unleased[1] for other in bucket.holders.values())
+        n_unleased = bucket.totals.unleased_requests + holder.unleased[0]
+        unleased = bucket.totals.unleased_tokens + holder.unleased[1]
         room = float("inf") if requests.limit is None else requests.limit - requests.used(now) - n_unleased
         token_room = float("inf") if tokens.limit is None else tokens.limit - tokens.used(now) - unleased
         for wish in wanted[:most]:
             need = wish if tokens.limit is None else min(wish, tokens.limit)
-            if (
-                n + 1 > min(paced, room)
-                or cost + need > token_room
-                or token_balance - cost * tokens.ratio < min(need * tokens.ratio, burst)
-            ):
+            if n + 1 > min(paced, room):
+                bucket.short_at["requests"] = now
+                break
+            if cost + need > token_room or token_balance - cost * tokens.ratio < min(need * tokens.ratio, burst):
+                bucket.short_at["tokens"] = now
                 break
             n, cost = n + 1, cost + need
         soon = max(1.0, min(len(wanted) - n, requests.burst / 3))
         ahead = max(requests.wait_s(now, soon, requests.burst), tokens.wait_s(now, wanted[min(n, most - 1)], burst))
-        return n, cost, min(max(ahead, 0.01), 2 * HEARTBEAT_S)
+        return n, cost, min(max(ahead, _turn_s(bucket, rivals, wanted[0]), 0.01), 2 * HEARTBEAT_S)
 
-    def _adapt(self, bucket: Bucket, report: Report, now: float) -> None:
-        """Grow the concurrency that nobody declared, while it is all used and answers take no longer than before."""
+    def _adapt(self, bucket: Bucket, holder: Holder, report: Report, now: float) -> None:
+        """Change the concurrency that nobody declared, while all of it is used."""
         if report.latency_s is not None and report.done:
             bucket.best_latency_s = min(bucket.best_latency_s, report.latency_s)
-        if bucket.limit.max_concurrency is not None or now < bucket.paused_until:
+        is_paused = bucket.is_absent or now < bucket.paused_until
+        if bucket.limit.max_concurrency is not None or is_paused or report.latency_s is None:
             return
-        if now - bucket.adapted_at < HEARTBEAT_S or report.latency_s is None:
+        knee = bucket.knee
+        saturated = report.waiting and bucket.totals.in_flight + holder.in_flight >= 0.8 * knee.level
+        if saturated and not knee.refused:
+            knee.look(now, report.done, report.latency_s)
+        if not knee.refused or now - bucket.adapted_at < HEARTBEAT_S:
             return
         bucket.adapted_at = now
-        saturated = sum(holder.in_flight for holder in bucket.holders.values()) >= 0.8 * bucket.adapted
-        if saturated and report.waiting and report.latency_s < 2 * bucket.best_latency_s + 0.05:
-            grown = bucket.adapted * 2 if bucket.slow_start else bucket.adapted + 2
-            bucket.adapted = min(_LARGEST_CONCURRENCY, grown)
+        if saturated and report.latency_s < 2 * bucket.best_latency_s + 0.05:
+            knee.grow_slowly()
+
+
+def _turn_s(bucket: Bucket, rivals: int, tokens: int) -> float:
+    """Return how long one of some rivals waits until it is its turn again, so that not all ask all the time.
+
+    They ask twice as often as they get something: asking less would leave some of the quota unused.
+    """
+    if rivals <= _FEW:
+        return 0.0
+    requests, limit = bucket.requests.limit, bucket.tokens.limit
+    rates = [requests / WINDOW_S] if requests else []
+    rates += [limit / WINDOW_S / max(1, tokens)] if limit else []
+    return rivals / (2 * min(rates)) if rates else 0.0
 
 
 class LocalLimiter:

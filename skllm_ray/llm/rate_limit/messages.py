@@ -99,8 +99,13 @@ class Report:
     """To a new `Quotas`: all that was used in the last window, and all that is out."""
     known: RateLimit | None = None
     """To a new `Quotas`: the limit that was in force."""
+    first: int = 32
+    """Requests at once to begin with, where nobody declares how many there may be."""
     trouble: str = ""
     """Why this holder waits for the server, where it does and says so."""
+    absent: tuple[float, float] | None = None
+    """Where the server was not there: seconds since the latest such request was sent, and the longest time between two
+    looks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,8 @@ class Grant:
     """How long to send nothing."""
     wait_s: float = HEARTBEAT_S
     """When asking again may bring more, in seconds."""
+    look_s: float = HEARTBEAT_S
+    """How soon to report again, where there is nothing to ask for, in seconds."""
     limit: RateLimit = NO_LIMIT
     """The limit in force, whoever declared it; with a quota in it, nothing may be sent without a lease."""
     served_s: float = float("inf")
@@ -147,6 +154,8 @@ class BucketInfo:
     paused_s: float
     trouble: str = ""
     """Why a holder waits for the server, in its words; empty where none does."""
+    paced_by: tuple[str, ...] = ()
+    """The quotas that kept a request waiting a moment ago: "requests", "tokens"."""
 
 
 class Limiter(Protocol):

@@ -72,6 +72,8 @@ class News:
     done: int = 0
     served: bool = False
     seconds: float = 0.0
+    absent_at: float | None = None
+    """When the latest request was sent that found no server."""
 
 
 def grouped(items: list[tuple[float, Released]], now: float) -> tuple[Released, ...]:

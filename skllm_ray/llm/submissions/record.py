@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Final, Protocol, Self
 
 BEFORE_POST: Final[frozenset[str]] = frozenset({"intent", "refused", "forgotten"})
@@ -112,8 +113,14 @@ class Submission(ABC):
     @classmethod
     def from_json(cls, text: bytes) -> Self:
         """Return what :meth:`to_json` wrote; raises ``ValueError`` for anything else."""
-        fields = json.loads(text)
+        told = json.loads(text)
         try:
-            return cls(**{**fields, "spec": cls.read_spec(fields["spec"])})
+            return cls(**{**told, "spec": cls.read_spec(told["spec"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"not the record of a {cls.kind} job: {error}") from None
+
+
+def known_fields(cls: Any, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what this version knows of a record; a later one may have written more."""
+    names = {one.name for one in fields(cls)}
+    return {name: value for name, value in told.items() if name in names}

@@ -95,7 +95,12 @@ class SubmissionStore(ABC, Generic[R]):
     def jobs(self) -> list[R]:
         """Return all jobs that were not forgotten, oldest first."""
         found = [job for key in self.keys() if (job := self.read(key)) is not None and job.state != "forgotten"]
-        return sorted(found, key=lambda job: (job.created_at or job.posted_at or float("inf"), job.key))
+        never = float("inf")
+
+        def age(job: R) -> tuple[float, float, str]:  # services tell whole seconds, and our clock what came within one
+            return job.created_at or job.posted_at or never, job.posted_at or never, job.key
+
+        return sorted(found, key=age)
 
     def find(self, name: str) -> R:
         """Return the job with the service's ID or the key `name`.

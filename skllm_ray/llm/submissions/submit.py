@@ -30,7 +30,7 @@ class Service(Protocol):
         """Raise what would make the job fail for certain: no permission, no bucket, no server."""
         ...
 
-    def upload(self, data: bytes, key: str) -> str:
+    def upload(self, data: Any, key: str) -> str:
         """Store the data at the service, check that it arrived whole, return its name there."""
         ...
 
@@ -69,7 +69,7 @@ class GracePeriod:
 
 def submit(
     wanted: R,
-    data: bytes,
+    data: Any,
     store: SubmissionStore[R],
     service: Service,
     *,
@@ -83,8 +83,8 @@ def submit(
     ----------
     wanted : Submission
         The intent.
-    data : bytes
-        What the service is to work on.
+    data : bytes or path
+        What the service is to work on, as its `upload` takes it.
     store : SubmissionStore
         Where the job is kept.
     service : Service

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
 
 from skllm_ray.config import SecretRef
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from skllm_ray.llm.submissions.record import known_fields
 
 ServiceName = Literal["vertex", "openai", "azure", "custom_url"]
 """Who tunes: Vertex AI, OpenAI, Azure OpenAI, or any server with OpenAI's fine-tuning API."""
@@ -76,12 +74,6 @@ class TuningSpec:
     def from_json(cls, record: dict[str, Any]) -> Self:
         """Return what :meth:`to_json` wrote."""
         told = record.get("key_ref")
-        reference = None if told is None else SecretRef(**{**_known(SecretRef, told), "env": tuple(told["env"])})
+        reference = None if told is None else SecretRef(**{**known_fields(SecretRef, told), "env": tuple(told["env"])})
         hyper_parameters = tuple((name, value) for name, value in record["hyper_parameters"])
-        return cls(**{**_known(cls, record), "key_ref": reference, "hyper_parameters": hyper_parameters})
-
-
-def _known(cls: type[DataclassInstance], record: dict[str, Any]) -> dict[str, Any]:
-    """Return what this version knows of a record; a later one may have written more."""
-    names = {one.name for one in fields(cls)}
-    return {name: value for name, value in record.items() if name in names}
+        return cls(**{**known_fields(cls, record), "key_ref": reference, "hyper_parameters": hyper_parameters})

@@ -29,7 +29,11 @@ def in_openai_form(answer: Any) -> Any:
     choices = [_choice(one) for one in candidates] if isinstance(candidates, list) else None
     if blocked:
         choices = [{"message": {}, "finish_reason": f"content_filter.{blocked}"}]
-    return {"choices": choices, "model": answer.get("modelVersion"), "usage": _usage(answer.get("usageMetadata"))}
+    told = answer.get("usageMetadata")
+    tier = told.get("trafficType") if isinstance(told, dict) else None
+    if tier == "TRAFFIC_TYPE_UNSPECIFIED":
+        tier = None
+    return {"choices": choices, "model": answer.get("modelVersion"), "usage": _usage(told), "service_tier": tier}
 
 
 def read_vector(answer: Any) -> Embedding:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from skllm_ray.config import Secret
 from skllm_ray.errors import MissingExtraError
 from skllm_ray.llm.api.answers import Answer, read
-from skllm_ray.llm.api.capabilities import CUT_THOUGHT, Question
+from skllm_ray.llm.api.capabilities import Question
 from skllm_ray.llm.api.embeddings import of_one_length
 from skllm_ray.llm.api.failures import Refusals
-from skllm_ray.llm.api.options import limits_in, thaw_options
+from skllm_ray.llm.api.options import limits_in
 from skllm_ray.llm.api.redaction import redact
 from skllm_ray.llm.api.request_runner import RequestKind, RequestRunner, whole
 from skllm_ray.llm.api.response_body import client, latest_body, parsed
@@ -25,13 +25,14 @@ from skllm_ray.llm.spec import with_cost
 from skllm_ray.llm.vertex.answers import in_openai_form, read_vector
 from skllm_ray.llm.vertex.errors import classify, told_of
 from skllm_ray.llm.vertex.request import VertexDialect
-from skllm_ray.llm.vertex.spec import VertexSpec
+from skllm_ray.llm.vertex.spec import VertexSpec, fields_of
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError
 
 if TYPE_CHECKING:
     from google import genai
     from google.genai import types
 
+_TIER = "X-Vertex-AI-LLM-Shared-Request-Type"
 _ROLES = {"user": "user", "assistant": "model"}
 
 
@@ -102,21 +103,29 @@ class VertexBackend(Backend):
             except Exception as error:  # noqa: BLE001  the boundary: one row's failure must not lose the others' replies
                 sent = [*self._dialect.turns(question), *question.request.messages]
                 failure = self._classify(error, [message["content"] for message in sent], permit)
-                if failure.kind == "bad_request" and self._dialect.doubts(question, config, told_of(error).message):
+                if self._doubts(question, config, failure, told_of(error).message):
                     return None
                 self._dialect.failed(question, failure)
                 return Reply(error=failure)
         self._dialect.overran(next(iter(limits_in(config)), None), reply.usage)
-        if answer.is_thinking and self._dialect.lifts_bound(question, reply.usage):
-            return replace(reply, text=None, error=CUT_THOUGHT)
+        cut = self._dialect.lifts_bound(question, answer)
+        if cut is not None:
+            return replace(reply, text=None, error=cut)
         self._dialect.came(question, reply.error)
         self._refusals.answered()
         return reply
 
+    def _doubts(self, question: Question[ChatRequest], config: dict[str, Any], failure: RowError, message: str) -> bool:
+        dialect = self._dialect
+        if failure.kind == "bad_request" and dialect.doubts(question, config, message):
+            return True
+        is_refused = failure.kind in {"bad_request", "context_length"}
+        return (is_refused and dialect.blames_bound(question, message)) or dialect.blames_log_probs(question, failure)
+
     async def _ask_vector(self, text: str, permit: Permit) -> Embedding:
         from google.genai import types
 
-        options = thaw_options(self._spec.request_options)
+        options = fields_of(self._spec.request_options)
         with self._refusals.asking():
             try:
                 await self._client.aio.models.embed_content(
@@ -138,11 +147,10 @@ class VertexBackend(Backend):
         return failure
 
     def _reply(self, answer: Answer, question: Question[ChatRequest]) -> Reply:
-        text, error, log_probs = answer.text, answer.error, None
-        if error is None and text is not None and self._dialect.wants_log_probs(question.request):
-            log_probs, error = self._dialect.read_log_probs(answer.tokens, text, question)
-        usage = with_cost(answer.usage, self._price)
-        return Reply(None if error else whole(text), log_probs, error=error, usage=usage, model=answer.model)
+        text = None if answer.error else whole(answer.text)
+        usage = with_cost(answer.usage, self._spec.answer_price(answer.tier), wrote=bool(answer.text))
+        reply = Reply(text, error=answer.error, usage=usage, model=answer.model)
+        return self._dialect.with_confidence(reply, answer.tokens, question)
 
     async def _send(self, question: Question[ChatRequest], config: dict[str, Any]) -> Any:
         from google.genai import types
@@ -181,6 +189,7 @@ def _open_client(spec: VertexSpec, token: Secret | None, http: Any = None) -> ge
     http_options = types.HttpOptions(
         base_url=base_url,
         api_version=version,
+        headers={_TIER: "flex"} if spec.tier == "flex" else None,
         timeout=round(spec.patience.timeout_s * 1000),
         httpx_async_client=http,
         retry_options=types.HttpRetryOptions(attempts=1),  # None would retry a lost connection unasked

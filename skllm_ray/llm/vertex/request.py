@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from skllm_ray.llm.api.capabilities import REFUSAL, Learner, Question, folded, form_of, is_about_system
+from skllm_ray.llm.api.capabilities import FEW_ALTERNATIVES, FEWER, Asked, Learner, Question
+from skllm_ray.llm.api.forms import REFUSAL, folded, form_of, is_about_system
 from skllm_ray.llm.api.options import limits_in
+from skllm_ray.llm.tiers import SHARED_REQUEST_TYPE
 from skllm_ray.tasks.base import ChatRequest, Message
 
 _ABOUT_LOG_PROBS = re.compile(r"log_?probs?\b|log probabilit", re.IGNORECASE)
@@ -20,6 +22,10 @@ class VertexDialect(Learner):
     """Writes the configurations of requests, and leaves out what the model refused before."""
 
     limit_names = frozenset({"max_output_tokens"})
+
+    def __init__(self, spec: Asked) -> None:
+        super().__init__(spec)
+        self._own.pop(SHARED_REQUEST_TYPE, None)  # it is a header
 
     def config(self, question: Question[ChatRequest]) -> dict[str, Any]:
         """Return the fields of the configuration that asks `question`; Google's guide leaves the temperature out."""
@@ -38,7 +44,9 @@ class VertexDialect(Learner):
         if schema and form == "json_schema":
             config["response_json_schema"] = schema
         if self.wants_log_probs(request) and "logprobs" not in left_out:
-            config |= {"response_logprobs": True, "logprobs": 5}
+            config["response_logprobs"] = True
+            if n_alternatives := self.n_alternatives(request, left_out):
+                config["logprobs"] = n_alternatives
         config |= self._own
         return {name: value for name, value in config.items() if name not in left_out}
 
@@ -58,7 +66,7 @@ class VertexDialect(Learner):
 
     def _refused_in(self, config: dict[str, Any], message: str) -> str | None:
         if "response_logprobs" in config and _ABOUT_LOG_PROBS.search(message):
-            return "logprobs"
+            return FEWER if config.get("logprobs", 0) > FEW_ALTERNATIVES else "logprobs"
         if "response_mime_type" in config and "response_mime_type" not in self._own and _ABOUT_FORMAT.search(message):
             return "json_schema" if "response_json_schema" in config else "json_object"
         if "system_instruction" in config and is_about_system(message):

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import base64
 import warnings
-from collections.abc import Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
-from skllm_ray.errors import ConfigurationError, JobFailedError
-from skllm_ray.llm.api.redaction import redact
-from skllm_ray.llm.submissions import OutcomeUnknownError, RefusedError
 from skllm_ray.llm.tuning.job import ServerJob, State
 from skllm_ray.llm.tuning.spec import TuningSpec
-from skllm_ray.llm.vertex.backend import _open_client
-from skllm_ray.llm.vertex.errors import classify
-from skllm_ray.llm.vertex.gcs import StorageError, check_bucket, explain, open_bucket, status_of
+from skllm_ray.llm.vertex.gcs import StorageError, explain, open_bucket, status_of
+from skllm_ray.llm.vertex.jobs import CERTAIN, VertexJobs, without_secrets
 from skllm_ray.llm.vertex.spec import VertexSpec
 
 if TYPE_CHECKING:
@@ -24,9 +19,7 @@ if TYPE_CHECKING:
 LABEL: Final = "skllm-ray-key"
 """The label in which a job carries its key."""
 
-_PAGE = 100
 _FOLDER = "skllm-ray-tuning"
-_CERTAIN = {"authentication", "permission", "model_not_found", "bad_request", "rate_limit", "insufficient_quota"}
 _STATES: Final[dict[str, State]] = {
     f"JOB_STATE_{state.upper()}": state
     for state in (
@@ -37,7 +30,7 @@ _STATES: Final[dict[str, State]] = {
 _ADAPTER_SIZES = {1: "ONE", 2: "TWO", 4: "FOUR", 8: "EIGHT", 16: "SIXTEEN", 32: "THIRTY_TWO"}
 
 
-class VertexTuning:
+class VertexTuning(VertexJobs[ServerJob]):
     """Vertex AI's tuning jobs, and the bucket for their data sets.
 
     Parameters
@@ -46,19 +39,23 @@ class VertexTuning:
         Names the project, the region and the bucket.
     """
 
+    _certain = CERTAIN | {"rate_limit"}
+
     def __init__(self, spec: TuningSpec) -> None:
         self._spec = spec
-        chat = VertexSpec(model=spec.base_model, project=spec.project, location=spec.location or "")
-        try:
-            self._client = _open_client(chat, None)
-        except Exception as error:  # noqa: BLE001  the boundary to the SDK
-            raise explain(error, "Vertex AI") from None
         self._parent = f"projects/{spec.project}/locations/{spec.location}"
+        chat = VertexSpec(model=spec.base_model, project=spec.project, location=spec.location or "")
+        super().__init__(chat, spec.bucket, f"Vertex AI in {self._parent}")
 
-    def check(self) -> None:
-        """Raise unless the bucket can be written to and jobs can be listed."""
-        check_bucket(self._bucket())
-        next(self._jobs(1), None)
+    @property
+    def _service(self) -> Any:
+        return self._client.tunings
+
+    def _read(self, job: types.TuningJob) -> ServerJob:
+        return _read(job)
+
+    def _name(self, job_id: str) -> str:
+        return job_id if "/" in job_id else f"{self._parent}/tuningJobs/{job_id}"
 
     def upload(self, data: bytes, key: str) -> str:
         """Store the data set in the bucket; Google compares its CRC32C with ours on arrival, and so do we."""
@@ -77,7 +74,7 @@ class VertexTuning:
 
     def find(self, key: str) -> ServerJob | None:
         """Return the oldest job with our label, or None."""
-        found = [job for job in self._jobs(_PAGE) if (job.labels or {}).get(LABEL) == key]
+        found = [job for job in self._jobs() if (job.labels or {}).get(LABEL) == key]
         return min(map(_read, found), key=lambda job: job.created_at or 0, default=None)
 
     def create(self, spec: TuningSpec, data: str) -> ServerJob:
@@ -99,30 +96,8 @@ class VertexTuning:
                 warnings.filterwarnings("ignore", message=".*tuning implementation is experimental")
                 job = self._client.tunings.tune(base_model=spec.base_model, training_dataset=dataset, config=config)
         except Exception as error:  # noqa: BLE001  the boundary to the SDK and its transport
-            failure = classify(error, _redact)
-            if failure.kind in _CERTAIN and status_of(error) not in {None, 409, 408}:
-                raise RefusedError(f"Vertex AI refused the job: {failure.message}") from None
-            raise OutcomeUnknownError(failure.message) from None
-        if not job.name:
-            raise OutcomeUnknownError("Vertex AI's answer names no job.")
-        return _read(job)
-
-    def get(self, job_id: str) -> ServerJob | None:
-        """Return a job, or None if Vertex AI knows it no more."""
-        try:
-            return _read(self._client.tunings.get(name=self._name(job_id)))
-        except Exception as error:  # noqa: BLE001  the boundary to the SDK and its transport
-            if status_of(error) == 404:
-                return None
-            self._raise(error)
-
-    def cancel(self, job_id: str) -> None:
-        """Ask Vertex AI to stop."""
-        try:
-            self._client.tunings.cancel(name=self._name(job_id))
-        except Exception as error:  # noqa: BLE001  the boundary to the SDK and its transport
-            if status_of(error) not in {400, 404, 409}:  # it ended before, or is gone
-                self._raise(error)
+            self._refuse(error)
+        return self._made(job)
 
     def remove(self, data: str) -> None:
         """Remove the data set from its bucket."""
@@ -132,31 +107,6 @@ class VertexTuning:
         except Exception as error:  # noqa: BLE001  the boundary to the SDK and its transport
             if status_of(error) != 404:
                 raise explain(error, data) from None
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def _bucket(self) -> Any:
-        return open_bucket(self._spec.project, self._spec.bucket or "")
-
-    def _jobs(self, page_size: int) -> Iterator[types.TuningJob]:
-        try:
-            yield from self._client.tunings.list(config={"page_size": page_size})
-        except Exception as error:  # noqa: BLE001  the boundary to the SDK and its transport
-            self._raise(error)
-
-    def _name(self, job_id: str) -> str:
-        return job_id if "/" in job_id else f"{self._parent}/tuningJobs/{job_id}"
-
-    def _raise(self, error: Exception) -> NoReturn:
-        failure = classify(error, _redact)
-        if failure.kind in {"authentication", "permission"}:
-            raise ConfigurationError(
-                f"Vertex AI in {self._parent} refused: {failure.message}",
-                "Grant the role Vertex AI User, and enable aiplatform.googleapis.com.",
-            ) from None
-        raise JobFailedError(f"Vertex AI in {self._parent}: {failure.message}", failure.hint) from None
 
 
 def adapter_size_name(size: object) -> str:
@@ -180,7 +130,7 @@ def _read(job: types.TuningJob) -> ServerJob:
         key=(job.labels or {}).get(LABEL),
         base_model=job.base_model or "",
         model=(job.tuned_model.endpoint if job.tuned_model else None) or None,
-        error=_redact(job.error.message or f"code {job.error.code}") if job.error else None,
+        error=without_secrets(job.error.message or f"code {job.error.code}") if job.error else None,
         created_at=_seconds(job.create_time),
         started_at=_seconds(job.start_time),
         finished_at=_seconds(job.end_time),
@@ -199,7 +149,3 @@ def _integer(value: Any) -> int | None:
 
 def _float(value: Any) -> float | None:
     return None if value is None else float(value)
-
-
-def _redact(message: str) -> str:
-    return redact(message, [], [])

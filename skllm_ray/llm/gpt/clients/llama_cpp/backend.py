@@ -265,6 +265,7 @@ class GGUFBackend(Backend):
                 [request.json_schema for request in requests],
                 [request.max_output_tokens for request in requests],
                 [request.stop for request in requests],
+                tells=[request.tells_tokens for request in requests],
             )
         return [
             self._too_long(found) if isinstance(found, ContextOverflowError) else self._reply(found, request, chat)
@@ -274,7 +275,7 @@ class GGUFBackend(Backend):
     def _reply(self, found: Generated, request: ChatRequest, chat: Prompts) -> Reply:
         usage = Usage(found.n_prompt, found.n_written)
         if not request.is_free_text:
-            return Reply(found.text, usage=usage, model=self._model)
+            return Reply(found.text, usage=usage, model=self._model, token_log_probs=found.log_probs)
         if found.finish_reason == "length" and request.max_output_tokens is None:  # the context is full
             return Reply(error=TRUNCATED, usage=usage, model=self._model)
         thinks = request.style.think > 0

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,18 @@ from skllm_ray.llm.gpt.clients.llama_cpp.catalog import (
 )
 
 
-def local_file(name: str, download_path: str) -> Path:
-    """Return the file of the model `name`, downloading it into `download_path` if it is not there yet.
+def local_file(name: str, download_path: str, copy: Copy | None = None) -> Path:
+    """Return the file of the model `name`, bringing it into `download_path` if it is not there yet.
+
+    Parameters
+    ----------
+    name : str
+        A catalogue name, a path, or ``owner/repo/file.gguf``.
+    download_path : str
+        The folder for what is downloaded.
+    copy : callable or None, default=None
+        Brings a file from another node. It gets the file's name within `download_path` and where to write it, and
+        returns the file's SHA-256, or None where no node has it: then it is downloaded from the hub.
 
     Raises
     ------
@@ -49,12 +59,54 @@ def local_file(name: str, download_path: str) -> Path:
         for file in files:
             if _is_ready(folder / file, sha256_known):
                 continue
+            if copy is not None and _is_copied(copy, Path(download_path), f"{repo}/{file}", sha256_known):
+                continue
             path = _download(repo, file, Path(download_path))
+            _begun(path).unlink(missing_ok=True)
             expected = sha256_known or _hub_hash(path, folder, file)
             if expected:
                 _verify(path, expected)
         check_file(first)
         return first
+
+
+Copy = Callable[[str, Path], str | None]
+
+
+def _is_copied(copy: Copy, folder: Path, name: str, known: str) -> bool:
+    """Return whether a file came from another node, whole."""
+    path = folder / name
+    part = _begun(path)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    found = copy(name, part)
+    if found is None or _is_ready(path, known):  # where nodes share a file system, it is here by now
+        return found is not None
+    if sha256(part) != (known or found):
+        part.unlink()
+        return False
+    part.replace(path)
+    _note(path).write_text(f"{known or found} {_mark(path)}")
+    return True
+
+
+def _begun(path: Path) -> Path:
+    """Return where a copy from another node stands until it is whole."""
+    return path.with_name(f"{path.name}.copied")
+
+
+def here(name: str, download_path: str) -> tuple[int, str] | None:
+    """Return the size and the SHA-256 of a file within `download_path`; None where it is not here, whole and checked.
+
+    Parameters
+    ----------
+    name : str
+        The file's name within `download_path`, with its repository.
+    download_path : str
+        The folder for what is downloaded.
+    """
+    path = Path(download_path) / name
+    checked = _checked(path)
+    return (path.stat().st_size, checked) if checked else None
 
 
 def file_if_here(name: str, download_path: str) -> Path | None:

@@ -21,6 +21,7 @@ from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.gpt.clients.llama_cpp.batch import Batch
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
 from skllm_ray.llm.gpt.clients.llama_cpp.library import take_errors
+from skllm_ray.llm.gpt.clients.llama_cpp.logarithms import log_sum_exp
 from skllm_ray.llm.gpt.clients.llama_cpp.trie import ContextOverflowError
 
 MAX_SLOTS = 64
@@ -40,6 +41,8 @@ class Generated:
     finish_reason: Literal["stop", "length"]
     tokens: Sequence[int] = ()
     """The tokens written."""
+    log_probs: tuple[tuple[int, float], ...] | None = None
+    """Where each token ends in the text, in characters, and its log probability among all tokens, where asked for."""
 
 
 @dataclass(slots=True)
@@ -58,6 +61,8 @@ class _Slot:
     controls: Mapping[int, bytes] = field(default_factory=dict)
     """The texts of control tokens, where they are to be written too."""
     written: bytearray = field(default_factory=bytearray)
+    log_probs: list[tuple[int, float]] | None = None
+    """Where each token ends, in bytes, and its log probability, where that is to be told."""
 
     @property
     def n_written(self) -> int:
@@ -161,6 +166,7 @@ class Generator:
         most_tokens: Sequence[int | None],
         stops: Sequence[Sequence[str]] | None = None,
         *,
+        tells: Sequence[bool] | None = None,
         with_controls: bool = False,
     ) -> list[Generated | ContextOverflowError]:
         """Return the greedy continuation of every prompt.
@@ -175,6 +181,8 @@ class Generator:
             The largest number of tokens in an answer; None lets the context's end decide.
         stops : sequence of sequence of str, of length n_rows, optional
             The strings before which an answer ends.
+        tells : sequence of bool, of length n_rows, optional
+            Whether the log probabilities of the tokens are to be told.
         with_controls : bool, default=False
             Whether control tokens are written as the texts that they have in prompts, rather than left out.
 
@@ -206,6 +214,7 @@ class Generator:
                     self._grammar(schemas[index]),
                     stops=tuple(stop.encode("utf-8", "replace") for stop in stops[index]) if stops else (),
                     controls=engine.marked_pieces if with_controls else {},
+                    log_probs=[] if tells and tells[index] else None,
                 )
                 for index in (fitting[i] for i in run)
             ]
@@ -237,7 +246,8 @@ class Generator:
                 reason = self._step(slot, row)
                 if reason:
                     text, tokens = slot.written.decode("utf-8", "replace"), slot.tokens[slot.n_prompt :]
-                    results[slot.index] = Generated(text, slot.n_prompt, slot.n_written, reason, tokens)
+                    told = _by_characters(slot.log_probs, slot.written)
+                    results[slot.index] = Generated(text, slot.n_prompt, slot.n_written, reason, tokens, told)
                     queue.end(slot)
                     self._free(slot)
 
@@ -253,6 +263,8 @@ class Generator:
         slot.tokens.append(token)
         piece = slot.controls.get(token) or self._engine.pieces[token]
         slot.written += piece
+        if slot.log_probs is not None:
+            slot.log_probs.append((len(slot.written), float(logits[token] - log_sum_exp(logits[None])[0])))
         if slot.stops and _ends_at_stop(slot.written, len(piece), slot.stops):
             return "stop"
         return "length" if slot.n_written >= slot.most else ""
@@ -297,6 +309,16 @@ class Generator:
         if slot.grammar is not None:
             self._lib.llama_sampler_free(slot.grammar)
             slot.grammar = None
+
+
+def _by_characters(
+    log_probs: Sequence[tuple[int, float]] | None, written: bytearray
+) -> tuple[tuple[int, float], ...] | None:
+    """Return where tokens end in characters rather than in bytes."""
+    if log_probs is None:
+        return None
+    begun = np.cumsum([0, *((byte & 0xC0) != 0x80 for byte in written)])  # a character counts where it begins
+    return tuple((int(begun[min(end, len(written))]), log_prob) for end, log_prob in log_probs)
 
 
 def _ends_at_stop(written: bytearray, n_new: int, stops: Sequence[bytes]) -> bool:

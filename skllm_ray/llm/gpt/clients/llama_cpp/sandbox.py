@@ -207,7 +207,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             "from_json": self._metered(json.loads),
             "format": self._metered(_format),
         }
-        self.filters |= {"_loop": self._loop, "_made": self._made, "_joined": self._joined}
+        self.filters |= {"_loop": self._loop, "_made": self._out, "_joined": self._joined}
         self.tests = {name: self._stepped(one) for name, one in self.tests.items()}
 
     def render_messages(self, template: Any, messages: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> str:
@@ -280,7 +280,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         found = vars(self._rendering).get("meter", self._idle)
         return found if isinstance(found, Meter) else self._idle
 
-    def _out(self, value: object) -> object:
+    def _out(self, value: Any) -> Any:
         self._meter.step()
         self._meter.charge(self._meter.weigh(value))
         return value
@@ -291,13 +291,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             meter.step()
             yield value
 
-    def _made(self, value: Any) -> Any:
-        self._meter.step()
-        self._meter.charge(self._meter.weigh(value))
-        return value
-
     def _joined(self, parts: Sequence[Any]) -> str:
-        return "".join(map(str, self._made(parts)))
+        return "".join(map(str, self._out(parts)))
 
     def _metered(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)

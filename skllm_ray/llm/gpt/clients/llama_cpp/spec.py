@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-from skllm_ray.config import GGUFResources, Price, RateLimit, SKLLMConfig
+from skllm_ray.config import Confidence, GGUFResources, Price, RateLimit, SKLLMConfig
 from skllm_ray.llm.base import Capabilities, ModelChoice, Placement, SecretResolver, StatefulSpec, Wanted
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name, is_path, supported_models
@@ -17,7 +17,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
 from skllm_ray.llm.gpt.clients.llama_cpp.download import file_if_here, local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.embedding import CutText
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
-from skllm_ray.llm.gpt.clients.llama_cpp.library import require_installed
+from skllm_ray.llm.gpt.clients.llama_cpp.library import context_length, require_installed
 from skllm_ray.llm.gpt.clients.llama_cpp.memory import memory_needed
 from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
 from skllm_ray.tasks.base import ChatRequest
@@ -41,6 +41,10 @@ class GGUFSpec(StatefulSpec):
     """How answers are asked for; does not concern how the model is loaded."""
     best_only: bool = field(default=False, compare=False)
     """Whether this call wants labels alone, without probabilities."""
+    confidence: Confidence = field(default="auto", compare=False)
+    """Whether a call that shows probabilities gets those of fields."""
+    tells_tokens: bool = field(default=False, compare=False)
+    """Whether this call wants the probabilities of what is written in a form."""
 
     @property
     def model(self) -> str:
@@ -74,6 +78,7 @@ class GGUFSpec(StatefulSpec):
             num_gpus=default_gpus if given.num_gpus is None else given.num_gpus,
             min_replicas=given.min_replicas,
             max_replicas=given.max_replicas,
+            cpu_replicas=given.cpu_replicas,
             keep_alive_s=given.keep_alive_s,
             placement_timeout_s=given.placement_timeout_s,
         )
@@ -82,6 +87,11 @@ class GGUFSpec(StatefulSpec):
     def packages(self) -> tuple[str, ...]:
         """llama.cpp's bindings."""
         return ("llama-cpp-python",)
+
+    @property
+    def files(self) -> tuple[str, str] | None:
+        """The name on the hub, and the folder for downloads; None for a path, and for the model of the package."""
+        return None if self.name == "demo" or is_path(self.name) else (self.name, self.download_path)
 
     @property
     def limit(self) -> RateLimit | None:
@@ -99,12 +109,18 @@ class GGUFSpec(StatefulSpec):
         return self.model
 
     def asked_for(self, wanted: Wanted) -> Self:
-        """Return the spec for a call that wants the best label alone: the others need not all be scored."""
+        """Return the spec for a call that wants the best label alone, or the probabilities of fields."""
+        if wanted == "confidence":
+            return replace(self, tells_tokens=self.confidence != "off")
         return replace(self, best_only=True) if wanted == "label" else self
 
     def for_replica(self, n_threads: int) -> Self:
         """Return the spec that one replica loads."""
         return replace(self, n_threads=n_threads)
+
+    def without_gpu(self) -> Self:
+        """Return the spec that a replica on CPUs loads."""
+        return replace(self, n_gpu_layers=0)
 
     def adapt(self, requests: Sequence[ChatRequest], texts: Sequence[str]) -> list[ChatRequest]:
         """Return the requests as the options want them."""
@@ -116,6 +132,10 @@ class GGUFSpec(StatefulSpec):
             adapted = [replace(request, choices=None, json_schema=None) for request in adapted]
         if self.best_only or self._exact:
             adapted = [self._constrained(request) for request in adapted]
+        if self.tells_tokens:
+            adapted = [
+                request if request.json_schema is None else replace(request, tells_tokens=True) for request in adapted
+            ]
         return [self._bounded(request) if request.choices is None else request for request in adapted]
 
     def _constrained(self, request: ChatRequest) -> ChatRequest:
@@ -169,6 +189,21 @@ class GGUFSpec(StatefulSpec):
         finally:
             engine.close()
 
+    def context_tokens(self) -> int | None:
+        """Return the tokens of context that a call opens; None where the model's file is not on this machine."""
+        require_installed()
+        path, known = file_if_here(self.name, self.download_path), supported_models.get(self.name)
+        if path is None:
+            return None
+        engine = Engine(EngineOptions(str(path), vocab_only=True))
+        try:
+            trained = engine.metadata(f"{engine.metadata('general.architecture')}.context_length")
+        finally:
+            engine.close()
+        if trained is None or not trained.isdigit():
+            return None
+        return context_length(int(trained), self.resources.n_ctx or (known.n_ctx if known else None))
+
 
 def _own_threads() -> int:
     return min(8, os.cpu_count() or 1)
@@ -185,5 +220,6 @@ def gguf(choice: ModelChoice) -> GGUFSpec:
         download_path=SKLLMConfig.get_gguf_download_path(),
         verbose=SKLLMConfig.get_gguf_verbose(),
         resources=SKLLMConfig.get_gguf_resources(choice.name),
+        confidence=SKLLMConfig.get_confidence(),
         options=GGUFOptions.parse(choice.options),
     )

@@ -8,33 +8,33 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.api import embeddings
 from skllm_ray.llm.api.answers import Answer, read
-from skllm_ray.llm.api.capabilities import CUT_THOUGHT, Question, is_about_system
+from skllm_ray.llm.api.capabilities import Question
 from skllm_ray.llm.api.failures import Refusals, classify, headers_of, told_of
+from skllm_ray.llm.api.forms import is_about_system
+from skllm_ray.llm.api.http_client import HttpClient
 from skllm_ray.llm.api.options import limits_in
 from skllm_ray.llm.api.redaction import redact
 from skllm_ray.llm.api.request_runner import RequestKind, RequestRunner, whole
-from skllm_ray.llm.api.response_body import bytes_of_vectors, client, most_bytes, parsed, response_type
+from skllm_ray.llm.api.response_body import StatusError, bytes_of_vectors, most_bytes, parsed
 from skllm_ray.llm.api.token_estimate import TokenEstimate
 from skllm_ray.llm.base import Backend
-from skllm_ray.llm.gpt.clients.openai.headers import left_of_quotas
+from skllm_ray.llm.gpt.clients.openai.exact_scores import SCORES, ExactScores
+from skllm_ray.llm.gpt.clients.openai.headers import OPENAI_URL, address, left_of_quotas, sent_headers
 from skllm_ray.llm.gpt.clients.openai.request import Dialect
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
-from skllm_ray.llm.model_facts import price_of
+from skllm_ray.llm.rate_limit.knee import FIRST, FIRST_OF_A_SERVER
 from skllm_ray.llm.rate_limit.permits import Permit
 from skllm_ray.llm.spec import with_cost
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage
 
-if TYPE_CHECKING:
-    import openai
-
-_OPENAI_URL = "https://api.openai.com/v1"
 _REREAD_S = 1.0
+_UNAUTHORIZED = 401
 _MOST_KEYS = 4  # former ones, which messages may still quote
 
 
@@ -46,7 +46,7 @@ class OpenAIBackend(Backend):
     spec : OpenAISpec
         The model and its server.
     key : str
-        The API key, which is wrapped in a `Secret`; only the SDK gets its text.
+        The API key, which is wrapped in a `Secret`; its text stands in the headers that are sent alone.
     read_key : callable, optional
         Looks the key up again, after the server refused the one in use: keys that a resolver or a file gives may change
         while the client is open.
@@ -62,21 +62,22 @@ class OpenAIBackend(Backend):
         headers: Mapping[str, Secret] | None = None,
     ) -> None:
         self._spec = spec
-        self._price = spec.capabilities.price
         key = Secret(key)
         self._keys = [key]
         self._read_key = read_key
         self._reading = asyncio.Lock()
         self._read_at = -math.inf
-        self._hidden = list((headers or {}).values())
-        self._client = _open_client(spec, key, headers or {})
-        self._response_type = response_type()
+        self._extra_headers = headers or {}
+        self._headers = sent_headers(spec, key, self._extra_headers)
+        self._http = HttpClient(spec.patience.timeout_s, spec.patience.connect_s)
         self._dialect = Dialect(spec)
         self._tokens = TokenEstimate()
-        self._where = spec.base_url or _OPENAI_URL
+        self._where = spec.base_url or OPENAI_URL
         self._refusals = Refusals(self._where)
+        self._scores = ExactScores(spec, self._send)
         bucket = f"{self._where} {spec.model} {key.fingerprint}{' ' + spec.org if spec.org else ''}"
-        self._runner = RequestRunner(spec.patience, bucket, spec.limit, self._where)
+        first = FIRST_OF_A_SERVER if spec.api == "custom_url" else FIRST
+        self._runner = RequestRunner(spec.patience, bucket, spec.limit, self._where, first)
 
     def complete(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """Return one reply per request, in order. Failures are replies with an ``error``.
@@ -116,7 +117,7 @@ class OpenAIBackend(Backend):
 
     def close(self) -> None:
         """Close the connections. A second call does nothing."""
-        self._runner.close(self._client.close)
+        self._runner.close(self._http.close)
 
     async def _ask(self, question: Question[ChatRequest], permit: Permit) -> Reply | None:
         """Ask once; None where the server merely did not understand, and is asked in another way."""
@@ -126,6 +127,11 @@ class OpenAIBackend(Backend):
         body = self._dialect.body(question)
         with self._refusals.asking():
             try:
+                scored = await self._scored(question, permit)
+                if scored is not None:
+                    self._dialect.came(question, None)
+                    self._refusals.answered()
+                    return scored
                 told, headers = await self._send("/chat/completions", body, permit)
                 answer = read(told, question.request, headers)
                 reply = self._reply(answer, question)
@@ -138,11 +144,24 @@ class OpenAIBackend(Backend):
                 self._dialect.failed(question, failure)
                 return Reply(error=failure)
         self._dialect.overran(next(iter(limits_in(body)), None), reply.usage)
-        if answer.is_thinking and self._dialect.lifts_bound(question, reply.usage):
-            return replace(reply, text=None, error=CUT_THOUGHT)
+        cut = self._dialect.lifts_bound(question, answer)
+        if cut is not None:
+            return replace(reply, text=None, error=cut)
         self._dialect.came(question, reply.error)
         self._refusals.answered()
         return reply
+
+    async def _scored(self, question: Question[ChatRequest], permit: Permit) -> Reply | None:
+        """Return the exactly scored reply; None where the server cannot tell one."""
+        dialect, request = self._dialect, question.request
+        if not self._scores.wants(request) or SCORES in dialect.refused:
+            return None
+        found = await self._scores.reply(request, dialect.messages(question), permit)
+        if self._scores.is_refused:
+            dialect.refused.add(SCORES)
+        if found is not None:
+            self._tokens.learn(request, found.usage)
+        return None if found is None else replace(found, usage=self._priced(found.usage, found.model))
 
     async def _ask_vectors(self, question: Question[Sequence[str]], permit: Permit) -> Embedding | None:
         texts, body = question.request, self._dialect.embedding_body(question)
@@ -162,18 +181,16 @@ class OpenAIBackend(Backend):
         return replace(found, usage=self._priced(found.usage, found.model))
 
     async def _send(self, path: str, body: dict[str, Any], permit: Permit) -> tuple[object, Mapping[str, str]]:
-        """Post `body`. The SDK's parsing into models is left out: it takes more time than all the rest."""
-        import openai
-
-        key = self._keys[-1]
+        """Post `body` to a path below the base URL, or to another address of the same server."""
+        key, url = self._keys[-1], address(self._spec, path)
         try:
-            response = await self._client.post(path, body=body, cast_to=self._response_type)
-        except openai.AuthenticationError:
-            if not await self._has_another_key(key):
+            answer = await self._http.post(url, body, self._headers)
+        except StatusError as error:
+            if error.answer.status != _UNAUTHORIZED or not await self._has_another_key(key):
                 raise
-            response = await self._client.post(path, body=body, cast_to=self._response_type)
-        permit.left = left_of_quotas(response.headers)
-        return parsed(response.content), response.headers
+            answer = await self._http.post(url, body, self._headers)
+        permit.left = left_of_quotas(answer.headers)
+        return parsed(answer.content), answer.headers
 
     async def _has_another_key(self, refused: Secret) -> bool:
         """Return whether the client has another key than `refused` by now; one task looks it up for all."""
@@ -185,20 +202,27 @@ class OpenAIBackend(Backend):
                     found = Secret(await asyncio.to_thread(self._read_key))
                     if found != refused:
                         self._keys = [*self._keys[-_MOST_KEYS:], found]
-                        self._client.api_key = found.reveal()
+                        self._headers = sent_headers(self._spec, found, self._extra_headers)
             return self._keys[-1] != refused
 
     def _doubts(self, question: Question[Any], body: dict[str, Any], error: Exception, failure: RowError) -> bool:
-        if failure.kind not in {"bad_request", "server_error"}:
+        if failure.kind not in {"bad_request", "server_error", "context_length"}:
             return False
         told = told_of(error)
         said = f"{told.code} {told.message}"
+        if failure.kind == "context_length":
+            return self._dialect.blames_bound(question, said)
         if failure.kind == "server_error" and not is_about_system(said):
             return False  # some servers fail where a model's template has no such role
-        return self._dialect.doubts(question, body, told.param, said)
+        return (
+            self._dialect.doubts(question, body, told.param, said)
+            or self._dialect.blames_bound(question, f"{told.param} {said}")
+            or self._dialect.blames_log_probs(question, failure)
+        )
 
     def _classify(self, error: Exception, texts: Sequence[str], permit: Permit, n_rows: int) -> RowError:
-        found = classify(error, partial(redact, secrets=[*self._keys, *self._hidden], texts=texts), self._where)
+        hidden = [*self._keys, *self._extra_headers.values()]
+        found = classify(error, partial(redact, secrets=hidden, texts=texts), self._where)
         failure = self._refusals.judge(found, is_one_rows=n_rows == 1)
         headers = headers_of(error)
         if headers is not None:
@@ -208,43 +232,10 @@ class OpenAIBackend(Backend):
         return failure
 
     def _reply(self, answer: Answer, question: Question[ChatRequest]) -> Reply:
-        text, error, log_probs = answer.text, answer.error, None
-        if error is None and text is not None and self._dialect.wants_log_probs(question.request):
-            log_probs, error = self._dialect.read_log_probs(answer.tokens, text, question)
-        usage = self._priced(answer.usage, answer.model)
-        return Reply(None if error else whole(text), log_probs, error=error, usage=usage, model=answer.model)
+        text = None if answer.error else whole(answer.text)
+        usage = self._priced(answer.usage, answer.model, answer.tier, wrote=bool(answer.text))
+        reply = Reply(text, error=answer.error, usage=usage, model=answer.model)
+        return self._dialect.with_confidence(reply, answer.tokens, question)
 
-    def _priced(self, usage: Usage, reported: str) -> Usage:
-        price = self._price
-        if price is None and self._spec.costs_list_price:  # what an Azure deployment runs, its answers tell
-            price = price_of(reported)
-        return with_cost(usage, price)
-
-
-def _open_client(spec: OpenAISpec, key: Secret, headers: Mapping[str, Secret]) -> openai.AsyncOpenAI:
-    import openai
-
-    timeout_s = spec.patience.timeout_s
-    timeout = openai.Timeout(timeout_s, connect=spec.patience.connect_s)
-    if spec.api == "azure":
-        return openai.AsyncAzureOpenAI(
-            azure_endpoint=spec.base_url or "",
-            azure_deployment=spec.model,
-            api_version=spec.api_version,
-            api_key=key.reveal(),
-            organization=spec.org,
-            timeout=timeout,
-            max_retries=0,
-            default_headers={name: value.reveal() for name, value in headers.items()},
-            http_client=client(timeout),
-        )
-    base_url = spec.base_url or _OPENAI_URL
-    return openai.AsyncOpenAI(
-        base_url=base_url,
-        api_key=key.reveal(),
-        organization=spec.org,
-        timeout=timeout,
-        max_retries=0,
-        default_headers={name: value.reveal() for name, value in headers.items()},
-        http_client=client(timeout),
-    )
+    def _priced(self, usage: Usage, reported: str, served: str = "", *, wrote: bool = False) -> Usage:
+        return with_cost(usage, self._spec.answer_price(reported, served), wrote=wrote)

@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from skllm_ray.llm.api.capabilities import REFUSAL, Learner, Question, folded, form_of, is_about_system
+from skllm_ray.llm.api.capabilities import FEW_ALTERNATIVES, FEWER, Learner, Question
+from skllm_ray.llm.api.forms import REFUSAL, folded, form_of, is_about_system
 from skllm_ray.llm.api.options import limits_in
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.llm.model_facts import AnswerForm
-from skllm_ray.tasks.base import ChatRequest
+from skllm_ray.tasks.base import ChatRequest, Message
 
-_LOG_PROBS = {"logprobs": True, "top_logprobs": 5}
+_LOG_PROBS = {"logprobs", "top_logprobs"}
 _TOKEN_LIMITS = ("max_completion_tokens", "max_tokens")
 _NEEDED = {"model", "messages", "input"}
 _ABOUT_FORMAT = re.compile(
@@ -43,9 +44,7 @@ class Dialect(Learner):
     def body(self, question: Question[ChatRequest]) -> dict[str, Any]:
         """Return the JSON body that asks `question`."""
         request, left_out = question.request, self.left_out(question)
-        takes_system = self._facts.system_role and "system" not in left_out
-        messages = list(request.messages) if takes_system else folded(request.messages)
-        body: dict[str, Any] = {"model": self._model, "messages": messages}
+        body: dict[str, Any] = {"model": self._model, "messages": self.messages(question)}
         schema = request.choices.json_schema() if request.choices else request.json_schema
         form = form_of(self._facts.answer_form, left_out)
         if schema and form != "plain" and "response_format" not in left_out:
@@ -54,8 +53,15 @@ class Dialect(Learner):
         if limit is not None and name:
             body[name] = limit
         if self.wants_log_probs(request) and "logprobs" not in left_out:
-            body |= _LOG_PROBS
+            body["logprobs"] = True
+            if n_alternatives := self.n_alternatives(request, left_out):
+                body["top_logprobs"] = n_alternatives
         return body | {name: value for name, value in self._options.items() if name not in left_out}
+
+    def messages(self, question: Question[ChatRequest]) -> list[Message]:
+        """Return the conversation in the roles that the server takes."""
+        takes_system = self._facts.system_role and "system" not in self.left_out(question)
+        return list(question.request.messages) if takes_system else folded(question.request.messages)
 
     def _limit_name(self, left_out: set[str]) -> str | None:
         """Return how to limit an answer; None where the server takes no limit, or the user set one."""
@@ -79,6 +85,8 @@ class Dialect(Learner):
     def _refused_in(self, body: dict[str, Any], param: str | None, message: str) -> str | None:
         if "response_format" in body and "response_format" not in self._own and _is_about_format(param, message):
             return str(body["response_format"]["type"])
+        if body.get("top_logprobs", 0) > FEW_ALTERNATIVES and "logprobs" in f"{param} {message}":
+            return FEWER
         name = _refused_name(body, param, message)
         if name is None and _has_system(body) and is_about_system(message):
             return "system"

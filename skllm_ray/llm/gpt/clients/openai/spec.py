@@ -20,13 +20,15 @@ from skllm_ray.errors import ConfigurationError, MissingKeyError, warn
 from skllm_ray.llm.api.options import refuse_options, thaw_options
 from skllm_ray.llm.base import ModelChoice, SecretResolver
 from skllm_ray.llm.credentials import key_reference
-from skllm_ray.llm.model_facts import ModelFacts, end_notice, facts_of, price_of
+from skllm_ray.llm.model_facts import ModelFacts, Vendor, context_of, end_notice, facts_of, price_of
 from skllm_ray.llm.spec import ApiSpec, api_settings
+from skllm_ray.llm.tiers import SERVICE_TIER, at_tier, has_flex, tier_named
 
 if TYPE_CHECKING:
     from datetime import date
 
     from skllm_ray.llm.gpt.clients.openai.backend import OpenAIBackend
+    from skllm_ray.llm.gpt.clients.openai.batch_lines import OpenAIBatchApi
 
 _NO_KEY = Secret("no-key")
 _SETTINGS = {"azure": "azure_api_base", "custom_url": "gpt_url"}
@@ -86,6 +88,11 @@ class OpenAISpec(ApiSpec):
         return True
 
     @property
+    def vendor(self) -> Vendor | None:
+        """OpenAI's rules hold at Azure too, and at no other server."""
+        return "openai" if self.costs_list_price and (self.api == "azure" or self.base_url is None) else None
+
+    @property
     def credential(self) -> SecretRef:
         """Where the worker finds the API key."""
         return self.key_ref
@@ -99,7 +106,35 @@ class OpenAISpec(ApiSpec):
     @property
     def list_price(self) -> Price | None:
         """OpenAI's price; what an Azure deployment runs is seen in its answers alone."""
+        if self.tier == "flex" and self.api == "openai" and has_flex(self.model):
+            price = price_of(self.model)
+            return None if price is None else at_tier(price, "flex")
         return price_of(self.model) if self.costs_list_price and self.api == "openai" else None
+
+    @property
+    def flex_option(self) -> str | None:
+        """``service_tier``, at OpenAI itself."""
+        named = SERVICE_TIER in thaw_options(self.request_options)
+        return SERVICE_TIER if self.api == "openai" and has_flex(self.model) and not named else None
+
+    def answer_price(self, reported: str, served: str) -> Price | None:
+        """Return the price of an answer that names the model `reported`, and the tier `served` where it is not empty.
+
+        It may be another tier than the one that was asked for.
+        """
+        if self.price is not None or self.api == "custom_url":
+            return self.price
+        tier = tier_named(served)
+        if not served and (self.api == "openai" or not self.costs_list_price):
+            return self.list_price
+        if served and tier is None:
+            return None
+        price = price_of(self.model if self.api == "openai" else reported)  # what Azure runs, its answers tell
+        return price if price is None or not served else at_tier(price, tier or "standard")
+
+    def context_tokens(self) -> int | None:
+        """Return the tokens of an OpenAI model's context; names on other servers mean other models."""
+        return context_of(self.model) if self.api == "openai" else None
 
     def end_notice(self, today: date) -> str | None:
         """Return what to say of a model that OpenAI has turned off; names on other servers mean other models."""
@@ -127,6 +162,12 @@ class OpenAISpec(ApiSpec):
         self._check_address()
         headers = {name: resolve_secret(reference) for name, reference in self.headers}
         return OpenAIBackend(self, self._secret(resolve_secret), lambda: self._secret(resolve_secret), headers)
+
+    def batch_api(self) -> OpenAIBatchApi:
+        """Return how batches of the model are made and read; whether its server has any is seen when it is asked."""
+        from skllm_ray.llm.gpt.clients.openai.batch_lines import OpenAIBatchApi
+
+        return OpenAIBatchApi(self)
 
     def _check_address(self) -> None:
         setting = _SETTINGS.get(self.api)

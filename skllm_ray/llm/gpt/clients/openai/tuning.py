@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from skllm_ray.config import Secret, SecretRef
-from skllm_ray.errors import ConfigurationError, JobFailedError, MissingKeyError
-from skllm_ray.llm.api.failures import classify
+from skllm_ray.errors import ConfigurationError, JobFailedError
 from skllm_ray.llm.api.redaction import redact
 from skllm_ray.llm.base import SecretResolver
+from skllm_ray.llm.gpt.clients.openai.remote_files import RemoteFiles, classify, key_of, open_client
 from skllm_ray.llm.submissions import OutcomeUnknownError, RefusedError
 from skllm_ray.llm.tuning.job import ServerJob, State
 from skllm_ray.llm.tuning.spec import TuningSpec
 
 if TYPE_CHECKING:
-    import openai
     from openai.types import FileObject
     from openai.types.fine_tuning import FineTuningJob
 
 METADATA: Final = "skllm_ray_key"
 """The metadata in which a job carries its key."""
 
-_OPENAI_URL = "https://api.openai.com/v1"
-_TIMEOUT_S = 120.0
 _PAGE = 100
-_PROCESSING = {"pending", "running", "notRunning"}
-_LONGEST_PROCESSING_S = 600.0
 _STATES: Final[dict[str, State]] = {
     "validating_files": "pending",
     "notRunning": "pending",
@@ -64,9 +57,10 @@ class OpenAITuning:
 
     def __init__(self, spec: TuningSpec, resolve_secret: SecretResolver) -> None:
         self._spec = spec
-        self._key = _secret(spec, resolve_secret)
-        self._client = _open_client(spec, self._key)
+        self._key = key_of(spec, resolve_secret)
+        self._client = open_client(spec, self._key)
         self._redact = partial(redact, secrets=[self._key], texts=[])
+        self._remote = RemoteFiles(self._client, "fine-tune", self._raise, self._redact)
 
     def check(self) -> None:
         """Raise unless jobs can be listed with this key."""
@@ -74,13 +68,8 @@ class OpenAITuning:
 
     def upload(self, data: bytes, key: str) -> str:
         """Upload the data set, or find it from an earlier try, and compare what arrived with what was sent."""
-        name = f"skllm-ray-{key}.jsonl"
-        there = self._call(lambda: self._file(name, len(data)))
-        file: FileObject = there or self._call(
-            lambda: self._client.files.create(file=(name, data, "application/jsonl"), purpose="fine-tune")
-        )
+        file = self._remote.upload(data, key)
         self._compare(file, data)
-        self._await_processing(file)
         return file.id
 
     def find(self, key: str) -> ServerJob | None:
@@ -135,30 +124,17 @@ class OpenAITuning:
 
     def remove(self, data: str) -> None:
         """Delete the data set's file."""
-        import openai
-
-        try:
-            self._client.files.delete(data)
-        except openai.NotFoundError:
-            return
-        except Exception as error:  # noqa: BLE001  the boundary to the SDK and its transport
-            self._raise(error)
+        self._remote.remove(data)
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
     def _find(self, key: str) -> ServerJob | None:
-        files = {file.id for file in self._files() if file.filename == f"skllm-ray-{key}.jsonl"}
+        files = {file.id for file in self._remote.named(key)}
         jobs: Iterator[FineTuningJob] = iter(self._client.fine_tuning.jobs.list(limit=_PAGE))
         found = [self._read(job) for job in jobs if _carries(job, key, files)]
         return min(found, key=lambda job: job.created_at or 0, default=None)
-
-    def _files(self) -> Iterator[FileObject]:
-        return iter(self._client.files.list(purpose="fine-tune"))
-
-    def _file(self, name: str, size: int) -> FileObject | None:
-        return next((file for file in self._files() if file.filename == name and file.bytes == size), None)
 
     def _compare(self, file: FileObject, data: bytes) -> None:
         """Raise unless the file is what was sent; where a server hands out no contents, its size must do."""
@@ -175,15 +151,6 @@ class OpenAITuning:
         if not same:
             self.remove(file.id)
             raise JobFailedError(f"The file {file.id} does not hold what was sent; it was removed.", "Try again.")
-
-    def _await_processing(self, file: FileObject) -> None:
-        deadline, pause_s, name = time.monotonic() + _LONGEST_PROCESSING_S, 0.5, file.id
-        while file.status in _PROCESSING and time.monotonic() < deadline:
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, 10.0)
-            file = self._call(lambda: self._client.files.retrieve(name))
-        if file.status == "error":
-            raise JobFailedError(f"The server cannot use the data set: {self._redact(str(file.status_details or ''))}")
 
     def _read(self, job: FineTuningJob) -> ServerJob:
         error = self._redact(job.error.message) if job.error and job.error.message else None
@@ -220,31 +187,3 @@ class OpenAITuning:
 def _carries(job: FineTuningJob, key: str, files: set[str]) -> bool:
     carried = (job.metadata or {}).get(METADATA)
     return carried == key if carried else job.training_file in files
-
-
-def _secret(spec: TuningSpec, resolve_secret: SecretResolver) -> Secret:
-    reference = spec.key_ref or SecretRef("openai_key", ())
-    try:
-        return resolve_secret(reference)
-    except MissingKeyError:
-        if spec.service != "custom_url":
-            raise
-        return Secret("no-key-needed")
-
-
-def _open_client(spec: TuningSpec, key: Secret) -> openai.OpenAI:
-    import openai
-
-    if spec.service == "azure":
-        return openai.AzureOpenAI(
-            azure_endpoint=spec.base_url or "",
-            api_version=spec.api_version,
-            api_key=key.reveal(),
-            organization=spec.org,
-            timeout=_TIMEOUT_S,
-            max_retries=0,
-        )
-    base_url = spec.base_url or _OPENAI_URL
-    return openai.OpenAI(
-        base_url=base_url, api_key=key.reveal(), organization=spec.org, timeout=_TIMEOUT_S, max_retries=0
-    )

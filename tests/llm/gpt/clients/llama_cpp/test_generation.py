@@ -268,7 +268,7 @@ def test_a_long_text_is_cut_for_its_embedding_when_asked_for():
 
 def test_a_free_text_that_fills_the_context_is_an_error(backend, monkeypatch):
     written = Generated("half of a te", 10, 1014, "length")
-    monkeypatch.setattr(Generator, "generate", lambda *args: [written] * len(args[1]))
+    monkeypatch.setattr(Generator, "generate", lambda *args, **kw: [written] * len(args[1]))
     free, asked_for, schema = backend.complete(
         [ask("x"), ask("x", max_output_tokens=1014), ask("x", json_schema=EXPLAINED)]
     )

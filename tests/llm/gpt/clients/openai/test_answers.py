@@ -142,13 +142,19 @@ def minimax(code: int, message: str = "told so") -> bytes:
         (b"401 Unauthorized\n", "authentication", "Unauthorized", 1),
         (b"Invalid API key", "authentication", "Invalid API key", 1),
         (b'{"detail": "Insufficient balance"}', "insufficient_quota", "Insufficient balance", 1),
+        (b'{"detail": "Not authenticated"}', "authentication", "Not authenticated", 1),
+        (b'{"error_msg": "Access denied"}', "permission", "Access denied", 1),
+        (b'{"status": "error", "reason": "daily quota exceeded"}', "rate_limit", "daily quota exceeded", 5),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_failures_inside_a_200_in_forms_of_their_own(body, kind, message, tries):
     with ChatServer(lambda _: RawAnswer(body)) as server:
         (reply,) = complete(spec_for(server), [ask("x")])
-    assert (reply.error.kind, reply.attempts) == (kind, tries)
+    assert reply.error.kind == kind
+    assert reply.attempts == tries or (
+        kind == "rate_limit" and reply.attempts > 1
+    )  # such a row waits a time, not a number
     assert message in reply.error.message
     assert server.url in reply.error.message or kind == "content_filter"
 
@@ -323,9 +329,7 @@ def test_placeholders_for_log_probabilities_are_no_probabilities():
 
 
 @pytest.mark.parametrize("status", [400, 422])
-@pytest.mark.parametrize(
-    "message", ["Invalid model name passed in model=m. Call /v1/models", "Invalid API key (row 7)"]
-)
+@pytest.mark.parametrize("message", ["Your project was suspended. Call us", "Invalid API key (row 7)"])
 def test_twenty_bad_requests_alike_end_the_job(status, message):
     with ChatServer(lambda _: StatusFault(status, message, str(status))) as server:
         replies = complete(spec_for(server), [ask(f"row {i}") for i in range(2000)])
@@ -336,6 +340,33 @@ def test_twenty_bad_requests_alike_end_the_job(status, message):
         reply.error.fatal and "in a row" in reply.error.message and server.url in reply.error.message
         for reply in replies
     )
+
+
+@pytest.mark.parametrize(
+    ("told", "kind"),
+    [
+        (error("/chat/completions: Invalid model name passed in model=m. Call `/v1/models`", code="400"), "model"),
+        (error("m is not a valid model ID", code=400), "model"),
+        (error("Model Not Exist", type="invalid_request_error"), "model"),
+        (error("Invalid model: m", type="invalid_model", code="1500"), "model"),
+        (error("The model `m` does not exist or you do not have access to it."), "model"),
+        (error("No connected db.", type="no_db_connection", code="400"), "key"),
+    ],
+    ids=str,
+)
+def test_a_model_or_a_key_that_a_gateway_does_not_know_costs_one_request(told, kind):
+    with ChatServer(lambda _: RawAnswer(told, 400)) as server:
+        replies = complete(spec_for(server), [ask(f"row {i}") for i in range(100)])
+        assert server.n_requests == 1
+    assert replies[0].error.kind == {"model": "model_not_found", "key": "authentication"}[kind]
+    assert {reply.error.kind for reply in replies[1:]} == {"cancelled"}
+
+
+@pytest.mark.parametrize(
+    "message", ["Invalid model parameter: top_p", "No answer in the model's form", "The model is busy", "Invalid value"]
+)
+def test_other_bad_requests_are_the_rows_own(message):
+    assert kind_of(400, Told(message)) == "bad_request"
 
 
 def test_bad_requests_among_slow_good_ones_end_nothing():

@@ -12,8 +12,9 @@ import pytest
 from skllm_ray.config import RateLimit
 from skllm_ray.errors import MissingKeyError
 from skllm_ray.llm.api.embeddings import in_parts, read
-from skllm_ray.llm.api.failures import retry_after_s, row_error
+from skllm_ray.llm.api.failures import failure, retry_after_s, row_error, wait_in
 from skllm_ray.llm.api.response_body import UnreadableError
+from skllm_ray.llm.api.server_message import Told
 from skllm_ray.tasks.base import Embedding
 from skllm_ray.testing import ChatServer
 from tests.llm.gpt.clients.openai.test_chat import KEY, ask, complete, spec_for
@@ -289,3 +290,27 @@ def test_one_text_without_a_finite_vector_costs_one_row():
         found = backend.embed(["a", "b", "bad", "c"])
         backend.close()
     assert [embedding.error is None for embedding in found] == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("message", "seconds"),
+    [
+        ("Rate limit reached. Please try again in 1.398s. Visit https://x", 1.398),
+        ("Please try again in 6m0s.", 360.0),
+        ("Please retry after 26 seconds.", 26.0),
+        ("Retry in 1 hour 2 minutes", 3720.0),
+        ("wait for 500 milliseconds", 0.5),
+        ("Limit 30000, Used 29000, Requested 1500. Try again later in 2027.", None),
+        ("try again in the morning", None),
+        ("", None),
+    ],
+)
+def test_a_wait_in_a_message_is_read(message, seconds):
+    assert wait_in(message) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_headers_say_it_first_and_other_failures_say_nothing():
+    told = Told(message="Please try again in 20s.")
+    assert failure(429, told, {}, str, "").retry_after_s == 20.0
+    assert failure(429, told, {"retry-after": "3"}, str, "").retry_after_s == 3.0
+    assert failure(500, told, {}, str, "").retry_after_s is None

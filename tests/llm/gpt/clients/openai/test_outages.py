@@ -56,7 +56,13 @@ def test_a_server_that_starts_again_loses_no_row(monkeypatch):
     assert max(reply.attempts for reply in replies) > WAITING.max_tries
 
 
-@pytest.mark.parametrize("fault", [StatusFault(502), StatusFault(503), RawAnswer(b"<html>Bad gateway</html>", 502)])
+NOBODY = "litellm.InternalServerError: InternalServerError: OpenAIException - Connection error."
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [StatusFault(502), StatusFault(503), RawAnswer(b"<html>Bad gateway</html>", 502), StatusFault(500, NOBODY, "500")],
+)
 def test_so_does_none_behind_a_gateway(fault):
     replies = while_restarting(between=lambda port: ChatServer(lambda body: fault, port=port))
     assert {reply.text for reply in replies} == {"ok"}

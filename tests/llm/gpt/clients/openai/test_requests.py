@@ -111,6 +111,30 @@ def test_extra_headers_reach_a_worker_by_their_fingerprints():
     assert seen[0]["x-key"] == SECRET
 
 
+ROUTES = [
+    {"fallbacks": ["gpt-4o", {"model": "claude", "api_key": None}], "num_retries": 0},  # LiteLLM's
+    {"extra_body": {"models": ["a/x", "b/y"], "provider": {"order": ["a"], "allow_fallbacks": False}}},  # OpenRouter's
+    {"extra_body": {"metadata": {"tags": ["nightly"]}, "cache": {"no-cache": True}}},
+]
+
+
+@pytest.mark.parametrize("options", ROUTES, ids=str)
+def test_what_a_gateway_routes_by_is_passed_on_as_it_is(options):
+    names = {"helicone-fallbacks": '[{"target-url": "https://x"}]', "x-portkey-config": '{"strategy": {"mode": "x"}}'}
+    seen = []
+    with ChatServer() as server:
+        headers_of(server, seen)
+        SKLLMConfig.set_gpt_url(server.url)
+        SKLLMConfig.set_extra_headers(names)
+        clf = ZeroShotGPTClassifier(model="custom_url::m", request_options=options).fit(None, ["good", "bad"])
+        assert clf.predict(["so bad", "so good"]).tolist() == ["bad", "good"]
+        bodies = [received.body for received in server.received]
+    wanted = options.get("extra_body", options)
+    assert [{name: body[name] for name in wanted} for body in bodies] == [wanted] * 2
+    assert all("extra_body" not in body for body in bodies)
+    assert [{name: one[name] for name in names} for one in seen] == [names] * 2
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"x key": "a"}, {"x": "a\nb"}, {"x": "…"}, {"Content-Type": "a"}, {"x": ""}, {1: "a"}, {"x": 1}],
