@@ -10,12 +10,23 @@ from http.client import BadStatusLine, IncompleteRead, RemoteDisconnected
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import openai
 import pytest
 
 from skllm_ray import testing
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.tasks.base import ChatRequest, Choices, RowError
-from skllm_ray.testing import ChatServer, FakeBackend, FakeSpec, Received, StatusFault, WireFault, prompt_of
+from skllm_ray.testing import (
+    ChatServer,
+    FakeBackend,
+    FakeSpec,
+    LabelAnswer,
+    Received,
+    StatusFault,
+    WireFault,
+    prompt_of,
+)
+from skllm_ray.testing.batch_server import BatchFault, BatchServer
 
 
 def body_for(text, choices=None):
@@ -52,6 +63,18 @@ def test_the_default_answer_is_the_label_that_the_prompt_names_most(choices, ans
     with ChatServer() as server:
         assert json.loads(chat(server, body_for("Labels: good, bad, mixed. Text: a Bad day", choices))) == answer
         assert chat(server, body_for("hello")) == "ok"
+
+
+def test_a_scripted_answer_may_have_probabilities():
+    shares = {"good": 0.25, "bad": 0.7, "mixed": 0.05}
+    body = body_for("a day", Choices(("good", "bad", "mixed"))) | {"logprobs": True, "top_logprobs": 20}
+    with ChatServer(lambda body: LabelAnswer(shares)) as server:
+        told = post(f"{server.url}/chat/completions", body)["choices"][0]
+        assert json.loads(chat(server, body_for("without"))) == {"label": "bad"}
+    assert json.loads(told["message"]["content"]) == {"label": "bad"}
+    _, label, _ = told["logprobs"]["content"]
+    assert label["token"] == "bad"
+    assert {top["token"]: math.exp(top["logprob"]) for top in label["top_logprobs"]} == pytest.approx(shares)
 
 
 def test_it_counts_and_records_but_keeps_no_key():
@@ -306,3 +329,33 @@ def test_a_client_that_resets_its_connection_leaves_no_traceback(capfd):
         time.sleep(0.3)
         assert "ValueError" in capfd.readouterr().err  # any other fault of a handler is told as ever
         client.close()
+
+
+def test_the_batch_server_answers_lines_as_requests_and_keeps_the_bill():
+    lines = [
+        {
+            "custom_id": str(i), "method": "POST", "url": "/v1/chat/completions",
+            "body": {"model": "m", "messages": [{"role": "user", "content": f"number {i}"}]},
+        }
+        for i in range(10)
+    ]  # fmt: skip
+    content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    with BatchServer(lambda body: prompt_of(body).upper()) as server:
+        server.batch_faults.append(BatchFault.EXPIRED)
+        client = openai.OpenAI(base_url=server.url, api_key="x", max_retries=0)
+        file = client.files.create(file=("a.jsonl", content), purpose="batch")
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"key": "k"}
+        )
+        while batch.status not in {"completed", "expired"}:
+            batch = client.batches.retrieve(batch.id)
+        told = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+        unrun = [json.loads(line) for line in client.files.content(batch.error_file_id).text.splitlines()]
+        direct = client.chat.completions.create(model="m", messages=lines[0]["body"]["messages"])
+        texts = [one["response"]["body"]["choices"][0]["message"]["content"] for one in told]
+    assert texts == [f"NUMBER {one['custom_id']}" for one in told]
+    assert direct.choices[0].message.content == "NUMBER 0"
+    assert {one["error"]["code"] for one in unrun} == {"batch_expired"}
+    assert sorted(one["custom_id"] for one in [*told, *unrun]) == sorted(map(str, range(10)))
+    assert server.bill.requests == {"batch": 5, "standard": 1}
+    assert server.bill.usd(1.0, 1.0) == pytest.approx((5 * 0.5 * (2 + 2) + 4) / 1e6)

@@ -9,7 +9,17 @@ from typing import Any, Final
 
 from skllm_ray.tasks.base import answer_start, normal_form
 
-_DECODER = json.JSONDecoder(strict=False)  # line breaks inside strings are common
+
+def _agreed(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object without the keys that it has twice with different values: nobody knows which one is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key in {key for key, value in pairs if found[key] != value}:
+            del found[key]
+    return found
+
+
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_agreed)  # line breaks inside strings are common
 _FENCE = re.compile(r"^(`{3,})(?:[^\n`]*\n)?(.*?)\n?\1$", re.DOTALL)
 _TOKENS_AT_END = re.compile(
     r"(?:\s*(?:<\|(?:return|end|im_end|eot_id|endoftext|end_of_text|eom_id|call)\|>|</s>|<end_of_turn>|<eos>))+\s*$"
@@ -32,6 +42,8 @@ def read_json(text: str | None, opening: str = "{", field: str | None = None) ->
     --------
     >>> read_json('Sure: {"label": "a"}. The braces {here} mean nothing.')
     {'label': 'a'}
+    >>> read_json('{"label": "a", "label": "b", "reason": "it is", "reason": "it is"}')
+    {'reason': 'it is'}
     """
     text = final(text)
     if text[:1] == opening:

@@ -144,10 +144,15 @@ class ChatRequest:
     """The largest number of tokens in the answer; None leaves it to the model."""
     limit_is_hard: bool = False
     """Whether nothing may be sent without `max_output_tokens`, since a budget was reserved for it."""
+    answer_bound: int | None = None
+    """The most tokens that a whole answer can need, as the task knows it; None where it does not. It is no part of the
+    question: what writes past it will not come to an end."""
     cut_text: str | None = None
     """The row's text as it stands in the last message, if a local model may cut its middle out where it is too long."""
     stop: tuple[str, ...] = ()
     """The strings before which a local model ends a free text."""
+    tells_tokens: bool = False
+    """Whether a local model is to tell the probabilities of the tokens that it writes."""
     style: PromptStyle = PromptStyle()
     """How a local model's prompt is written, and how long it thinks."""
 
@@ -220,6 +225,9 @@ class Reply:
     label_mass: float | None = None
     """The probability that the model would answer with any of the choices at all, once it has begun an answer of that
     form, between 0 and 1; None where it is not known."""
+    token_log_probs: tuple[tuple[int, float], ...] | None = None
+    """Where each token of the text ends, in characters, and the natural logarithm of its probability; None where that
+    is not known, or not asked for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -254,6 +262,10 @@ class Row(Generic[T]):
     """The name of the step that answered, where the plan names its steps."""
     replaced: Row[T] | None = None
     """The earlier answer that this one took the place of; None where there was none."""
+    probability: float | None = None
+    """The probability of the answer, where it has none of its choices'."""
+    field_probabilities: Mapping[str, float | None] | None = None
+    """That of each field of an answer that has several."""
     by_step: tuple[Usage | None, ...] = ()
     """What each step of a plan of several steps cost; None for one that was not asked."""
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from skllm_ray.prompts.templates import COT_CLF_PROMPT_TEMPLATE, COT_MLCLF_PROMPT_TEMPLATE
+from skllm_ray.tasks.answer_bound import with_bounds
 from skllm_ray.tasks.answers import find_label, find_labels, labels_by_name, read_json, value_of
 from skllm_ray.tasks.base import ChatRequest, Reply, Row
 from skllm_ray.tasks.classification import MultiLabelZeroShotTask, ZeroShotTask
+from skllm_ray.tasks.field_confidence import Written, without_tokens
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class CoTTask(ZeroShotTask):
 
     def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return one request per text."""
-        return _explained(super().render(texts))
+        return with_bounds(_explained(super().render(texts)), texts)
 
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[Any]]:  # noqa: ARG002
         """Return one row per reply."""
@@ -36,7 +38,7 @@ class MultiLabelCoTTask(MultiLabelZeroShotTask):
 
     def render(self, texts: Sequence[str]) -> list[ChatRequest]:
         """Return one request per text."""
-        return _explained(super().render(texts))
+        return with_bounds(_explained(super().render(texts)), texts)
 
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[Any]]:  # noqa: ARG002
         """Return one row per reply."""
@@ -65,4 +67,9 @@ def _row(reply: Reply, read: Any) -> Row[tuple[Any, str]]:
     answer = read_json(reply.text, field="label")
     found = read(value_of(answer, "label"))
     explanation = str(value_of(answer, "explanation") or "")
-    return Row(None if found is None else (found, explanation), found is not None, reply)
+    if found is None:
+        return Row(None, False, reply)
+    written = Written(reply, answer)
+    spans = [span for name, span in written.members().items() if name == "label"] if written.is_known else []
+    probability = written.probability(spans) if spans else None
+    return Row((found, explanation), True, without_tokens(reply), probability=probability)

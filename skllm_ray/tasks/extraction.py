@@ -9,8 +9,10 @@ from typing import Any
 
 from skllm_ray.prompts import fill_each
 from skllm_ray.prompts.templates import EXTRACTION_PROMPT_TEMPLATE, EXTRACTION_SYSTEM_MESSAGE
+from skllm_ray.tasks.answer_bound import with_bounds
 from skllm_ray.tasks.answers import read_json
 from skllm_ray.tasks.base import ChatRequest, Reply, Row
+from skllm_ray.tasks.field_confidence import Written, without_tokens
 from skllm_ray.tasks.text import conversation
 
 
@@ -36,7 +38,8 @@ class ExtractionTask:
         """Return one request per text."""
         schema, values = dict(self.schema), {"schema": json.dumps(self.schema, ensure_ascii=False)}
         prompts = fill_each(self.template, texts, values)
-        return [ChatRequest(conversation(EXTRACTION_SYSTEM_MESSAGE, one), json_schema=schema) for one in prompts]
+        asked = [ChatRequest(conversation(EXTRACTION_SYSTEM_MESSAGE, one), json_schema=schema) for one in prompts]
+        return with_bounds(asked, texts)
 
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[Mapping[str, Any]]]:  # noqa: ARG002
         """Return one row per reply; an answer that does not follow the schema is not valid."""
@@ -51,9 +54,15 @@ class ExtractionTask:
             missing = ", ".join(map(repr, sorted(fields - given)))
             return Row(None, False, reply, reason=f"The answer lacks {missing} and has other fields in place of them.")
         try:
-            return Row(self.validate(answer), True, reply)
+            value = self.validate(answer)
         except (ValueError, TypeError):
             return Row(None, False, reply, reason="The answer does not follow the schema.")
+        written, probability, by_field = Written(reply, answer), None, None
+        if written.is_known:
+            spans = written.members()
+            probability = written.probability(list(spans.values()))
+            by_field = {name: written.probability([spans[name]]) if name in spans else None for name in sorted(fields)}
+        return Row(value, True, without_tokens(reply), probability=probability, field_probabilities=by_field)
 
 
 def strict(schema: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from xml.sax.saxutils import escape, unescape
 
@@ -16,8 +16,10 @@ from skllm_ray.prompts.templates import (
     NER_SYSTEM_MESSAGE_SPARSE,
     NER_SYSTEM_MESSAGE_TEMPLATE,
 )
+from skllm_ray.tasks.answer_bound import of_marked, with_bounds
 from skllm_ray.tasks.answers import final, read_json, unfenced, value_of
 from skllm_ray.tasks.base import ChatRequest, Reply, Row
+from skllm_ray.tasks.field_confidence import Written, without_tokens
 from skllm_ray.tasks.text import conversation
 
 _SEGMENT = re.compile(r"<not_entity>(.*?)</not_entity>|<entity>(.*?)</entity>", re.DOTALL)
@@ -32,10 +34,13 @@ class Span:
     tag: str
     value: str
     reasoning: str = ""
+    probability: float | None = field(default=None, compare=False)
+    """How likely the model was to name this value and this type; None where that is not known."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dict."""
-        return asdict(self)
+        """Return what was found as a dict; how likely it was stands apart."""
+        names = ("start", "end", "tag", "value", "reasoning")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -63,19 +68,24 @@ class NERTask:
             system = NER_SYSTEM_MESSAGE_TEMPLATE.format(entities=names)
         values = {"entities": "\n".join(lines)}
         prompts = fill_each(template, texts, values)
-        return [ChatRequest(conversation(system, prompt), json_schema=schema) for prompt in prompts]
+        asked = [ChatRequest(conversation(system, prompt), json_schema=schema) for prompt in prompts]
+        if self.sparse:
+            return with_bounds(asked, texts)
+        for request, text in zip(asked, texts, strict=True):
+            request.answer_bound = of_marked(text, list(self.entities))
+        return asked
 
     def parse(self, texts: Sequence[str], replies: Sequence[Reply]) -> list[Row[tuple[Span, ...]]]:
         """Return one row per reply. Of an answer counts what stands in the text and is of a known type."""
-        read = self._listed if self.sparse else self._marked
-        rows: list[Row[tuple[Span, ...]]] = []
-        for text, reply in zip(texts, replies, strict=True):
-            found = read(text, reply.text) if reply.text is not None else ""
-            if isinstance(found, str):
-                rows.append(Row(None, False, reply, reason=found))
-            else:
-                rows.append(Row(tuple(found), True, reply))
-        return rows
+        return [self._row(text, reply) for text, reply in zip(texts, replies, strict=True)]
+
+    def _row(self, text: str, reply: Reply) -> Row[tuple[Span, ...]]:
+        if reply.text is None:
+            return Row(None, False, reply)
+        probability, found = self._listed(text, reply) if self.sparse else (None, self._marked(text, reply.text))
+        if isinstance(found, str):
+            return Row(None, False, reply, reason=found)
+        return Row(tuple(found), True, without_tokens(reply), probability=probability)
 
     def _schema(self) -> dict[str, Any]:
         item = {
@@ -95,17 +105,20 @@ class NERTask:
             "additionalProperties": False,
         }
 
-    def _listed(self, text: str, answer: str) -> list[Span] | str:
-        """Return the spans of what a model listed, or why it is no such list."""
+    def _listed(self, text: str, reply: Reply) -> tuple[float | None, list[Span] | str]:
+        """Return the spans of what a model listed, or why it is no such list; and how likely the list was."""
+        answer = reply.text or ""
         start = final(answer).lstrip("`jsonJSON \n\t")
         parsed = read_json(answer, "[") if start.startswith("[") else read_json(answer, field="entities")
         listed = value_of(parsed, "entities") if isinstance(parsed, dict) else parsed
         if not isinstance(listed, list):
-            return "The answer holds no list of entities."
-        entries = [entry for item in listed if (entry := self._entry(item)) is not None]
+            return None, "The answer holds no list of entities."
         if listed and not any(_is_entry(item) for item in listed):
-            return "The answer's entities have other fields than 'tag' and 'value'."
-        return locate(text, entries)
+            return None, "The answer's entities have other fields than 'tag' and 'value'."
+        whole, each = _probabilities(Written(reply, parsed), len(listed))
+        entries = [(self._entry(item), one) for item, one in zip(listed, each, strict=True)]
+        known = [(entry, one) for entry, one in entries if entry is not None]
+        return whole, locate(text, [entry for entry, _ in known], [one for _, one in known])
 
     def _entry(self, item: object) -> tuple[str, str, str] | None:
         value, tag = value_of(item, "value"), self._tag(value_of(item, "tag"))
@@ -147,7 +160,9 @@ class NERTask:
         return spans
 
 
-def locate(text: str, entries: Sequence[tuple[str, str, str]]) -> list[Span]:
+def locate(
+    text: str, entries: Sequence[tuple[str, str, str]], probabilities: Sequence[float | None] = ()
+) -> list[Span]:
     """Return where the values of `entries` stand in `text`, in its order.
 
     Parameters
@@ -159,23 +174,25 @@ def locate(text: str, entries: Sequence[tuple[str, str, str]]) -> list[Span]:
         counts place by place, the last entry for all places that are left. Whole words come first: ``Ann`` is looked
         for inside ``Annual`` only where it stands nowhere alone. A value that stands only inside a longer one
         keeps its place there; where it also stands alone, the places inside others do not count.
+    probabilities : sequence of float or None, default=()
+        How likely each entry was, where that is known.
 
     Examples
     --------
     >>> [(span.start, span.end, span.tag) for span in locate("Ann met Ann", [("Ann", "PERSON", "")])]
     [(0, 3, 'PERSON'), (8, 11, 'PERSON')]
     """
-    listed: dict[str, list[tuple[str, str]]] = {}
-    for value, tag, reasoning in entries:
-        listed.setdefault(value, []).append((tag, reasoning))
+    listed: dict[str, list[tuple[str, str, float | None]]] = {}
+    for (value, tag, reasoning), probability in zip(entries, probabilities or [None] * len(entries), strict=True):
+        listed.setdefault(value, []).append((tag, reasoning, probability))
     places = {value: _places(text, value) for value in listed}
     taken: list[tuple[int, int]] = []
     spans: list[Span] = []
     for value in sorted(places, key=len, reverse=True):
         free = [place for place in places[value] if not any(_overlap(place, other) for other in taken)]
         for number, (start, end) in enumerate(free or places[value]):
-            tag, reasoning = listed[value][min(number, len(listed[value]) - 1)]
-            span = Span(start, end, tag, text[start:end], reasoning)
+            tag, reasoning, probability = listed[value][min(number, len(listed[value]) - 1)]
+            span = Span(start, end, tag, text[start:end], reasoning, probability)
             if span not in spans:
                 spans.append(span)
         taken += free
@@ -226,6 +243,22 @@ def flat(spans: Sequence[Span]) -> list[Span]:
         if not any(_overlap((span.start, span.end), (other.start, other.end)) for other in kept):
             kept.append(span)
     return sorted(kept, key=lambda span: span.start)
+
+
+def _probabilities(written: Written, n_entries: int) -> tuple[float | None, list[float | None]]:
+    """Return how likely a list of entities was, and each of them; where it is empty, that of its end."""
+    top = written.members() if written.is_known else {}
+    place = top.get("entities")
+    if place is None and not (top or n_entries == 0):
+        return None, [None] * n_entries
+    items = written.members(place[0]) if place is not None else top
+    if not written.is_known or len(items) != n_entries:
+        return None, [None] * n_entries
+    if place is not None and not items:
+        return written.probability([place]), []
+    members = [written.members(start) for start, _ in items.values()]
+    told = [[span for name, span in one.items() if name in {"tag", "value"}] for one in members]
+    return written.probability([span for spans in told for span in spans]), [written.probability(one) for one in told]
 
 
 def _is_entry(item: object) -> bool:

@@ -6,14 +6,16 @@ import base64
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from skllm_ray.testing.backend import _hashed_words
 from skllm_ray.testing.script import prompt_of
 
 
-def openai_form(body: dict[str, Any], text: str | None, finish_reason: str) -> dict[str, Any]:
+def openai_form(
+    body: dict[str, Any], text: str | None, finish_reason: str, told: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """Return an answer as OpenAI writes it; without choices where `text` is None."""
     choice: dict[str, Any] = {
         "index": 0,
@@ -21,7 +23,7 @@ def openai_form(body: dict[str, Any], text: str | None, finish_reason: str) -> d
         "message": {"role": "assistant", "content": text},
     }
     if body.get("logprobs") and text is not None:
-        choice["logprobs"] = {"content": [_openai_token(*token) for token in _log_probs(body, text)]}
+        choice["logprobs"] = {"content": [_openai_token(*token) for token in _log_probs(body, text, told)]}
     n_prompt, n_answer = len(prompt_of(body)) // 4, len(text or "") // 4
     return {
         "id": "chatcmpl-0",
@@ -33,8 +35,10 @@ def openai_form(body: dict[str, Any], text: str | None, finish_reason: str) -> d
     }
 
 
-def _log_probs(body: dict[str, Any], text: str) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Return the tokens of an answer, each with its alternatives and their probabilities: the label has 0.8."""
+def _log_probs(
+    body: dict[str, Any], text: str, told: Mapping[str, float] | None
+) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Return the tokens of an answer, each with its alternatives and their probabilities; untold, the label has 0.8."""
     found = next(_label_schemas(body), {})
     labels = found.get("enum", [])
     label = _label_in(text) if labels else text
@@ -42,6 +46,8 @@ def _log_probs(body: dict[str, Any], text: str) -> list[tuple[str, list[tuple[st
     head, _, tail = text.partition(written) if written else ("", "", "")
     others = [other for other in labels if other != label][:19]
     tops = [(written, 0.8 if others else 1.0), *((other, 0.2 / len(others)) for other in others)]
+    if told and labels:
+        tops = sorted(told.items(), key=lambda pair: -pair[1])[:20]
     return [(head, [(head, 1.0)]), (written, tops), (tail, [(tail, 1.0)])]
 
 
@@ -111,12 +117,14 @@ def embedding_form(path: str, body: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def vertex_form(body: dict[str, Any], text: str | None, finish_reason: str) -> dict[str, Any]:
+def vertex_form(
+    body: dict[str, Any], text: str | None, finish_reason: str, told: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """Return an answer as Vertex AI writes it; without candidates where `text` is None."""
     reason = {"stop": "STOP", "content_filter": "SAFETY"}[finish_reason]
     candidate: dict[str, Any] = {"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": reason}
     if asks_log_probs(body) and text is not None:
-        tokens = _log_probs(body, text)
+        tokens = _log_probs(body, text, told)
         candidate["logprobsResult"] = {
             "chosenCandidates": [_vertex_token(*alternatives[0]) for _, alternatives in tokens],
             "topCandidates": [{"candidates": [_vertex_token(*one) for one in others]} for _, others in tokens],

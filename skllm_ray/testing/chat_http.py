@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from skllm_ray.testing.script import RawAnswer, StatusFault, WireFault
 
 JSON = ("content-type", "application/json")
+PATHS = ("/chat/completions", "/embeddings", ":generateContent", ":embedContent", ":predict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Listener(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 256
     answering: Answering
+    paths: tuple[str, ...] = PATHS
+    """How the paths end that are answered."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.connections: set[socket.socket] = set()
@@ -78,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
             self._write(error_response(StatusFault(400, "The body is no JSON object.")))
             return
         path = self.path.partition("?")[0]
-        if not path.endswith(("/chat/completions", "/embeddings", ":generateContent", ":embedContent", ":predict")):
+        if not path.endswith(self.server.paths):
             self._write(error_response(StatusFault(404, f"no such path: {path}")))
             return
         auth = next((name for name in ("api-key", "authorization") if name in self.headers), None)

@@ -29,7 +29,7 @@ from skllm_ray.testing.chat_http import (
     raw_response,
 )
 from skllm_ray.testing.quota import Window
-from skllm_ray.testing.script import Answer, RawAnswer, Received, StatusFault, WireFault
+from skllm_ray.testing.script import Answer, LabelAnswer, RawAnswer, Received, StatusFault, WireFault
 
 
 class ChatServer:
@@ -38,7 +38,7 @@ class ChatServer:
     Parameters
     ----------
     answer : callable, optional
-        Takes a request's JSON body; returns the answer's text, a `StatusFault`, a `WireFault` or a `RawAnswer`. By
+        Takes a request's JSON body; returns the answer's text, a `LabelAnswer`, a fault or a `RawAnswer`. By
         default a classification gets the label that the prompt names most often, and any other request gets ``"ok"``.
         It is asked about embeddings too, which get a fault if it returns one and vectors otherwise, also where it
         raises because it is written for chats. Where it raises at a chat, the server answers with status 500 and the
@@ -54,6 +54,10 @@ class ChatServer:
     reserve_output : bool, default=False
         Whether a request is charged as OpenAI does it: with the most tokens that it allows its answer, where it says
         so, whatever the answer's length.
+    slots : int or None, default=None
+        How many requests are worked on at once; the others wait. None sets no limit.
+    thrashes : bool, default=False
+        Whether those that wait slow the others down, as they do where a small server's memory is full of them.
     log_probs : bool, default=True
         Whether to give log probabilities to who asks for them; without, such a request is refused with a 400.
     host : str, default="127.0.0.1"
@@ -95,6 +99,8 @@ class ChatServer:
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         reserve_output: bool = False,
+        slots: int | None = None,
+        thrashes: bool = False,
         log_probs: bool = True,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -112,6 +118,8 @@ class ChatServer:
         self.received: deque[Received] = deque(maxlen=1000)
         self._key = key
         self._lock = threading.Lock()
+        self._slots = None if slots is None else threading.BoundedSemaphore(slots)
+        self._n_slots, self._thrashes = slots or 0, thrashes
         self._ending = threading.Event()
         self._http = Listener((host, port), Handler)
         self._http.answering = self._reply_to
@@ -160,12 +168,14 @@ class ChatServer:
             return error_response(StatusFault(401, "Incorrect API key provided.", "invalid_api_key"))
         vectors = embedding_form(path, body)
         answer = self.answer(body) if vectors is None else self._fault_for(body)
+        told = answer.probabilities if isinstance(answer, LabelAnswer) else None
+        answer = answer.text if isinstance(answer, LabelAnswer) else answer
         n_answer = len(answer) // 4 if isinstance(answer, str) else 0
         reserved = reserved_tokens(body) if self.reserve_output else None
         refused, headers = self._charge(tokens_of(body) + (n_answer if reserved is None else reserved))
         if refused is not None:
             return refused
-        self._ending.wait(self.latency_s)
+        self._work()
         if asks_log_probs(body) and not self.log_probs:
             return error_response(
                 StatusFault(400, "Unsupported parameter: 'logprobs'", "unsupported_parameter", "logprobs")
@@ -182,8 +192,14 @@ class ChatServer:
                 nothing = dict.fromkeys(vectors, ())
                 return broken_response(answer, nothing, nothing)
             return broken_response(answer, form(body, "", "content_filter"), form(body, None, "stop"))
-        whole = form(body, answer, "stop") if vectors is None else vectors
+        whole = form(body, answer, "stop", told) if vectors is None else vectors
         return Response(200, json.dumps(whole).encode(), (JSON, *headers))
+
+    def _work(self) -> None:
+        """Take as long as an answer takes, once there is a slot for it."""
+        with self._slots or contextlib.nullcontext():
+            waiting = max(0, self._in_flight - self._n_slots) if self._thrashes else 0
+            self._ending.wait(self.latency_s * (1 + waiting / max(1, self._n_slots)))
 
     def _fault_for(self, body: dict[str, Any]) -> str | StatusFault | WireFault | RawAnswer:
         """Return the fault that the script has for an embedding, if any."""
@@ -191,7 +207,7 @@ class ChatServer:
             answer = self.answer(body)
         except Exception:  # noqa: BLE001  it may look for messages, which an embedding has not
             return ""
-        return "" if isinstance(answer, str) else answer
+        return "" if isinstance(answer, str | LabelAnswer) else answer
 
     def _charge(self, tokens: int) -> tuple[Response | None, tuple[tuple[str, str], ...]]:
         """Return a refusal if a quota is used up, and the headers that tell what is left."""

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 from skllm_ray.testing.tuning_http import Response, error_response, json_response
 from skllm_ray.testing.uploads import crc32c, multipart
 
 
 class CloudStorage:
-    """Buckets and objects, as Cloud Storage's JSON API has them."""
+    """Buckets and objects, as Cloud Storage's JSON API has them, and the tokens that its clients ask for."""
+
+    storage_routes: ClassVar[list[tuple[str, str, str]]] = [
+        ("POST", r"/token", "_token"),
+        ("GET", r"/storage/v1/b/([^/]+)/iam/testPermissions", "_permissions"),
+        ("POST", r"/upload/storage/v1/b/([^/]+)/o", "_put_object"),
+        ("GET", r"(?:/download)?/storage/v1/b/([^/]+)/o/(.+)", "_get_object"),
+        ("GET", r"/storage/v1/b/([^/]+)/o", "_list_objects"),
+        ("DELETE", r"/storage/v1/b/([^/]+)/o/(.+)", "_delete_object"),
+    ]
 
     objects: dict[str, bytes]
     buckets: dict[str, bool]
     honours_preconditions: bool
     _generations: dict[str, int]
     _lock: threading.RLock
+
+    def _token(self, *, query: Any, headers: Any, body: bytes) -> Response:
+        del query, headers, body
+        return json_response({"access_token": "local", "token_type": "Bearer", "expires_in": 3600})
 
     def _permissions(self, bucket: str, *, query: Any, headers: Any, body: bytes) -> Response:
         del headers, body

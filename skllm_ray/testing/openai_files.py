@@ -13,14 +13,18 @@ from skllm_ray.testing.uploads import form_file
 class OpenAIFiles:
     """Files, as OpenAI's API has them."""
 
+    purpose = "fine-tune"
+    """What all files are for."""
     files: dict[str, tuple[str, bytes]]
+    _n_uploads = 0
     _lock: threading.RLock
 
     def _put_file(self, *, query: Any, headers: Any, body: bytes) -> Response:
         del query
         name, content = form_file(headers["content-type"], body)
         with self._lock:
-            file_id = f"file-{len(self.files) + 1}-{hashlib.sha256(content).hexdigest()[:6]}"
+            self._n_uploads += 1
+            file_id = f"file-{self._n_uploads}-{hashlib.sha256(content).hexdigest()[:6]}"
             self.files[file_id] = (name, content)
         return json_response(self._file(file_id))
 
@@ -32,7 +36,7 @@ class OpenAIFiles:
             "bytes": len(content),
             "created_at": 0,
             "filename": name,
-            "purpose": "fine-tune",
+            "purpose": self.purpose,
             "status": "processed",
         }
 
@@ -48,6 +52,8 @@ class OpenAIFiles:
 
     def _file_content(self, file_id: str, *, query: Any, headers: Any, body: bytes) -> Response:
         del query, headers, body
+        if file_id not in self.files:
+            return error_response(404, "No such file")
         return Response(200, self.files[file_id][1], "application/octet-stream")
 
     def _delete_file(self, file_id: str, *, query: Any, headers: Any, body: bytes) -> Response:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeAlias
@@ -52,7 +53,26 @@ class RawAnswer:
     """All headers, but for the length."""
 
 
-Answer: TypeAlias = Callable[[dict[str, Any]], "str | StatusFault | WireFault | RawAnswer"]
+@dataclass(frozen=True, slots=True)
+class LabelAnswer:
+    """The likeliest label, and for who asks for log probabilities those of the 20 likeliest.
+
+    Examples
+    --------
+    >>> LabelAnswer({"billing": 0.1, "delivery": 0.9}).text
+    '{"label": "delivery"}'
+    """
+
+    probabilities: Mapping[str, float]
+    """Of each label, more than 0."""
+
+    @property
+    def text(self) -> str:
+        """The answer in words."""
+        return json.dumps({"label": max(self.probabilities, key=lambda label: self.probabilities[label])})
+
+
+Answer: TypeAlias = Callable[[dict[str, Any]], "str | LabelAnswer | StatusFault | WireFault | RawAnswer"]
 
 
 @dataclass(frozen=True, slots=True)

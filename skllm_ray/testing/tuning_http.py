@@ -1,12 +1,15 @@
-"""The HTTP side of the fake tuning server: requests are read, and answers are written to the socket."""
+"""The HTTP side of the fake servers of tuning, files and batches: requests are read, and answers are written."""
 
 from __future__ import annotations
 
 import json
+import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,45 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
         except OSError:  # the client went away
             self.close_connection = True
+
+
+class Routed:
+    """A server on this machine that answers by routes, in a thread of its own.
+
+    A route is a method, a pattern of the path, and the name of the method that answers; it gets the pattern's groups,
+    and ``query``, ``headers`` and ``body``.
+    """
+
+    routes: ClassVar[list[tuple[str, str, str]]]
+
+    def _listen(self, port: int = 0) -> None:
+        self._http = Listener(("127.0.0.1", port), Handler)
+        self._http.answering = self._answer
+        self.root = f"http://127.0.0.1:{self._http.server_port}"
+        self.url = f"{self.root}/v1"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def _serves(self, handle: str) -> bool:
+        """Return whether a route is there."""
+        del handle
+        return True
+
+    def _answer(self, method: str, target: str, headers: Any, body: bytes) -> Response:
+        parts = urlsplit(target)
+        path, query = unquote(parts.path), {name: found[0] for name, found in parse_qs(parts.query).items()}
+        for verb, pattern, handle in self.routes:
+            match = re.fullmatch(pattern, path)
+            if verb == method and match and self._serves(handle):
+                answer: Response = getattr(self, handle)(*match.groups(), query=query, headers=headers, body=body)
+                return answer
+        return error_response(404, f"no such path: {method} {path}")
 
 
 def json_response(value: dict[str, Any]) -> Response:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 from collections import Counter, deque
-from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Any, ClassVar
 
 from skllm_ray.testing.cloud_storage import CloudStorage
 from skllm_ray.testing.openai_files import OpenAIFiles
-from skllm_ray.testing.tuning_http import Handler, Listener, Response, error_response, json_response
+from skllm_ray.testing.tuning_http import Response, Routed, error_response, json_response
 from skllm_ray.testing.tuning_jobs import SubmitFault, TunedJob, example_of
 
 __all__ = ["SubmitFault", "TuningServer"]
 
 
-class TuningServer(CloudStorage, OpenAIFiles):
+_PARENT = r"/v1(?:beta1)?/projects/([^/]+)/locations/([^/]+)"
+_JOB = r"/v1(?:beta1)?/(projects/[^/]+/locations/[^/]+/tuningJobs/[^/:]+)"
+_OPENAI = r"/(?:v1|openai)"
+
+
+class TuningServer(Routed, CloudStorage, OpenAIFiles):
     """Vertex AI's tuning jobs, Cloud Storage, and OpenAI's files and fine-tuning, on this machine.
 
     A job goes on one state with every look at it. Its model has really learnt: it answers what the data set that was
@@ -65,6 +68,25 @@ class TuningServer(CloudStorage, OpenAIFiles):
     0
     """
 
+    routes: ClassVar[list[tuple[str, str, str]]] = [
+        *CloudStorage.storage_routes,
+        ("POST", _PARENT + "/tuningJobs", "_submit_vertex"),
+        ("GET", _PARENT + "/tuningJobs", "_list_vertex"),
+        ("GET", _JOB, "_get_job"),
+        ("POST", _JOB + ":cancel", "_cancel"),
+        ("POST", r"/v1(?:beta1)?/(projects/[^/]+/locations/[^/]+/endpoints/[^/:]+):generateContent", "_generate"),
+        ("POST", _OPENAI + "/files", "_put_file"),
+        ("GET", _OPENAI + "/files", "_list_files"),
+        ("GET", _OPENAI + "/files/([^/]+)", "_get_file"),
+        ("GET", _OPENAI + "/files/([^/]+)/content", "_file_content"),
+        ("DELETE", _OPENAI + "/files/([^/]+)", "_delete_file"),
+        ("POST", _OPENAI + "/fine_tuning/jobs", "_submit_openai"),
+        ("GET", _OPENAI + "/fine_tuning/jobs", "_list_openai"),
+        ("GET", _OPENAI + "/fine_tuning/jobs/([^/]+)", "_get_job"),
+        ("POST", _OPENAI + "/fine_tuning/jobs/([^/]+)/cancel", "_cancel"),
+        ("POST", _OPENAI + "(?:/deployments/[^/]+)?/chat/completions", "_chat"),
+    ]
+
     def __init__(self, states: tuple[str, ...] = ("PENDING", "RUNNING", "SUCCEEDED")) -> None:
         self.states = states
         self.faults: deque[SubmitFault] = deque()
@@ -84,18 +106,7 @@ class TuningServer(CloudStorage, OpenAIFiles):
         self._jobs: dict[str, TunedJob] = {}
         self._generations: dict[str, int] = {}
         self._lock = threading.RLock()
-        self._http = Listener(("127.0.0.1", 0), Handler)
-        self._http.answering = self._answer
-        self.root = f"http://127.0.0.1:{self._http.server_port}"
-        self.url = f"{self.root}/v1"
-
-    def __enter__(self) -> TuningServer:
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        self._listen()
 
     @property
     def ids(self) -> list[str]:
@@ -107,20 +118,6 @@ class TuningServer(CloudStorage, OpenAIFiles):
         del self._jobs[job_id]
 
     # --- the routes ---------------------------------------------------------------------------------------------
-
-    def _answer(self, method: str, target: str, headers: Any, body: bytes) -> Response:
-        parts = urlsplit(target)
-        path, query = unquote(parts.path), {name: found[0] for name, found in parse_qs(parts.query).items()}
-        for verb, pattern, handle in _ROUTES:
-            match = re.fullmatch(pattern, path)
-            if verb == method and match:
-                answer: Response = getattr(self, handle)(*match.groups(), query=query, headers=headers, body=body)
-                return answer
-        return error_response(404, f"no such path: {method} {path}")
-
-    def _token(self, *, query: Any, headers: Any, body: bytes) -> Response:
-        del query, headers, body
-        return json_response({"access_token": "local", "token_type": "Bearer", "expires_in": 3600})
 
     def _submit_vertex(self, project: str, location: str, *, query: Any, headers: Any, body: bytes) -> Response:
         del query, headers
@@ -254,34 +251,6 @@ class TuningServer(CloudStorage, OpenAIFiles):
             return None
         self.n_predictions += 1
         return job.examples.get(prompt) or Counter(job.examples.values()).most_common(1)[0][0]
-
-
-_PARENT = r"/v1(?:beta1)?/projects/([^/]+)/locations/([^/]+)"
-_JOB = r"/v1(?:beta1)?/(projects/[^/]+/locations/[^/]+/tuningJobs/[^/:]+)"
-_OPENAI = r"/(?:v1|openai)"
-_ROUTES = [
-    ("POST", r"/token", "_token"),
-    ("GET", r"/storage/v1/b/([^/]+)/iam/testPermissions", "_permissions"),
-    ("POST", r"/upload/storage/v1/b/([^/]+)/o", "_put_object"),
-    ("GET", r"(?:/download)?/storage/v1/b/([^/]+)/o/(.+)", "_get_object"),
-    ("GET", r"/storage/v1/b/([^/]+)/o", "_list_objects"),
-    ("DELETE", r"/storage/v1/b/([^/]+)/o/(.+)", "_delete_object"),
-    ("POST", _PARENT + "/tuningJobs", "_submit_vertex"),
-    ("GET", _PARENT + "/tuningJobs", "_list_vertex"),
-    ("GET", _JOB, "_get_job"),
-    ("POST", _JOB + ":cancel", "_cancel"),
-    ("POST", r"/v1(?:beta1)?/(projects/[^/]+/locations/[^/]+/endpoints/[^/:]+):generateContent", "_generate"),
-    ("POST", _OPENAI + "/files", "_put_file"),
-    ("GET", _OPENAI + "/files", "_list_files"),
-    ("GET", _OPENAI + "/files/([^/]+)", "_get_file"),
-    ("GET", _OPENAI + "/files/([^/]+)/content", "_file_content"),
-    ("DELETE", _OPENAI + "/files/([^/]+)", "_delete_file"),
-    ("POST", _OPENAI + "/fine_tuning/jobs", "_submit_openai"),
-    ("GET", _OPENAI + "/fine_tuning/jobs", "_list_openai"),
-    ("GET", _OPENAI + "/fine_tuning/jobs/([^/]+)", "_get_job"),
-    ("POST", _OPENAI + "/fine_tuning/jobs/([^/]+)/cancel", "_cancel"),
-    ("POST", _OPENAI + "(?:/deployments/[^/]+)?/chat/completions", "_chat"),
-]
 
 
 def _new_job(server: TuningServer, name: str, body: dict[str, Any], *, vertex: bool) -> TunedJob:

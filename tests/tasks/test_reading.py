@@ -74,7 +74,7 @@ def test_a_label_is_read_however_it_is_wrapped(text):
         "not negative",
         "positive or negative", '{"answer": "negative"}', '{"label": "posi', HARMONY, "Label: unsure", "{" * 5000, None,
         '{"label": {"label": "negative"}}', 'Such as {"label": "positive"}? No: {"label": "negative"}',
-        '{"label": "negative"',
+        '{"label": "negative"', '{"label": "positive", "label": "negative"}',
     ],
 )  # fmt: skip
 def test_what_names_no_label_is_none(text):
