@@ -43,8 +43,9 @@ def _go_on(block: Block, plan: Plan, backends: Backends, rows: list[Row[Any]]) -
     """Return the rows of the first step as they stand after the others."""
     rows = _with_costs(rows, plan[0])
     by_step = [[row.reply.usage] + [None] * (len(plan) - 1) for row in rows]
+    taken = dict.fromkeys(range(len(rows)), plan[0].stage)
     for n, (step, backend) in enumerate(zip(plan[1:], backends[1:], strict=True), 1):
-        taken = step.places(block, rows)
+        taken = step.places(block, rows, taken)
         if not taken:
             continue
         answered = _ask([block.texts[i] for i in taken], step, backend, [rows[i] for i in taken])
@@ -103,7 +104,7 @@ def _after(earlier: Row[Any], row: Row[Any], step: Step, stage: str) -> Row[Any]
         one.cached_tokens + other.cached_tokens,
         None if one.cost_usd is None or other.cost_usd is None else one.cost_usd + other.cost_usd,
     )
-    replaced = earlier if step.takes else None
+    replaced = earlier if step.takes else earlier.replaced
     return replace(row, reply=replace(row.reply, usage=usage), stage=stage, replaced=replaced)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from skllm_ray.errors import SkllmRayError
 from skllm_ray.execution.model_actor import ReplicaInfo as Replica
+from skllm_ray.execution.pool_state import Standing
 from skllm_ray.llm.api.outage_notice import AGAIN
 from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.llm.rate_limit.messages import BucketInfo
@@ -19,7 +20,7 @@ from skllm_ray.llm.rate_limit.messages import BucketInfo
 if TYPE_CHECKING:
     from skllm_ray.execution.model_pool import PooledBackend
 
-_EVERY_S: Final = 2.0
+_EVERY_S: Final = 1.0
 _logger = logging.getLogger(__name__)
 
 
@@ -29,8 +30,8 @@ class ClusterStatus:
 
     quotas: tuple[BucketInfo, ...] = ()
     """The limits of the job's API models."""
-    replicas: tuple[tuple[str, int, int], ...] = ()
-    """Model, replicas and their nodes, for each model in actors."""
+    replicas: tuple[tuple[str, Standing], ...] = ()
+    """How many replicas each model in actors has, and what becomes of them."""
 
 
 class StatusPoller:
@@ -42,13 +43,18 @@ class StatusPoller:
         The job's API models.
     pools : sequence of PooledBackend
         Its models in actors.
+    since : float, default=0.0
+        From when on it matters what became of replicas, in seconds since 1970-01-01 UTC.
     """
 
-    def __init__(self, models: Sequence[str], pools: Sequence[PooledBackend]) -> None:
+    def __init__(self, models: Sequence[str], pools: Sequence[PooledBackend], since: float = 0.0) -> None:
         self._models = set(models)
         self._pools = pools
         self._found = ClusterStatus()
         self._asked_at = -_EVERY_S
+        self._heard = since
+        self.timeline: list[tuple[float, str, str, int]] = []
+        """What became of replicas: seconds since 1970-01-01 UTC, model, event, and the replicas that there are then."""
 
     def look(self) -> ClusterStatus:
         """Return how the job stands; what cannot be told just now is as it was."""
@@ -60,12 +66,17 @@ class StatusPoller:
             self._asked_at = time.monotonic()
             with suppress(RayError, SkllmRayError, ValueError, TimeoutError):
                 buckets = show_limits() if self._models else []
-                replicas = [(pool.spec.model, pool.replicas()) for pool in self._pools]
+                heard, self._heard = self._heard, time.time()
+                replicas = tuple((pool.spec.model, pool.standing(heard)) for pool in self._pools)
                 self._found = ClusterStatus(
-                    tuple(bucket for bucket in buckets if self._models & set(bucket.bucket.split())),
-                    tuple((model, len(held), len({one.node for one in held})) for model, held in replicas),
+                    tuple(bucket for bucket in buckets if self._models & set(bucket.bucket.split())), replicas
                 )
+                self._keep_events(replicas)
         return self._found
+
+    def _keep_events(self, replicas: Sequence[tuple[str, Standing]]) -> None:
+        found = [(at, model, what, one.replicas) for model, one in replicas for at, what in one.events]
+        self.timeline += sorted(found)
 
 
 @contextmanager

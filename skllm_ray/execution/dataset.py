@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -21,11 +23,14 @@ from skllm_ray.errors import SkllmRayError
 from skllm_ray.execution import ray_state
 from skllm_ray.execution.block import BLOCK_ROWS, process, process_here
 from skllm_ray.execution.cluster_status import outages_told
+from skllm_ray.execution.elastic import CALLS_EACH, block_sizes
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
 from skllm_ray.execution.open_backends import opened
+from skllm_ray.execution.placement import most_replicas
 from skllm_ray.execution.plan import Block, Plan
 from skllm_ray.execution.rate_limiter import end_call
 from skllm_ray.execution.secrets import fetch_secrets, hand_over
+from skllm_ray.execution.threads import MOST_THREADS, through_threads
 from skllm_ray.execution.worker_check import compare_workers
 from skllm_ray.execution.worker_feedback import News, tell, with_news
 from skllm_ray.llm.api.capabilities import Lessons, known, teach
@@ -35,6 +40,7 @@ from skllm_ray.tasks.base import Reply, Row, RowError
 
 _FLUSH_S = 5.0  # for a worker to write down what it has, before the process that waits for it ends
 _LONGEST_REASON = 200
+_TELL_S = 1.0
 _NOTICE_S = 1.0  # for all workers to hear that a call is over
 
 
@@ -47,7 +53,7 @@ def on_cluster(
     if stateful and ray_state.in_ray_worker() and any(map(is_nested_without_room, stateful)):
         yield from process_here(block, plan, secrets, call)
         return
-    work = replace(Connected.connect(plan, secrets), call=call)
+    work = replace(Connected.connect(plan, secrets, len(block) if len(block) > BLOCK_ROWS else 0), call=call)
     everything = range(len(block))
     if work.pools[-1] is not None and len(block) <= BLOCK_ROWS:
         yield everything, work.process(block, secrets)
@@ -55,15 +61,24 @@ def on_cluster(
     waiting = set(everything)
     asked = [step.spec.model for step in plan if not is_stateful(step.spec)]
     try:
-        with outages_told(asked):
-            for places, rows in _one_block(block, work) if len(block) <= BLOCK_ROWS else _through_dataset(block, work):
+        with outages_told(asked), work.demand(len(block)) as tell:
+            for places, rows in _blocks(block, work):
                 waiting.difference_update(places)
+                tell(len(waiting), len(block) - len(waiting))
                 yield places, rows
     except RayTaskError:  # a fault of ours in a task
         raise
     except (RayError, SystemException) as error:
         rest = sorted(waiting)
         yield rest, [_lost(error)] * len(rest)
+
+
+def _blocks(block: Block, work: Connected) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
+    """Yield finished blocks, whoever hands them out."""
+    if None not in work.pools and not ray_state.in_ray_worker() and work.in_flight <= MOST_THREADS:
+        end = work.call.end if work.call is not None else lambda _: None
+        return through_threads(len(block), work.in_flight, lambda places: work.process(block.take(places), {}), end)
+    return _one_block(block, work) if len(block) <= BLOCK_ROWS else _through_dataset(block, work)
 
 
 def _lost(error: Exception) -> Row[Any]:
@@ -85,24 +100,63 @@ class Connected:
     """What the servers are known to refuse, so that no worker has to find it out."""
     call: Call | None = None
     """The call that all blocks belong to; None where each stands alone."""
+    caller: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Names who tells the pools how much is left."""
 
     @classmethod
-    def connect(cls, plan: Plan, secrets: Mapping[str, Secret]) -> Connected:
-        """Return the work with its models started, and the secrets where workers find them."""
-        pools = tuple(connect(step.spec) if is_stateful(step.spec) else None for step in plan)
+    def connect(cls, plan: Plan, secrets: Mapping[str, Secret], n_rows: int = 0, priority: int = 0) -> Connected:
+        """Return the work with its models started, and the secrets where workers find them.
+
+        Where the number of rows is known, the pools hear of it, and of its end from `demand`.
+        """
+        caller = uuid.uuid4().hex
+        told = [0 if step.takes else n_rows for step in plan]
+        pools = tuple(
+            connect(step.spec, caller, rows, priority) if is_stateful(step.spec) else None
+            for step, rows in zip(plan, told, strict=True)
+        )
         if None in pools:
             hand_over(secrets)
-        return cls(plan, pools, known())
+        return cls(plan, pools, known(), caller=caller)
+
+    @contextmanager
+    def demand(self, n_rows: int) -> Iterator[Callable[[int, int], None]]:
+        """Give a function that tells the models' pools how many rows are left and done, about once a second."""
+        told_at = time.monotonic()
+
+        def tell(left: int, done: int) -> None:
+            nonlocal told_at
+            if time.monotonic() - told_at >= _TELL_S:
+                told_at = time.monotonic()
+                self.tell(left, done)
+
+        self.tell(n_rows, 0)
+        try:
+            yield tell
+        finally:
+            with suppress(Exception):  # Ray may have ended
+                self.tell(0, n_rows)
+
+    def tell(self, left: int, done: int) -> None:
+        """Tell the models' pools how many rows are left, and how many are done."""
+        for step, pool in zip(self.plan, self.pools, strict=True):
+            if pool is not None:
+                pool.tell(self.caller, left, done, partial=bool(step.takes))
 
     @property
     def in_flight(self) -> int:
-        """Blocks at once."""
-        return self.at_once(self.plan[-1].spec.capabilities.calls_at_once or WORKERS_AT_ONCE)
+        """Blocks or units at once: two for each replica that the last step's model may get.
 
-    def at_once(self, of_api: int) -> int:
-        """Return how many blocks or units run at once: `of_api`, or two for each replica of the last step's model."""
+        They wait where there are fewer: who hands out replicas gives two blocks to each. Of an API, as many as the
+        cluster has CPUs, between 2 and 8, since each keeps many requests in flight. Ray ends workers above the number
+        of CPUs after a second without work, and each takes seconds of a CPU to start.
+        """
         pool = self.pools[-1]
-        return of_api if pool is None else 2 * pool.n_replicas
+        if pool is not None:
+            asked = pool.spec.placement
+            return CALLS_EACH * (max(pool.n_replicas, most_replicas(asked)) + asked.cpu_replicas)
+        most = self.plan[-1].spec.capabilities.calls_at_once or WORKERS_AT_ONCE
+        return min(most, max(2, int(ray.cluster_resources().get("CPU", 0))))
 
     @contextmanager
     def opened(self, secrets: Mapping[str, Secret] | None = None) -> Iterator[list[Backend]]:
@@ -147,12 +201,15 @@ def _process_remotely(work: Connected, block: Block) -> tuple[list[Row[Any]], Ne
 
 def _through_dataset(block: Block, work: Connected) -> Generator[tuple[Sequence[int], list[Row[Any]]], None, None]:
     n_tasks, work = _shared_out(work)
-    size = _block_size(len(block), n_tasks)
-    places = [range(start, min(start + size, len(block))) for start in range(0, len(block), size)]
+    sizes = block_sizes(len(block), n_tasks)
+    places = [range(start, end) for start, end in pairwise(accumulate(sizes, initial=0))]
     tables = [_table(block, some) for some in places]
     with _quiet_data():
         dataset = ray.data.from_blocks(tables)  # from_arrow would ask a task, which waits for a CPU of the actors
         dataset.context.enable_progress_bars = False
+        # Ray Data learns what the cluster has after a second only, and until then starts one task at a time. There is
+        # nothing to hold back: the texts are in memory already, and the number of tasks is bounded.
+        dataset.context.op_resource_reservation_enabled = False
         mapped = dataset.map_batches(
             _map_block_or_error,
             fn_kwargs={"work": work},
@@ -164,7 +221,7 @@ def _through_dataset(block: Block, work: Connected) -> Generator[tuple[Sequence[
         )
         told: set[str] = set()
         try:
-            for batch in _raising(mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)):
+            for batch in _raising(_blocks_of(mapped)):
                 for places_done, packed in zip(batch["places"], batch["rows"], strict=True):
                     rows, news = pickle.loads(packed.as_py())  # noqa: S301 - written by our own task below
                     tell(news, told)
@@ -208,11 +265,6 @@ def parts_of(amount: int, most_parts: int) -> tuple[int, int]:
     return n_parts, amount // n_parts
 
 
-def _block_size(n_texts: int, in_flight: int) -> int:
-    """Return rows per block: enough blocks to keep all workers busy to the end, none needlessly small."""
-    return max(32, min(BLOCK_ROWS, -(-n_texts // (4 * in_flight))))
-
-
 def _map_block(batch: pa.Table, work: Connected) -> pa.Table:
     """Process one block on a worker. The rows travel back as one value: they are Python objects, not columns."""
     block = Block(batch["text"].to_pylist(), batch["position"].to_pylist())
@@ -236,6 +288,16 @@ def _map_block_or_error(batch: pa.Table, work: Connected) -> pa.Table:
                 "rows": pa.array([pickle.dumps(error)], pa.large_binary()),
             }
         )
+
+
+def _blocks_of(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+    """Yield the blocks of a Dataset, as they are done.
+
+    ``iter_batches`` would leave a thread behind where it fetches nothing ahead. Where it does, it keeps a block that is
+    done until the next one is: it would be lost with what Ray loses in the meantime.
+    """
+    for bundle in dataset.iter_internal_ref_bundles():
+        yield from map(ray.get, bundle.block_refs)
 
 
 def _raising(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -31,6 +31,10 @@ class Place:
     """The file that standard error goes to; empty where the system does not tell."""
 
 
+NOWHERE: Final = Place("")
+"""Where an actor is that died before it told."""
+
+
 def place_of_this_process() -> Place:
     """Return where this actor lives."""
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from skllm_ray.config import Secret, SecretRef
+from skllm_ray.execution.weights import ASIDE, Files
 from skllm_ray.execution.worker_feedback import with_warnings
 from skllm_ray.llm.base import Backend, StatefulSpec
 from skllm_ray.tasks.base import ChatRequest, Choices
@@ -34,9 +35,12 @@ class ReplicaInfo:
     """Resident memory of the process, in MB, the file's shared pages included."""
     gpus: str = ""
     """``CUDA_VISIBLE_DEVICES`` of the process: empty where it sees no GPU."""
+    fetch_s: float = 0.0
+    """Seconds of the loading in which the model's files came to the node."""
 
 
 _ADMISSION_S: Final = 30.0
+_MOST_THREADS: Final = 8
 _PROBE: Final = ChatRequest(({"role": "user", "content": "Yes or no?"},), Choices(("yes", "no")))
 
 
@@ -47,7 +51,7 @@ class ModelActor:
     `call_admitted` runs, until it returns.
     """
 
-    ASIDE: ClassVar[str] = "aside"
+    ASIDE: ClassVar[str] = ASIDE
     """The concurrency group of methods that must not wait behind calls."""
 
     def __init__(self, hide_gpus: bool, keep_alive_s: float | None = None) -> None:
@@ -55,7 +59,8 @@ class ModelActor:
             os.environ.update(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
         os.environ["GGML_NO_BACKTRACE"] = "1"  # it would start a debugger, for a minute, before the process may die
         self._backend: Backend | None = None
-        self._load_s = 0.0
+        self._files: Files | None = None
+        self._fetch_s = self._load_s = 0.0
         self._threads = 0
         self._idle = IdleExit(keep_alive_s)
         self._turn = threading.Lock()
@@ -73,22 +78,42 @@ class ModelActor:
 
         return place_of_this_process()
 
-    def load(self, spec: StatefulSpec, threads: int) -> ReplicaInfo:
-        """Load the model; raises ``ModelLoadError`` as ``spec.open`` does."""
+    def load(self, spec: StatefulSpec, threads: int, probes: bool = False, source: Any = None) -> ReplicaInfo:
+        """Load the model; raises ``ModelLoadError`` as ``spec.open`` does.
+
+        `threads` is what a replica may use; 0 takes all CPUs of this node, eight at most. With `probes` it answers a
+        trivial request first, for what that may do to this process. `source` is another node's actor, which has the
+        model's files or is about to.
+        """
         started = time.perf_counter()
         self._idle.touch()
+        threads = threads or min(_MOST_THREADS, os.cpu_count() or 1)
+        if spec.files is not None:
+            self._files = Files(*spec.files)
+            self._fetch_s = self._files.fetch(source).seconds
         self._backend = spec.for_replica(threads).open(_no_secrets)
         self._threads = threads
         self._load_s = time.perf_counter() - started
+        if probes:
+            self._probe(self._backend)
         return self.info()
 
-    def probe(self) -> None:
-        """Answer a trivial request, for what it may do to this process."""
-        if self._backend is None:
-            raise RuntimeError("The model is not loaded.")
-        (reply,) = self._backend.complete([_PROBE])
+    def state(self, file: str) -> tuple[int, str] | str:
+        """Return how a file of the model stands here, for another node's actor that copies it."""
+        return "coming" if self._files is None else self._files.state(file)
+
+    def piece(self, file: str, start: int) -> bytes:
+        """Return some bytes of such a file."""
+        return b"" if self._files is None else self._files.piece(file, start)
+
+    def calls(self) -> int:
+        """Return how many calls it works at, or has waiting."""
+        return self._idle.n_busy
+
+    def _probe(self, backend: Backend) -> None:
+        (reply,) = backend.complete([_PROBE])
         if reply.error is not None and reply.error.kind == "not_supported":
-            self._backend.embed([_PROBE.messages[0]["content"]])
+            backend.embed([_PROBE.messages[0]["content"]])
 
     def transfer(self) -> Any:
         """Return the download that `load` is at, if it is at one; answers while `load` works."""
@@ -150,7 +175,13 @@ class ModelActor:
 
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         return ReplicaInfo(
-            os.getpid(), ray.util.get_node_ip_address(), self._load_s, self._threads, _resident_mb(), gpus
+            os.getpid(),
+            ray.util.get_node_ip_address(),
+            self._load_s,
+            self._threads,
+            _resident_mb(),
+            gpus,
+            self._fetch_s,
         )
 
 
@@ -180,6 +211,11 @@ class IdleExit:
         self._lock = threading.Lock()
         if seconds is not None:
             threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def n_busy(self) -> int:
+        """How many are busy now."""
+        return self._busy
 
     def touch(self) -> None:
         """Begin to count anew."""

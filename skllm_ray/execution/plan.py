@@ -2,19 +2,19 @@
 
 Every call has a plan, most of one step. Dynamic few-shot has two: the texts are embedded, then asked about with the
 examples that the vectors choose. A cascade has two: a fast model answers all rows, a strong one those of which the
-fast one was unsure, and those that were sampled.
+fast one was unsure, and those that were sampled. Where its models are dynamic, a cascade has four.
 
 ::
 
     step takes                 which rows                                    what becomes of the answer
-    all (the default)          those with a valid answer so far              goes on from the one before
+    (none)                     those that the step before answered           goes on from the one before
     Unsure(…)                  those with a score at or below a threshold    takes the place of the one before
     Sampled(…)                 those at some positions                       takes the place of the one before
     Audited(…)                 a share of them, by chance                    takes the place of the one before
     Promised(…)                all, until a certificate tells a threshold    takes the place of the one before
 
 A row's result is what the last step that took it made of it; its cost is that of all steps. A row that fails in a step
-is taken by no later step that takes all, and by one that takes unsure rows: it has no score. What fails for a reason
+is taken by none that goes on from it, and by one that takes unsure rows: it has no score. What fails for a reason
 that all rows share ends the call, and no other model is asked in its place.
 
 What a step sees of the earlier ones is the same for all: with a `FollowUpTask`, the rows as they stand. Other tasks see
@@ -24,15 +24,15 @@ a GGUF engine goes on from the thought that is in its memory, and a second step 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.tasks.base import FollowUpTask, Row, Task
+from skllm_ray.tasks.base import ASKED_IF_SET, FollowUpTask, Row, Task
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,10 @@ class Promised:
     """What the sample is drawn by."""
     audit_share: float = 0.0
     """The share of kept rows that the strong model is asked about all the same."""
+    learns_score: bool = field(default=False, metadata=ASKED_IF_SET)
+    """Whether one half of the sample teaches by what fast labels are kept, and the other certifies."""
+    n_repeats: int = field(default=0, metadata=ASKED_IF_SET)
+    """Rows of the sample that the strong model is asked about twice."""
     stage: str = ""
     """What the rows that it takes are called, where not by their step's name."""
 
@@ -152,17 +156,18 @@ class Step:
     spec: BackendSpec
     """Which model answers."""
     takes: tuple[Unsure | Sampled | Promised | Audited, ...] = ()
-    """Which rows are asked about: those that any of these takes; without any, all with a valid answer so far."""
+    """Which rows are asked about: those that any of these takes; without any, those that the step before answered."""
     stage: str = ""
-    """What the rows that it answers are called in `Row.stage`."""
+    """What the rows that it answers are called in `Row.stage`; as by the step before where it is empty."""
 
-    def places(self, block: Block, rows: Sequence[Row[Any]]) -> dict[int, str]:
+    def places(self, block: Block, rows: Sequence[Row[Any]], before: Mapping[int, str]) -> dict[int, str]:
         """Return the places in `block` of the rows that this step takes, each with the name of its stage.
 
-        `rows` is how they stand so far. What failed for a reason that all rows share is taken by no step.
+        `rows` is how they stand so far, and `before` the places that the step before took. What failed for a reason
+        that all rows share is taken by no step.
         """
         if not self.takes:
-            return {i: self.stage for i, row in enumerate(rows) if row.valid}
+            return {i: self.stage or stage for i, stage in before.items() if rows[i].valid}
         found: dict[int, str] = {}
         for one in self.takes:
             for i in np.flatnonzero(one.takes(block, rows)).tolist():
@@ -180,8 +185,23 @@ def needs_positions(plan: Plan) -> bool:
 
 
 def row_step(plan: Plan) -> int:
-    """Return the number of the step whose answers count the rows: the last that takes all."""
-    return max(i for i, step in enumerate(plan) if not step.takes)
+    """Return the number of the step whose answers count the rows: the last that is asked about all."""
+    return next((i for i, step in enumerate(plan) if step.takes), len(plan)) - 1
+
+
+def leading_step(plan: Plan, number: int) -> int:
+    """Return the number of the step whose rows a step takes: its own where it chooses them, else an earlier one's."""
+    return next((i for i in range(number, 0, -1) if plan[i].takes), 0)
+
+
+def strong_steps(plan: Plan) -> range:
+    """Return the numbers of the steps that are asked about some of the rows: those of a cascade's strong model."""
+    return range(leading_step(plan, len(plan) - 1), len(plan))
+
+
+def promise_of(plan: Plan) -> Promised | None:
+    """Return what a plan promises that no certificate tells yet; None where it promises nothing."""
+    return next((one for step in plan for one in step.takes if isinstance(one, Promised)), None)
 
 
 def steps_alone(plan: Plan, number: int) -> range:

@@ -11,63 +11,48 @@ import itertools
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import ray
-from ray.exceptions import (
-    ActorUnschedulableError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
 
 from skllm_ray.config import GGUFResources
 from skllm_ray.errors import ClusterError
+from skllm_ray.execution.arrivals import DIED, Arrival, Bringing, Failure, end_named, kill, start
+from skllm_ray.execution.elastic import assign
 from skllm_ray.execution.last_words import Place, quoted, why_not_loaded, words_of
-from skllm_ray.execution.model_actor import IdleExit, ModelActor, ReplicaInfo
-from skllm_ray.execution.placement import Share, fits_a_node, no_room, nodes_to_avoid, replicas_to_add, share_of
-from skllm_ray.execution.pool_state import NOWHERE, Model, Opened, Replica, opened
-from skllm_ray.execution.ray_state import NAMESPACE, shared_name
+from skllm_ray.execution.model_actor import IdleExit, ReplicaInfo
+from skllm_ray.execution.nodes import is_lost
+from skllm_ray.execution.placement import (
+    Share,
+    cpu_share_of,
+    fits_a_node,
+    no_room,
+    nodes_to_avoid,
+    patience_s,
+    replicas_to_add,
+    share_of,
+)
+from skllm_ray.execution.pool_balance import Balance, Cluster
+from skllm_ray.execution.pool_state import Callers, Model, Opened, Replica, Standing, opened, standing
+from skllm_ray.execution.ray_state import shared_name
 from skllm_ray.llm.base import StatefulSpec
 from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
 from skllm_ray.tasks.base import ChatRequest, Choices, Embedding, Reply, RowError, Usage
 
-DIED: Final = (
-    RayActorError,
-    ActorUnschedulableError,
-    NodeDiedError,
-    ObjectLostError,  # the answer was on a node that is gone
-    OutOfMemoryError,  # Ray itself killed the process
-    WorkerCrashedError,
-)
-"""What ``ray.get`` raises when an actor's process is gone, and what it was asked with it."""
-
 _logger = logging.getLogger(__name__)
 _TOLD: Final = (
-    GGUFSpec,
-    GGUFOptions,
-    GGUFResources,
-    ReplicaInfo,
-    ChatRequest,
-    Choices,
-    Reply,
-    Embedding,
-    RowError,
-    Usage,
-)
+    GGUFSpec, GGUFOptions, GGUFResources, ReplicaInfo, Opened, Standing, ChatRequest, Choices, Reply, Embedding,
+    RowError, Usage,
+)  # fmt: skip
 SHARED: Final = shared_name("pool-shared", *_TOLD)
 """The pool that outlives jobs."""
 _NAME: Final = shared_name("replica", *_TOLD) + "-"
 _IDLE_S: Final = 24 * 3600.0
-_TICK_S: Final = 0.5
-_GROW_EVERY_S: Final = 1.0
+_BALANCE_S: Final = 0.5
 _MOST_DEATHS: Final = 40  # in a row, per replica; the search for one bad row among 256 costs 11
 _DOUBTS: Final = 3  # deaths in a row, from which on a new replica must answer a trivial request first
 
@@ -85,12 +70,15 @@ class PoolActor:
         self._shared = shared
         self._idle = IdleExit(_IDLE_S if shared else None)
         self._models: dict[str, Model] = {}
+        self._callers: dict[str, Callers] = {}
         self._cleared: set[str] = set()
         self._state = threading.RLock()
-        self._loaders = ThreadPoolExecutor(32, "load")
+        self._loaders = ThreadPoolExecutor(64, "load")
         self._numbers = itertools.count(time.time_ns())  # none that a pool which died in this one's place gave out
+        self._balance = Balance(Cluster(), self._ask, self._ask_beside)
+        self._balancing: threading.Thread | None = None
         if shared:
-            _end_orphans()
+            end_named(_NAME)
 
     def open(self, spec: StatefulSpec, number: int | None = None, fixed_size: bool = False) -> Opened:
         """Begin to load the model of `spec` if nobody has, and say how far it is.
@@ -106,34 +94,32 @@ class PoolActor:
             if model is not None and number == model.number and model.failure is not None:
                 raise model.failure
             if model is None or model.failure is not None:
-                model = Model(spec, share_of(spec.placement), next(self._numbers))
+                callers = self._callers.setdefault(spec.key, Callers())
+                model = Model(spec, share_of(spec.placement), next(self._numbers), callers)
                 self._models[spec.key] = model
                 self._cleared.discard(spec.key)
-                self._submit(model, self._load_first, model, fixed_size)
+                self._load_first(model, fixed_size)
+                self._keep_balance()
             return opened(model)
 
     def look(self, key: str) -> Opened | None:
-        """Return how far a model is that somebody opened; None if it is not there and not on its way.
-
-        Every call looks here first, so this is where replicas are added when the cluster has room for more.
-        """
+        """Return how far a model is that somebody opened; None if it is not there and not on its way."""
         with self._state:
             self._idle.touch()
             model = self._models.get(key)
-            if model is None or model.failure is not None or not (model.replicas or model.arriving):
+            if model is None or model.failure is not None or not (model.replicas or model.arrivals):
                 return None
-            most = model.spec.placement.max_replicas
-            is_full = most is not None and len(model.replicas) >= most
-            if not is_full and not model.is_loading and time.monotonic() >= model.grow_at:
-                model.grow_at = time.monotonic() + _GROW_EVERY_S
-                self._submit(model, self._grow, model)
+            model.used_at = time.monotonic()
             return opened(model)
 
-    def take(self, key: str, n: int) -> list[tuple[int, Any]] | None:
-        """Return `n` replicas, the least loaded first, each counted as one call in flight.
+    def take(
+        self, key: str, rows: int, caller: str = "", whole: bool = False, priority: int = 0
+    ) -> list[tuple[int, Any, int]] | None:
+        """Return which replicas get a block of rows now, and how many rows each; they are counted as in flight.
 
-        An empty list asks to wait, as a replica that died is being replaced. None: this pool has never heard of the
-        model, and so is a new one in place of one that died.
+        An empty list asks to wait, because all replicas have enough to do, or one that died is being replaced. None:
+        this pool has never heard of the model, and so is a new one in place of one that died. Callers of a higher
+        `priority` that wait are served first.
         """
         with self._state:
             self._idle.touch()
@@ -144,44 +130,66 @@ class PoolActor:
                 return None
             if model.failure is not None:
                 raise model.failure
-            chosen = []
-            for _ in range(n if model.replicas else 0):
-                number, replica = min(model.replicas.items(), key=lambda item: item[1].in_flight)
-                replica.in_flight += 1
-                chosen.append((number, replica.handle))
-            return chosen
+            now, callers = time.monotonic(), model.callers
+            loads = {number: replica.load for number, replica in model.replicas.items()}
+            comes_later = callers.is_outranked(caller, priority, now)
+            if comes_later or not (chosen := assign(loads, rows, callers.rows_left(now), whole=whole)):
+                callers.wait(caller, priority, now)
+                return []
+            callers.waiting.pop(caller, None)
+            callers.asked += rows
+            for number, some in chosen:
+                model.replicas[number].begin(some, now)
+            return [(number, model.replicas[number].handle, some) for number, some in chosen]
 
-    def give_back(self, key: str, numbers: Sequence[int], answered: bool) -> None:
-        """Count the calls as finished; `answered` tells that the model works."""
+    def give_back(self, key: str, taken: Sequence[tuple[int, int]], answered: bool) -> None:
+        """Count calls as finished, by replica and rows; `answered` tells that the model works."""
         with self._state:
             model = self._models.get(key)
             if model is None:
                 return
             model.deaths = 0 if answered else model.deaths
-            for number in numbers:
+            if answered and not model.has_answered:
+                model.has_answered = True
+                model.note("answered")
+            for number, rows in taken:
                 if number in model.replicas:
-                    model.replicas[number].in_flight -= 1
+                    model.replicas[number].end(rows, time.monotonic(), answered=answered)
 
-    def report_death(self, key: str, number: int) -> None:
-        """Start a new replica for one that died. Several callers may report the same death."""
+    def tell(self, key: str, caller: str, left: int, done: int = 0, partial: bool = False, priority: int = 0) -> None:
+        """Take note of how many rows a caller has left for a model, loaded or not; 0 where it has ended."""
+        with self._state:
+            callers = self._callers.setdefault(key, Callers())
+            callers.tell(caller, left, done, time.monotonic(), partial=partial, priority=priority)
+
+    def standing(self, key: str, since: float = 0.0) -> Standing:
+        """Return how a model stands, with what happened after `since`, in seconds since 1970-01-01 UTC."""
         with self._state:
             model = self._models.get(key)
+            return Standing() if model is None else standing(model, since)
+
+    def report_death(self, key: str, number: int) -> bool:
+        """Start a new replica for one that died. Several callers may report the same death.
+
+        Returns whether its node is lost, so that nothing that it was asked is to blame.
+        """
+        with self._state:
+            model = self._models.get(key)
+            dead = model.replicas.get(number) if model is not None else None
+        lost = dead is not None and bool(dead.place.node) and is_lost(dead.place.node)
+        with self._state:
             dead = model.replicas.pop(number, None) if model is not None else None
             if model is None or dead is None:
-                return
+                return model is not None and number in model.lost
             ray.kill(dead.handle)
-            model.deaths += 1
-            if model.deaths < _MOST_DEATHS * (1 + len(model.replicas)):
-                self._submit(model, self._replace, model, dead.place)
-                return
-            model.given_up = ClusterError(
-                f"The processes that held {model.spec.model} died {model.deaths} times in a row without an answer."
-                f"{quoted(model.words)}",
-                "The machine may be short of memory, or the model or llama.cpp unfit for it.",
-            )
-            self._close(model)
-            _kill(replica.handle for replica in model.replicas.values())
-            model.replicas.clear()
+            model.note("lost" if lost else "died")
+            if lost:
+                model.lost.add(number)
+                self._balance.replace(model, time.monotonic())
+                return True
+            if not dead.beside:
+                self._replace_dead(model, dead.place)
+            return False
 
     def words(self, key: str) -> str:
         """Return what the process of the model that died last wrote at its end; empty where that does not tell why."""
@@ -203,150 +211,188 @@ class PoolActor:
                 model = self._models.pop(one, None)
                 if model is not None:
                     self._cleared.add(one)
-                    self._close(model)
+                    _close(model)
                     found += [(model.spec.model, replica.handle, replica.info) for replica in model.replicas.values()]
             return found
 
-    def _close(self, model: Model) -> None:
-        """End what is on its way."""
-        model.closed = True
-        _kill(model.arriving)
-
-    # --- in threads of its own ---------------------------------------------------------------------------------------
-
-    def _submit(self, model: Model, function: Any, *args: Any) -> None:
-        running = [load for load in model.loads if not load.done()]
-        model.loads = [*running, self._loaders.submit(function, *args)]
+    # --- replicas that come and go ------------------------------------------------------------------------------------
 
     def _load_first(self, model: Model, fixed_size: bool) -> None:
         if fixed_size and not fits_a_node(model.share):
-            raise no_room(model.spec, model.share)
+            model.given_up = no_room(model.spec, model.share)
+            return
         placement = model.spec.placement
-        self._load(model, replicas_to_add(placement, model.share), placement.min_replicas)
+        self._ask(model, replicas_to_add(placement, model.share), placement.min_replicas)
 
-    def _grow(self, model: Model) -> None:
-        more = replicas_to_add(model.spec.placement, model.share, len(model.replicas))
-        if more > 0:
-            self._load(model, more, 0)
+    def _ask(self, model: Model, n: int, at_least: int) -> None:
+        """Ask for replicas; without `at_least` of them, the model fails. Others may wait for room as long as wanted."""
+        arrivals = self._start(model, n)
+        model.note("asked", n)
+        self._submit(model, self._load, model, arrivals, at_least)
 
-    def _replace(self, model: Model, place: Place) -> None:
+    def _ask_beside(self, model: Model, n: int) -> None:
+        """Ask for replicas on CPUs beside those with GPUs. None of them must come."""
+        share = cpu_share_of(model.spec.placement)
+        self._submit(model, self._try, model, self._start(model, n, share=share), 0, share=share)
+
+    def _start(
+        self, model: Model, n: int, avoided: frozenset[str] = frozenset(), share: Share | None = None
+    ) -> list[Arrival]:
+        """Start actors, which count from now on, so that nobody asks for them again; with a `share`, on CPUs beside."""
+        keep_alive_s = model.spec.placement.keep_alive_s if self._shared else None
+        arrivals = [start(share or model.share, keep_alive_s, _NAME, avoided) for _ in range(n)]
+        for arrival in arrivals:
+            arrival.beside = share is not None
+        model.arrivals += arrivals
+        return arrivals
+
+    def _submit(self, model: Model, function: Any, *args: Any, **kwargs: Any) -> None:
+        running = [load for load in model.loads if not load.done()]
+        model.loads = [*running, self._loaders.submit(function, *args, **kwargs)]
+
+    def _replace_dead(self, model: Model, place: Place) -> None:
+        """Replace a replica that died by itself, unless they do nothing but die."""
+        model.deaths += 1
+        if model.deaths < _MOST_DEATHS * (1 + len(model.replicas)):
+            self._submit(model, self._replace, model, place, self._start(model, 1))
+            return
+        model.given_up = ClusterError(
+            f"The processes that held {model.spec.model} died {model.deaths} times in a row without an answer."
+            f"{quoted(model.words)}",
+            "The machine may be short of memory, or the model or llama.cpp unfit for it.",
+        )
+        _close(model)
+        kill(model.clear())
+
+    def _keep_balance(self) -> None:
+        if self._balancing is None:
+            self._balancing = threading.Thread(target=self._balance_for_ever, name="balance", daemon=True)
+            self._balancing.start()
+
+    def _balance_for_ever(self) -> None:
+        while True:
+            time.sleep(_BALANCE_S)
+            try:
+                self._balance.look()
+                with self._state:
+                    models, now = list(self._models.values()), time.monotonic()
+                    ended = self._balance.step(models, now)
+                    for model in [] if self._shared else self._balance.unused(models, now):
+                        _close(self._models.pop(model.spec.key))  # whoever asks for it again has it loaded again
+                        ended += model.clear()
+                kill(ended)
+                self._recount()
+            except Exception:
+                _logger.exception("The replicas could not be balanced; it is tried again.")
+
+    def _recount(self) -> None:
+        """Ask replicas whose calls take long how many they have: callers that died do not tell of theirs."""
+        with self._state:
+            suspects = self._balance.suspects(list(self._models.values()), time.monotonic())
+        for replica, touched in suspects:
+            calls = replica.handle.calls.options(concurrency_group="aside").remote()
+            done, _ = ray.wait([calls], timeout=_BALANCE_S)
+            with self._state:
+                if done and replica.touched == touched and isinstance(found := _count(calls), int):
+                    replica.forget(min(found, replica.load.calls))
+
+    # --- in threads of its own ---------------------------------------------------------------------------------------
+
+    def _replace(self, model: Model, place: Place, arrivals: list[Arrival]) -> None:
         """Load a replica in place of one that died at `place`."""
         model.words = words_of(place) or model.words
-        self._load(model, 1, 1)
+        self._load(model, arrivals, int(not model.replicas))
 
-    def _load(self, model: Model, wanted: int, at_least: int) -> None:
-        """Start and load up to `wanted` replicas; raise unless `at_least` of them find room and load.
+    def _load(self, model: Model, arrivals: list[Arrival], at_least: int) -> None:
+        """Load replicas that were asked for; raise unless `at_least` of them find room and load.
 
         What cannot load is tried once more, on other nodes if there are any: a file may be damaged on one of them, or
         memory short. Where a process leaves words that tell why it died, the same node would end it again.
         """
-        loaded, failed = self._try(model, wanted, at_least, frozenset())
+        failed = self._try(model, arrivals, at_least)
         if failed and not model.closed:
             avoided = nodes_to_avoid(model.share, {place.node for place, _ in failed})
             died = [place for place, error in failed if isinstance(error, DIED)]
             words = next(filter(None, map(words_of, died)), "")
             model.words = words or model.words
             if avoided or (died and not words):
-                loaded += self._try(model, len(failed), 0, avoided)[0]
-        enough = len(loaded) >= at_least
+                self._try_elsewhere(model, len(failed), avoided)
         with self._state:
-            if enough and not model.closed:
-                model.replicas.update({next(self._numbers): replica for replica in loaded})
-            else:
-                _kill(replica.handle for replica in loaded)
-            if len(loaded) < wanted:
+            enough = model.closed or len(model.replicas) >= at_least
+            model.is_ready = model.is_ready or (enough and bool(model.replicas))
+            if failed:
                 model.grow_at = time.monotonic() + model.grow_pause_s
                 model.grow_pause_s *= 2
+            if not enough:
+                kill(model.clear())
         if not enough and failed:
             raise why_not_loaded(model.spec, failed[0][1], model.words)
         if failed:
             _logger.warning("%d replica(s) of %s could not load: %s", len(failed), model.spec.model, failed[0][1])
 
-    def _try(
-        self, model: Model, wanted: int, at_least: int, avoided: frozenset[str]
-    ) -> tuple[list[Replica], list[tuple[Place, Exception]]]:
-        """Return the replicas that loaded, and the failures of those that found room, each with its place."""
-        keep_alive_s = model.spec.placement.keep_alive_s if self._shared else None
-        actors = [_start_actor(model.share, keep_alive_s, avoided) for _ in range(wanted)]
-        placed = _await_room(model, actors)
-        _kill(actor for actor in actors if actor not in placed)
-        if len(placed) < at_least:
-            _kill(placed)
-            raise no_room(model.spec, model.share, model.spec.placement.placement_timeout_s)
+    def _try_elsewhere(self, model: Model, n: int, avoided: frozenset[str]) -> None:
         with self._state:
-            model.arriving += placed
+            arrivals = self._start(model, n, avoided)
+        self._try(model, arrivals, at_least=0, timeout_s=patience_s(model.spec.placement))
+
+    def _try(
+        self,
+        model: Model,
+        arrivals: list[Arrival],
+        at_least: int,
+        timeout_s: float | None = None,
+        share: Share | None = None,
+    ) -> list[Failure]:
+        """Return the failures of those that found room, each with its place. Those that load join at once."""
+        if at_least:
+            timeout_s = patience_s(model.spec.placement)
+
+        def join(arrival: Arrival, info: ReplicaInfo) -> None:
+            self._join(model, arrival, info)
+
+        probes = model.deaths >= _DOUBTS  # is it one row after the other, or the model itself?
         try:
-            places = [_place_of(actor) for actor in placed]
-            answers = [actor.load.remote(model.spec, model.share.threads) for actor in placed]
-            infos = [_result(answer) for answer in answers]
-            if model.deaths >= _DOUBTS:  # is it one row after the other, or the model itself?
-                probes = [_result(actor.probe.remote()) for actor in placed]
-                infos = [info if probe is None else probe for info, probe in zip(infos, probes, strict=True)]
+            placed = partial(model.note, "placed")
+            given = model.spec, share or model.share, join, lambda: model.closed, placed, model.source_for, probes
+            failed = Bringing(*given).bring(arrivals, timeout_s)
         finally:
             with self._state:
-                model.arriving = [actor for actor in model.arriving if actor not in placed]
-        loaded, failed = [], []
-        for actor, place, info in zip(placed, places, infos, strict=True):
-            if isinstance(info, ReplicaInfo):
-                loaded.append(Replica(actor, info, place))
-            else:
-                ray.kill(actor)
-                failed.append((place, info))
-        return loaded, failed
+                model.arrivals = [one for one in model.arrivals if one not in arrivals]
+        n_placed = sum(arrival.placed_at is not None for arrival in arrivals)
+        with self._state:
+            lacks = max(n_placed, len(model.replicas)) < at_least and not model.closed
+            if lacks:
+                kill(model.clear())
+        if lacks:
+            raise no_room(model.spec, model.share, timeout_s)
+        return failed
+
+    def _join(self, model: Model, arrival: Arrival, info: ReplicaInfo) -> None:
+        now = time.monotonic()
+        with self._state:
+            if model.closed:
+                ray.kill(arrival.actor)
+                return
+            model.arrivals.remove(arrival)
+            model.start_s = now - arrival.asked_at
+            model.replicas[next(self._numbers)] = Replica(
+                arrival.actor, info, arrival.place, beside=arrival.beside, touched=now
+            )
+            model.is_ready = model.is_ready or len(model.replicas) >= model.spec.placement.min_replicas
+            model.note("fetched", since_s=info.load_s - info.fetch_s)
+            model.note("loaded")
 
 
-def _start_actor(share: Share, keep_alive_s: float | None, avoided: frozenset[str]) -> Any:
-    # One thread works while the next call arrives; the group answers meanwhile.
-    options: dict[str, Any] = {"num_cpus": share.num_cpus, "num_gpus": share.num_gpus, "max_concurrency": 2}
-    if keep_alive_s is not None:  # outlives the job that asked first; ends itself when idle
-        options |= {"lifetime": "detached", "name": f"{_NAME}{uuid.uuid4().hex}", "namespace": NAMESPACE}
-    if avoided:
-        options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
-    in_groups: Any = ray.remote  # its types know no groups
-    actor_class = in_groups(concurrency_groups={ModelActor.ASIDE: 2})(ModelActor)
-    return actor_class.options(**options).remote(share.num_gpus == 0, keep_alive_s)
+def _close(model: Model) -> None:
+    """End what is on its way."""
+    model.closed = True
+    kill(arrival.actor for arrival in model.arrivals)
 
 
-def _end_orphans() -> None:
-    """End the model actors of a shared pool that died: nobody counts them any more, and they hold memory."""
-    for found in ray.util.list_named_actors(all_namespaces=True):
-        if found["namespace"] == NAMESPACE and found["name"].startswith(_NAME):
-            try:
-                ray.kill(ray.get_actor(found["name"], namespace=NAMESPACE))
-            except ValueError:  # it has ended by itself
-                continue
-
-
-def _await_room(model: Model, actors: list[Any]) -> list[Any]:
-    """Return those actors that find room in time."""
-    pings = {actor.ping.remote(): actor for actor in actors}
-    waiting, placed = list(pings), []
-    deadline = time.monotonic() + model.spec.placement.placement_timeout_s
-    while waiting and not model.closed and (left_s := deadline - time.monotonic()) > 0:
-        done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=min(_TICK_S, left_s))
-        placed += [pings[ping] for ping in done]
-    return placed
-
-
-def _kill(actors: Any) -> None:
-    for actor in actors:
-        ray.kill(actor)
-
-
-def _place_of(actor: Any) -> Place:
-    """Return where a placed actor lives; nowhere if it has died."""
+def _count(calls: Any) -> Any:
     try:
-        found: Place = ray.get(actor.place.remote())
-    except DIED:
-        return NOWHERE
-    return found
-
-
-def _result(answer: Any) -> Any:
-    """Return what an actor answers, or the error that it raised, or died with."""
-    try:
-        return ray.get(answer)
-    except (RayTaskError, *DIED) as error:
+        return ray.get(calls)
+    except DIED as error:
         return error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
@@ -29,6 +30,8 @@ _NAME = shared_name("rate-limiter", Report, Grant, Released, Refusal, Left, Buck
 _ANSWER_S = 5.0
 _LONGEST_RETRY_S = 1.0
 _TELL_S = 10.0
+_REPLACE_S = 30.0
+"""How long the limiter may give no answer before it is ended: Ray starts it anew."""
 _SHOW_S = 5.0
 _SILENT_S = 3.0
 _logger = logging.getLogger(__name__)
@@ -88,7 +91,7 @@ class ClusterLimiter:
         RayTaskError
             If the limiter cannot make sense of the report, as one of another version.
         """
-        pause_s, began, is_told = 0.05, time.monotonic(), False
+        pause_s, began, is_told, stuck = 0.05, time.monotonic(), False, _Stuck()
         while True:
             try:
                 grant = await self._ask(report)
@@ -104,6 +107,8 @@ class ClusterLimiter:
                     _logger.warning(
                         "skllm_ray: waiting for the cluster's rate limiter, which gives no answer (%s).", why
                     )
+                if isinstance(error, TimeoutError):  # Ray itself sees to one that died
+                    await asyncio.to_thread(stuck.replace, self._actor)
             await asyncio.sleep(pause_s)
             pause_s = min(_LONGEST_RETRY_S, pause_s * 2)
             try:
@@ -115,6 +120,40 @@ class ClusterLimiter:
         told = replace(report, holder=f"{self._node}/{report.holder}")
         answer: Grant = await asyncio.wait_for(self._actor.exchange.remote(told), _ANSWER_S)
         return answer
+
+
+class _Stuck:
+    """Ends a limiter that is there and gives no answer, such as one that was stopped, so that Ray starts it anew.
+
+    A new limiter knows nothing, and is told by all who use it. Of many that wait, the first one ends it: the others see
+    that it was started anew in the meantime.
+    """
+
+    def __init__(self) -> None:
+        self._since = math.inf
+        self._starts: int | None = None
+
+    def replace(self, actor: Any) -> None:
+        """Note that there was no answer; end the limiter if there was none for long."""
+        now, starts = time.monotonic(), _n_starts(actor)
+        if self._since == math.inf or starts != self._starts:
+            self._since, self._starts = now, starts
+        elif now - self._since >= _REPLACE_S:
+            self._since = now
+            _logger.warning("skllm_ray: the cluster's rate limiter gives no answer; it is started anew.")
+            with suppress(RayError, ValueError):
+                ray.kill(actor, no_restart=False)
+
+
+def _n_starts(actor: Any) -> int | None:
+    """Return how often Ray started an actor anew; None where this Ray does not tell."""
+    try:
+        from ray._private.state import actors
+    except ImportError:
+        return None
+    with suppress(RayError, KeyError):
+        return int(actors(actor._actor_id.hex())["NumRestarts"])
+    return None
 
 
 def use_cluster_limiter() -> None:

@@ -11,9 +11,9 @@ NAMESPACE = "skllm_ray"
 
 
 _state = {"local_mode": False, "forked": False}
-_started: dict[str, bool] = {}
-"""The job that this library connected to a Ray itself, and whether that Ray is of a fixed size. Another Ray, which the
-user joined later, is another job."""
+_started: dict[str, tuple[bool, bool]] = {}
+"""The job that this library connected to a Ray itself, whether that Ray is of a fixed size, and whether it is this
+process's own. Another Ray, which the user joined later, is another job."""
 
 
 def _after_fork() -> None:
@@ -33,13 +33,18 @@ def is_initialised() -> bool:
 
 def is_fixed_size() -> bool:
     """Return whether Ray runs on this machine alone, so that waiting brings no new node."""
-    return is_started_here() and _started[job_key()]
+    return is_started_here() and _started[job_key()][0]
 
 
-def started_here(*, fixed_size: bool) -> None:
+def ends_with_this_process() -> bool:
+    """Return whether this library has started the Ray that this process uses, so that nothing in it outlives it."""
+    return is_started_here() and _started[job_key()][1]
+
+
+def started_here(*, fixed_size: bool, own: bool = False) -> None:
     """Note that this library has connected the process to the Ray that it is connected to now."""
     _started.clear()
-    _started[job_key()] = fixed_size
+    _started[job_key()] = fixed_size, own
 
 
 def is_started_here() -> bool:

@@ -109,7 +109,6 @@ def ensure() -> None:
                 'Start child processes with the "spawn" method, or call predict in the parent.',
             )
         if not _initialised():
-            _refuse_client(os.environ.get("RAY_ADDRESS"))
             _start(None, {})
             return
         _announce()
@@ -131,6 +130,7 @@ def _refuse_client(address: str | None) -> None:
 def _start(address: str | None, options: dict[str, Any]) -> None:
     """Call ``ray.init`` with our quiet defaults under the caller's options."""
     address = _checked(address)
+    starts = address == "local" or (not address and not _last_cluster())
     variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     with _environment(variables), _quiet_authentication():
         import ray
@@ -147,12 +147,13 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
         try:
             with slow(where):
                 ray.init(address=address or None, **{**quiet, **options})
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # of no special kind where Ray's own processes do not start in time
             raise ClusterError(
                 f"Ray could not be started or joined at {address or 'this machine'}: {type(error).__name__}: {error}",
-                "Check the address with `ray status --address ADDRESS`, or unset RAY_ADDRESS to start a local Ray.",
+                "Check the address with `ray status --address ADDRESS`, or unset RAY_ADDRESS to start a local Ray. "
+                "On a busy machine, call again.",
             ) from error
-    started_here(fixed_size=address in {"", "local"})
+    started_here(fixed_size=address in {"", "local"}, own=starts)
     _announce()
 
 
@@ -163,6 +164,7 @@ def _checked(address: str | None) -> str:
     """
     said = os.environ.get("RAY_ADDRESS") or ""
     given = said if address == "auto" and _has_port(said) else address or said
+    _refuse_client(given)
     inherited = parent_process.parent()
     if not given and inherited and not _fault_at(inherited[0]):
         return inherited[0]
@@ -172,6 +174,7 @@ def _checked(address: str | None) -> str:
     fault = _fault_at(found)
     if fault:
         at = found if found == given else f"{found}, where the last cluster of this machine was"
+        at += ", which RAY_ADDRESS names" if given == said and address != given else ""
         raise ClusterError(
             f"Ray could not be joined at {at}: {fault}.",
             "Check the address, and that `ray status --address ADDRESS` answers; without one, a local Ray is started.",

@@ -23,7 +23,8 @@ from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, ConfigurationError, InputError, JobFailedError, SkllmRayError, warn
 from skllm_ray.execution import ray_state, session
 from skllm_ray.execution.tuning_submission import submit_here, submit_on_cluster
-from skllm_ray.execution.tuning_watcher import STARTING_S, OpenService, Polling, ask_once, watch, watchers
+from skllm_ray.execution.tuning_watcher import OpenService, Polling, ask_once, watch, watchers
+from skllm_ray.execution.watcher import STARTING_S
 from skllm_ray.llm.credentials import secrets_of
 from skllm_ray.llm.submissions import BEFORE_POST, GracePeriod, refresh
 from skllm_ray.llm.tuning import TuningJob, TuningSpec

@@ -5,28 +5,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skllm_ray.config import Secret, SecretRef, resolve_secret
-from skllm_ray.errors import ClusterError, SkllmRayError
-from skllm_ray.execution import ray_state
+from skllm_ray.errors import SkllmRayError
+from skllm_ray.execution import ray_state, watcher
+from skllm_ray.execution.watcher import STARTING_S, answering, named_watchers, on_this_node, start_watcher, wake_watcher
 from skllm_ray.llm.submissions import BEFORE_POST, Service, refresh
 from skllm_ray.llm.tuning import TuningJob, TuningSpec
 from skllm_ray.llm.tuning.store import TuningStore, open_store
 from skllm_ray.llm.tuning_services import open_service
 
-if TYPE_CHECKING:
-    from skllm_ray.execution.secrets import Sealed
-
 _log = logging.getLogger(__name__)
 _PREFIX = ray_state.shared_name("tuning-watcher", TuningJob, TuningSpec, SecretRef) + "-"
 _FAR_S = 3600.0
-STARTING_S = 120.0
-"""The longest wait for a watcher's answer, in seconds: its process may have to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,53 +55,25 @@ def watch(
     """
     import ray
 
-    from skllm_ray.execution.secrets import Sealed
-
-    name = _watcher_name(store)
-    options: dict[str, Any] = {
-        "name": name,
-        "namespace": ray_state.NAMESPACE,
-        "lifetime": "detached",
-        "get_if_exists": True,
-        "num_cpus": 0,
-        "max_restarts": -1,
-        "max_concurrency": 4,
-    }
-    actor: Any = ray.remote(Watcher).options(**options, **placed(store)).remote(store.url, polling or Polling())
-    try:
-        ray.get(actor.wake.remote(Sealed(secrets.values())), timeout=STARTING_S)
+    with answering(
+        "the tuning jobs", "They go on at their service; `skllm-ray tune wait ID` asks for them without Ray."
+    ):
+        given = _watcher_name(store), store.url, polling or Polling()
+        actor = start_watcher(Watcher, *given, is_local=store.is_local)
+        wake_watcher(actor, secrets)
         troubles: dict[str, SkllmRayError] = ray.get(actor.troubles.remote(), timeout=STARTING_S)
-    except (ray.exceptions.RayError, TimeoutError) as error:
-        raise ClusterError(
-            f"The watcher of the tuning jobs does not answer: {type(error).__name__}.",
-            "The jobs go on at their service; `skllm-ray tune wait ID` asks for them without Ray.",
-        ) from None
     return troubles
 
 
-class Watcher:
+class Watcher(watcher.Watcher):
     """Polls the jobs of one store, each at its own pace. It cannot submit anything."""
 
     def __init__(self, store_url: str, polling: Polling) -> None:
         self._store = open_store(store_url)
         self._polling = polling
-        self._secrets: dict[str, Secret] = {}
         self._due: dict[str, tuple[float, int]] = {}
         self._troubles: dict[str, SkllmRayError] = {}
-        self._woken = threading.Event()
-        self._starting = threading.Lock()
-        self._thread = self._started()
-
-    def wake(self, secrets: Sealed) -> int:
-        """Take in credentials, and look for new jobs; return this process's ID."""
-        import os
-
-        self._secrets.update(secrets.open())
-        with self._starting:
-            if not self._thread.is_alive():
-                self._thread = self._started()
-        self._woken.set()
-        return os.getpid()
+        super().__init__()
 
     def troubles(self) -> dict[str, SkllmRayError]:
         """Return, by key, why a job could not be learnt of when its service was asked last."""
@@ -115,16 +82,6 @@ class Watcher:
     def jobs(self) -> list[TuningJob]:
         """Return all jobs of the store."""
         return self._store.jobs()
-
-    def _started(self) -> threading.Thread:
-        thread = threading.Thread(target=self._run, name="tuning-watcher", daemon=True)
-        thread.start()
-        return thread
-
-    def _run(self) -> None:
-        while True:
-            self._woken.clear()
-            self._woken.wait(self._poll_due())
 
     def _polled(self, job: TuningJob) -> TuningJob:
         """Return `job` after asking its service once; what goes wrong is kept for whoever waits for it."""
@@ -136,7 +93,7 @@ class Watcher:
             self._troubles[job.key] = ours
             return job
 
-    def _poll_due(self) -> float:
+    def _look(self) -> float:
         """Poll what is due; return the seconds until something else is."""
         now = time.monotonic()
         try:
@@ -178,13 +135,7 @@ def ask_once(job: TuningJob, store: TuningStore, secrets: Mapping[str, Secret]) 
 
 def placed(store: TuningStore) -> dict[str, Any]:
     """Return the Ray options that keep work where the store is."""
-    if not store.is_local:
-        return {}
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    node = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+    return on_this_node() if store.is_local else {}
 
 
 def _watcher_name(store: TuningStore) -> str:
@@ -196,8 +147,4 @@ def _watcher_name(store: TuningStore) -> str:
 
 def watchers() -> list[Any]:
     """Return the watchers of this cluster, of all stores."""
-    import ray
-
-    named = ray.util.list_named_actors(all_namespaces=True)
-    ours = [found["name"] for found in named if found["namespace"] == ray_state.NAMESPACE]
-    return [ray.get_actor(name, namespace=ray_state.NAMESPACE) for name in ours if name.startswith(_PREFIX)]
+    return list(named_watchers(_PREFIX).values())

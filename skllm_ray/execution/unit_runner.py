@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -22,15 +23,16 @@ from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution import ray_state, session
 from skllm_ray.execution.block import Backends, opened_all
 from skllm_ray.execution.cluster_status import StatusPoller
+from skllm_ray.execution.elastic import CALLS_EACH
 from skllm_ray.execution.garbage import rarely_collected
 from skllm_ray.execution.inherited_secrets import inherited
 from skllm_ray.execution.plan import Plan
-from skllm_ray.execution.unit_tasks import Died, UnitTasks
+from skllm_ray.execution.unit_tasks import Died, Moved, UnitTasks
 from skllm_ray.llm.base import is_stateful
 
 _TICK_S: Final = 0.5
+_TELL_S: Final = 1.0
 _RESTART_S: Final = 60.0  # the longest wait for a shared object whose process died
-_MOST_TASKS: Final = 8
 _held: dict[str, Any] = {}
 C = TypeVar("C")
 
@@ -70,13 +72,19 @@ class UnitRunner:
     secrets : mapping of str to Secret
         Credentials by fingerprint.
     n_tasks : int or None, default=None
-        Units at once; None takes two for each replica of a local model, else as many as the cluster has CPUs, between
-        2 and 8: each keeps many requests in flight.
+        Units at once; None takes two for each replica that a local model has at the moment, else as many as the cluster
+        has CPUs, between 2 and 8: each keeps many requests in flight.
+    n_rows : int, default=0
+        Rows that are to be done, so that as many replicas are asked for from the beginning; 0 where that is not known.
+    priority : int, default=0
+        Among those who ask the same local model, the higher is served first.
 
     Attributes
     ----------
     n_tasks : int
-        Units at once.
+        Units at once, now.
+    is_elastic : bool
+        Whether that follows the replicas of a local model.
     status_poller : StatusPoller or None
         Tells how the job stands in the cluster; None in local mode.
     """
@@ -87,11 +95,15 @@ class UnitRunner:
         plan: Plan,
         secrets: Mapping[str, Secret],
         n_tasks: int | None = None,
+        n_rows: int = 0,
+        priority: int = 0,
     ) -> None:
         self._function = function
         self._plan = plan
         self._secrets = inherited(secrets)
+        began = time.time()
         self._here = ray_state.is_local_mode()
+        self.is_elastic = False
         self.status_poller: StatusPoller | None = None
         if self._here:
             self.n_tasks = 1
@@ -104,11 +116,16 @@ class UnitRunner:
         from skllm_ray.execution.worker_check import compare_workers
 
         compare_workers(plan)
-        connected = Connected.connect(plan, self._secrets)
+        connected = Connected.connect(plan, self._secrets, n_rows, priority)
         hand_over(self._secrets)
         pools = [pool for pool in connected.pools if pool is not None]
-        self.n_tasks = n_tasks or connected.at_once(_default_tasks())
-        self.status_poller = StatusPoller([step.spec.model for step in plan if not is_stateful(step.spec)], pools)
+        last = connected.pools[-1]
+        self._connected = connected
+        self.is_elastic = n_tasks is None and last is not None
+        self._most_tasks = connected.in_flight
+        self.n_tasks = n_tasks or (self._most_tasks if last is None else CALLS_EACH * last.n_replicas)
+        asked = [step.spec.model for step in plan if not is_stateful(step.spec)]
+        self.status_poller = StatusPoller(asked, pools, began)
         self._work = ray.put((connected, function))
 
     def share(self, factory: Callable[[Mapping[str, Secret]], Any]) -> Shared:
@@ -132,19 +149,28 @@ class UnitRunner:
         return _There(ray.remote(_Holder).options(**options).remote(factory))
 
     def run(
-        self, units: deque[Any], shared: Shared, again: Callable[[Any], Any]
+        self,
+        units: deque[Any],
+        shared: Shared,
+        again: Callable[[Any], Any],
+        rows: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> Generator[tuple[Any, Any] | None, None, None]:
         """Yield each unit with its result as they finish, in any order, and None about twice a second in between.
 
         A unit whose worker or node dies is done again, as `again` changes it, three times at most; then its result is a
         `Died`. Where several shared the worker, nobody knows whose fault it was: each is done again by itself, and that
         death does not count. Clearing `units` lets the job end with what runs; closing the generator cancels that too,
-        and gives it a few seconds to write down what it knows.
+        and gives it a few seconds to write down what it knows. `rows` tells how many rows are left, and how many are
+        done: a local model has as many replicas as they need.
         """
         if self._here:
             yield from self._run_here(units, shared)
             return
-        yield from self._run_there(units, shared, again)
+        try:
+            yield from self._run_there(units, shared, again, rows)
+        finally:
+            with suppress(Exception):  # Ray may have ended
+                self._connected.tell(0, 0)
 
     def _run_here(self, units: deque[Any], shared: Shared) -> Generator[tuple[Any, Any] | None, None, None]:
         with opened_all(self._plan, self._secrets) as backends:
@@ -153,17 +179,24 @@ class UnitRunner:
                 yield unit, self._function(unit, backends, shared, self._secrets)
 
     def _run_there(
-        self, waiting: deque[Any], shared: Shared, again: Callable[[Any], Any]
+        self,
+        waiting: deque[Any],
+        shared: Shared,
+        again: Callable[[Any], Any],
+        rows: Callable[[], tuple[int, int]],
     ) -> Generator[tuple[Any, Any] | None, None, None]:
         import ray
 
         from skllm_ray.execution.metrics import show_units
 
-        function = ray.remote(_run_units).options(num_cpus=0, max_retries=0, scheduling_strategy="SPREAD")
-        tasks = UnitTasks(partial(function.remote, [self._work]), shared, self.n_tasks)
-        shown_at = 0.0
+        tasks = UnitTasks(partial(self._remote_function().remote, [self._work]), shared, self.n_tasks)
+        shown_at = told_at = 0.0
         try:
             while waiting or tasks.running:
+                if time.monotonic() - told_at > _TELL_S:
+                    told_at = time.monotonic()
+                    self._connected.tell(*rows())
+                    tasks.n_tasks = self.n_tasks = self._tasks_now()
                 tasks.start(waiting)
                 if time.monotonic() - shown_at > _TICK_S:
                     shown_at = time.monotonic()
@@ -177,6 +210,21 @@ class UnitRunner:
             show_units(0, 0)
             tasks.cancel()
 
+    def _remote_function(self) -> Any:
+        import ray
+
+        from skllm_ray.execution.nodes import where_tasks_go
+
+        where = where_tasks_go(self._most_tasks) if self.is_elastic else "SPREAD"
+        return ray.remote(_run_units).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
+
+    def _tasks_now(self) -> int:
+        """Return how many units may run at once: where that is not fixed, two for each replica of the moment."""
+        if not self.is_elastic or self.status_poller is None:
+            return self.n_tasks
+        held = [standing.replicas for _, standing in self.status_poller.look().replicas]
+        return CALLS_EACH * max(1, held[-1] if held else 1)
+
 
 def node_name() -> str:
     """Return what names this process among the cluster's: its node's address and its number."""
@@ -185,6 +233,15 @@ def node_name() -> str:
     import ray
 
     return f"{ray.util.get_node_ip_address()} ({os.getpid()})"
+
+
+def this_node_is_draining() -> bool:
+    """Return whether the node of this process is about to go."""
+    if not ray_state.is_initialised():
+        return False
+    from skllm_ray.execution import nodes
+
+    return nodes.this_node_is_draining()
 
 
 class _Here:
@@ -287,6 +344,9 @@ def _guarded(function: Function[Any], unit: Any, *given: Any) -> Any:
     """Do a unit; what nobody expected costs this unit alone. Its text stays here: it may quote a row."""
     from ray.exceptions import RayActorError, RayError
 
+    if this_node_is_draining():
+        time.sleep(_TICK_S)  # should there be no other node for it
+        return Moved()
     try:
         return function(unit, *given)
     except (RayActorError, SkllmRayError):  # a model actor, or what the job shares, has died
@@ -296,9 +356,3 @@ def _guarded(function: Function[Any], unit: Any, *given: Any) -> Any:
     except Exception as error:  # noqa: BLE001  the boundary: one unit's failure must not lose the others
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return Failed(f"{type(error).__name__} in {frame.name}, line {frame.lineno}")
-
-
-def _default_tasks() -> int:
-    import ray
-
-    return int(max(2, min(_MOST_TASKS, ray.cluster_resources().get("CPU", 1))))

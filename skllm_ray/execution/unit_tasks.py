@@ -30,6 +30,11 @@ class Died:
     reason: str
 
 
+@dataclass(frozen=True)
+class Moved:
+    """What stands for the result of a unit that goes on elsewhere, because its worker's node is about to go."""
+
+
 class UnitTasks:
     """The tasks that run, a few at a time.
 
@@ -44,6 +49,8 @@ class UnitTasks:
 
     Attributes
     ----------
+    n_tasks : int
+        How many tasks run at once; it may change.
     running : dict
         The units of each task that runs, by its reference.
     """
@@ -51,16 +58,16 @@ class UnitTasks:
     def __init__(self, begin: Callable[[list[Any], Any], Any], shared: Any, n_tasks: int) -> None:
         self._begin = begin
         self._shared = shared
-        self._n_tasks = n_tasks
+        self.n_tasks = n_tasks
         self.running: dict[Any, _Batch] = {}
         self._deaths: Counter[Hashable] = Counter()
         self._suspects: set[Hashable] = set()
-        self._pace = _Pace(n_tasks)
+        self._pace = _Pace()
 
     def start(self, waiting: deque[Any]) -> None:
         """Start tasks for units that wait, as many as may run at once."""
-        while waiting and len(self.running) < self._n_tasks:
-            batch = _next_batch(waiting, self._pace.n_units(len(waiting)), self._suspects)
+        while waiting and len(self.running) < self.n_tasks:
+            batch = _next_batch(waiting, self._pace.n_units(len(waiting), self.n_tasks), self._suspects)
             self.running[self._begin(batch, self._shared)] = _Batch(batch, time.monotonic())
 
     def results(
@@ -73,7 +80,9 @@ class UnitTasks:
         shared_it = len(batch) > 1 and all(isinstance(result, Died) for result in results)
         self._suspects.update(unit.key for unit in (batch if shared_it else ()))
         for unit, result in zip(batch, results, strict=True):
-            if isinstance(result, Died) and (shared_it or self._deaths[unit.key] + 1 < _MOST_DEATHS):
+            if isinstance(result, Moved):
+                waiting.appendleft(again(unit))
+            elif isinstance(result, Died) and (shared_it or self._deaths[unit.key] + 1 < _MOST_DEATHS):
                 self._deaths[unit.key] += not shared_it
                 waiting.appendleft(again(unit))
             else:
@@ -102,16 +111,15 @@ class _Batch:
 class _Pace:
     """Decides how many units a task gets: so many that a worker does not wait for the driver most of its time."""
 
-    def __init__(self, n_tasks: int) -> None:
-        self._n_tasks = n_tasks
+    def __init__(self) -> None:
         self._seconds = _TASK_S
 
     def learn(self, batch: _Batch) -> None:
         self._seconds = (time.monotonic() - batch.began) / len(batch.units)
 
-    def n_units(self, n_waiting: int) -> int:
+    def n_units(self, n_waiting: int, n_tasks: int) -> int:
         """Return one where units are long, more where they are short, and again one towards the end."""
-        return max(1, min(int(_TASK_S / max(1e-3, self._seconds)), n_waiting // (4 * self._n_tasks), n_waiting))
+        return max(1, min(int(_TASK_S / max(1e-3, self._seconds)), n_waiting // (4 * n_tasks), n_waiting))
 
 
 def _next_batch(waiting: deque[Any], n: int, suspects: set[Hashable]) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -11,9 +11,8 @@ from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import SkllmRayWarning
 from skllm_ray.execution.open_backends import open_here
-from skllm_ray.llm.base import StatefulSpec
 from skllm_ray.llm.open_models import ModelCache
-from skllm_ray.testing import FakeSpec
+from tests.execution.stateful import PlainSpec
 
 
 @pytest.mark.usefixtures("local_mode")
@@ -34,36 +33,13 @@ def test_the_cache_knows_what_is_open_here_and_a_changed_setting_warns() -> None
 
 
 @dataclass(frozen=True)
-class Spec(StatefulSpec):
+class Spec(PlainSpec):
     opened: list[object] = field(default_factory=list)
-    key: str = "test"
-    model: str = "test"
-
-    @property
-    def capabilities(self):
-        return replace(FakeSpec(str).capabilities, stateful=True)
-
-    @property
-    def identity(self):
-        return self.key
-
-    @property
-    def packages(self):
-        return ()
-
-    def for_replica(self, n_threads):
-        return self
-
-    def check(self):
-        pass
 
     def open(self, resolve_secret):
         threading.Event().wait(0.2)
         self.opened.append(self)
         return self
-
-    def close(self):
-        pass
 
 
 def test_threads_that_ask_at_once_open_it_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -54,3 +55,13 @@ def test_a_column_that_is_missing_or_there_already_is_named(job):
         dataset_columns._add_columns(pa.table({"body": ["yes"]}), work)
     with pytest.raises(InputError, match=r"a column 'prediction' already.*output_prefix"):
         dataset_columns._add_columns(pa.table({"text": ["yes"], "prediction": ["x"]}), work)
+
+
+@pytest.mark.parametrize(("cpus", "at_once", "expected"), [(0, 8, 2), (2, 8, 2), (5, 8, 5), (64, 8, 8), (64, 1, 1)])
+def test_as_many_blocks_at_once_as_the_cluster_has_cpus(monkeypatch, cpus, at_once, expected):
+    """Ray ends workers above that number after a second without work: each call started them anew, for seconds."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": float(cpus)} if cpus else {})
+    spec = FakeSpec(answer)
+    told = replace(spec.capabilities, calls_at_once=at_once)
+    monkeypatch.setattr(FakeSpec, "capabilities", property(lambda self: told))
+    assert Connected((Step(ZeroShotTask(("a", "b")), spec),), (None,), {}).in_flight == expected

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import threading
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,42 +12,14 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayT
 
 from skllm_ray.errors import ClusterError, ModelLoadError
 from skllm_ray.execution import model_pool, placement, pool_actor, pool_state
+from skllm_ray.execution.arrivals import Arrival
 from skllm_ray.execution.last_words import Place
 from skllm_ray.execution.model_actor import ReplicaInfo
 from skllm_ray.execution.pool_actor import PoolActor
-from skllm_ray.llm.base import Placement, StatefulSpec
-from skllm_ray.testing import FakeSpec
+from skllm_ray.llm.base import Placement
+from tests.execution.stateful import PlainSpec
 
-ONE = Placement(num_cpus=1, max_replicas=1)
 INFO = ReplicaInfo(1, "node", 0.0, 1, 100.0)
-
-
-@dataclass(frozen=True)
-class Spec(StatefulSpec):
-    key: str = "test"
-    model: str = "gguf::test"
-    placement: Placement = ONE
-
-    @property
-    def capabilities(self):
-        return replace(FakeSpec(str).capabilities, stateful=True)
-
-    @property
-    def identity(self):
-        return self.key
-
-    @property
-    def packages(self):
-        return ()
-
-    def for_replica(self, n_threads):
-        return self
-
-    def check(self):
-        pass
-
-    def open(self, resolve_secret):
-        raise NotImplementedError
 
 
 class Pool(PoolActor):
@@ -53,13 +27,23 @@ class Pool(PoolActor):
 
     error: Exception | None = None
 
-    def _load_first(self, model, fixed_size):
-        self._load(model, 1, 1)
+    def _ask(self, model, n, at_least):
+        self._submit(model, self._load, model, [], at_least)
 
-    def _load(self, model, wanted, at_least):
+    def _start(self, model, n, avoided=frozenset()):
+        return []
+
+    def _replace(self, model, place, arrivals):
+        self._load(model, [], 1)
+
+    def _load(self, model, arrivals, at_least):
         if self.error is not None:
             raise self.error
         model.replicas[next(self._numbers)] = pool_state.Replica(object(), INFO)
+        model.is_ready = True
+
+    def _keep_balance(self) -> None:
+        pass
 
     def wait(self) -> None:
         """Wait until what loads has loaded."""
@@ -70,8 +54,10 @@ class Pool(PoolActor):
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Pool:
     monkeypatch.setattr(pool_actor.ray, "kill", lambda actor: None)
+    monkeypatch.setattr(placement, "_nodes", lambda: [{"CPU": 2.0}])
+    monkeypatch.setattr(placement.ray, "available_resources", lambda: {"CPU": 2.0})
     made = Pool()
-    made.open(Spec())
+    made.open(PlainSpec())
     made.wait()
     return made
 
@@ -82,14 +68,14 @@ def test_an_unknown_model_and_one_that_was_cleared_differ(pool: Pool) -> None:
     with pytest.raises(ClusterError, match="was unloaded while it was in use"):
         pool.take("test", 1)
     assert pool.look("test") is None
-    pool.open(Spec())
+    pool.open(PlainSpec())
     pool.wait()
-    assert len(pool.take("test", 2) or []) == 2
+    assert [rows for *_, rows in pool.take("test", 256) or []] == [256]
 
 
 def test_a_replacement_that_cannot_load_is_an_error_and_the_next_call_tries_again(pool: Pool) -> None:
     pool.error = ModelLoadError("the file is gone")
-    ((number, _),) = pool.take("test", 1) or []
+    ((number, *_),) = pool.take("test", 1) or []
     pool.report_death("test", number)
     pool.wait()
     for _ in range(2):  # each of those that wait
@@ -97,30 +83,30 @@ def test_a_replacement_that_cannot_load_is_an_error_and_the_next_call_tries_agai
             pool.take("test", 1)
     assert pool.look("test") is None
     pool.error = None
-    opened = pool.open(Spec())
+    opened = pool.open(PlainSpec())
     pool.wait()
-    assert pool.open(Spec(), opened.number).n_replicas == 1
+    assert pool.open(PlainSpec(), opened.number).n_replicas == 1
 
 
 def test_who_waits_for_a_load_that_fails_gets_its_error(pool: Pool) -> None:
     pool.error = ModelLoadError("damaged")
-    number = pool.open(replace(Spec(), key="new")).number
+    number = pool.open(PlainSpec(key="new")).number
     for load in pool._models["new"].loads:
         load.exception()
     with pytest.raises(ModelLoadError, match="damaged"):
-        pool.open(replace(Spec(), key="new"), number)
+        pool.open(PlainSpec(key="new"), number)
 
 
 def test_a_model_that_only_dies_is_given_up(pool: Pool) -> None:
     for deaths in range(1, pool_actor._MOST_DEATHS + 1):
-        ((number, _),) = pool.take("test", 1) or []
+        ((number, *_),) = pool.take("test", 1) or []
         pool.report_death("test", number)
         pool.report_death("test", number)  # the other call that was in flight
         pool.wait()
         if deaths == 5:
             pool.give_back("test", [], answered=True)
     for _ in range(5):
-        ((number, _),) = pool.take("test", 1) or []
+        ((number, *_),) = pool.take("test", 1) or []
         pool.report_death("test", number)
         pool.wait()
     with pytest.raises(ClusterError, match="died 40 times in a row without an answer"):
@@ -131,23 +117,23 @@ def test_a_model_that_dies_of_every_request_is_given_up_with_its_last_words(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_actor, "words_of", lambda place: "GGML_ASSERT(x) failed")
-    pool.open(Spec())
     tried: list[int] = []
 
-    def load(model: Any, wanted: int, at_least: int) -> None:
+    def replace_it(model: Any, place: Any, arrivals: Any) -> None:
         tried.append(model.deaths)
-        PoolActor._load(pool, model, wanted, at_least)
+        PoolActor._load(pool, model, [], 1)
 
-    def attempt(model: Any, wanted: int, at_least: int, avoided: frozenset[str]) -> Any:
+    def attempt(model: Any, arrivals: Any, at_least: int, timeout_s: Any = None) -> Any:
         if model.deaths >= pool_actor._DOUBTS:  # it is asked a trivial request, and dies of that as well
-            return [], [(Place("node"), ActorDiedError())]
-        return [pool_state.Replica(object(), INFO)], []
+            return [(Place("node"), ActorDiedError())]
+        model.replicas[next(pool._numbers)] = pool_state.Replica(object(), INFO)
+        return []
 
-    monkeypatch.setattr(pool, "_load", load)
+    monkeypatch.setattr(pool, "_replace", replace_it)
     monkeypatch.setattr(pool, "_try", attempt)
     monkeypatch.setattr(pool_actor, "nodes_to_avoid", lambda share, nodes: frozenset())
     for _ in range(pool_actor._DOUBTS):
-        ((number, _),) = pool.take("test", 1) or []
+        ((number, *_),) = pool.take("test", 1) or []
         pool.report_death("test", number)
         pool.wait()
     with pytest.raises(ModelLoadError, match=r"Its last words: GGML_ASSERT\(x\) failed"):
@@ -189,10 +175,10 @@ def test_whatever_ends_an_actor_its_items_are_asked_again(
     pool: Pool, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = Handle(error, deaths=2)
-    monkeypatch.setattr(model_pool, "_ask_pool", lambda owner, method, *args: answer(pool, method, args, handle))
+    monkeypatch.setattr(model_pool, "ask_pool", lambda owner, method, *args: answer(pool, method, args, handle))
     monkeypatch.setattr(model_pool.PooledBackend, "_give_back", lambda *args: None)
     monkeypatch.setattr(model_pool.ray, "get", lambda reference: reference())
-    backend: Any = model_pool.PooledBackend(Spec(), 1, "job")
+    backend: Any = model_pool.PooledBackend(PlainSpec(), 1, "job")
     assert backend.complete(["a", "b", "c"]) == ["a", "b", "c"]
     handle.deaths = 3
     (reply,) = backend.complete(["alone"])
@@ -203,7 +189,7 @@ def test_whatever_ends_an_actor_its_items_are_asked_again(
 def answer(pool: Pool, method: str, args: tuple[Any, ...], handle: Handle) -> Any:
     found = getattr(pool, method)(*args)
     pool.wait()
-    return [(number, handle) for number, _ in found] if method == "take" else found
+    return [(number, handle, rows) for number, _, rows in found] if method == "take" else found
 
 
 def test_an_error_that_an_actor_raises_is_no_death() -> None:
@@ -229,3 +215,43 @@ def test_more_replicas_where_the_cluster_has_room(monkeypatch: pytest.MonkeyPatc
     assert placement.replicas_to_add(replace(asked, max_replicas=None), share) == 2  # one for each node
     free.clear()
     assert [placement.replicas_to_add(asked, share, held) for held in (0, 1)] == [1, 0]
+
+
+def test_a_replica_that_died_is_replaced_once_whoever_looks_meanwhile(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the dead process said is read first, which takes time; it counts as on its way from the beginning."""
+    model = pool._models["test"]
+    monkeypatch.setattr(pool_actor, "start", lambda *_: Arrival(object()))
+    monkeypatch.setattr("skllm_ray.execution.pool_balance.patience_s", lambda *_: 60.0)
+    monkeypatch.setattr(pool, "_start", lambda *given: PoolActor._start(pool, *given))
+    reading = threading.Event()
+    monkeypatch.setattr(pool, "_replace", lambda *_: reading.wait(10))
+    (number,) = model.replicas
+    pool.report_death("test", number)
+    pool._balance.step([model], time.monotonic())
+    assert len(model.arrivals) == 1
+    reading.set()
+
+
+def test_who_has_a_higher_priority_is_served_first_and_nobody_waits_for_ever(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(pool_actor.time, "monotonic", lambda: now[0])
+    taken = [pool.take("test", 256, f"first-{n}") for n in range(2)]
+    assert pool.take("test", 256, "low") == pool.take("test", 256, "high", priority=1) == []
+    for one in taken:
+        pool.give_back("test", [(number, rows) for number, _, rows in one or []], answered=True)
+    assert pool.take("test", 256, "low") == []  # though there is room: the other asks again soon
+    assert pool.take("test", 256, "high", priority=1)
+    assert pool.take("test", 256, "low")
+    assert pool.take("test", 256, "low again") == []
+    pool.give_back("test", [(next(iter(pool._models["test"].replicas)), 256)], answered=True)
+    for _ in range(60):
+        now[0] += 1
+        pool._models["test"].callers.wait("others, one after the other", 1, now[0])
+        assert pool.take("test", 256, "low again") == []
+    now[0] += 1
+    pool._models["test"].callers.wait("others, one after the other", 1, now[0])
+    assert pool.take("test", 256, "low again")

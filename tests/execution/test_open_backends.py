@@ -14,11 +14,11 @@ from skllm_ray.classification import DynamicFewShotGPTClassifier, ZeroShotGPTCla
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.execution import open_backends, ray_state
 from skllm_ray.execution.open_backends import MOST_CLIENTS, MOST_MODELS, OpenBackend, open_here, opened
-from skllm_ray.llm.base import StatefulSpec
 from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.llm.rate_limit.installed import current_limiter
 from skllm_ray.llm.rate_limit.limiter import LocalLimiter
-from skllm_ray.testing import ChatServer, FakeSpec
+from skllm_ray.testing import ChatServer
+from tests.execution.stateful import PlainSpec
 
 pytestmark = pytest.mark.usefixtures("local_mode")
 
@@ -38,30 +38,14 @@ def n_descriptors() -> int:
 
 
 @dataclass(frozen=True)
-class Spec(StatefulSpec):
-    key: str
+class Spec(PlainSpec):
     log: list[str] = field(default_factory=list, compare=False)
     stateful: bool = False
     opening: threading.Event | None = field(default=None, compare=False)
-    model: str = "test"
 
     @property
     def capabilities(self):
-        return replace(FakeSpec(str).capabilities, stateful=self.stateful)
-
-    @property
-    def identity(self):
-        return self.key
-
-    @property
-    def packages(self):
-        return ()
-
-    def for_replica(self, n_threads):
-        return self
-
-    def check(self):
-        pass
+        return replace(super().capabilities, stateful=self.stateful)
 
     def open(self, resolve_secret):
         if self.opening is not None:
@@ -103,7 +87,7 @@ def test_those_used_longest_ago_are_closed_and_none_that_is_used(stateful, most)
     pytest.importorskip("psutil")
     ModelCache.clear()
     log: list[str] = []
-    specs = [Spec(f"{number:02}", log, stateful) for number in range(most + 3)]
+    specs = [Spec(f"{number:02}", log=log, stateful=stateful) for number in range(most + 3)]
     with opened(specs[0], {}):
         for spec in specs[1:]:
             with opened(spec, {}) as backend:
@@ -119,10 +103,10 @@ def test_those_used_longest_ago_are_closed_and_none_that_is_used(stateful, most)
 
 def test_one_that_is_slow_to_open_holds_no_other_up() -> None:
     slow, log = threading.Event(), []
-    first = threading.Thread(target=open_here, args=(Spec("slow", log, opening=slow), {}))
+    first = threading.Thread(target=open_here, args=(Spec("slow", log=log, opening=slow), {}))
     first.start()
     try:
-        open_here(Spec("quick", log), {})
+        open_here(Spec("quick", log=log), {})
         assert log == ["open quick"]
     finally:
         slow.set()

@@ -65,6 +65,7 @@ def test_a_limiter_that_gives_no_answer_is_told_once_and_so_is_its_return(monkey
     monkeypatch.setattr(rate_limiter, "_find", lambda: stopping)
     monkeypatch.setattr(rate_limiter, "job_key", lambda: "job")
     monkeypatch.setattr(rate_limiter, "_TELL_S", 0.1)
+    monkeypatch.setattr(rate_limiter, "_n_starts", lambda actor: 0)
     limiter = rate_limiter.ClusterLimiter.__new__(rate_limiter.ClusterLimiter)
     limiter._node, limiter._actor = "node", stopping
     assert asyncio.run(limiter.exchange(Report("bucket", "me", 1))) == "a grant"
@@ -72,3 +73,15 @@ def test_a_limiter_that_gives_no_answer_is_told_once_and_so_is_its_return(monkey
         "skllm_ray: waiting for the cluster's rate limiter, which gives no answer (TimeoutError, 0.1 s).",
         "skllm_ray: the cluster's rate limiter answers again.",
     ]
+
+
+def test_a_limiter_that_stays_stuck_is_ended_once_by_all_who_wait_for_it(monkeypatch):
+    now, ended = [0.0], []
+    monkeypatch.setattr(rate_limiter.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rate_limiter, "_n_starts", lambda actor: len(ended))
+    monkeypatch.setattr("ray.kill", lambda actor, no_restart: ended.append((now[0], no_restart)))
+    waiting = [rate_limiter._Stuck() for _ in range(3)]
+    for now[0] in range(0, 100, 5):
+        for one in waiting:
+            one.replace("the limiter")
+    assert ended == [(30, False), (60, False), (90, False)]  # each of them was another start

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import skllm_ray
 from skllm_ray.cli import main
-from skllm_ray.errors import ClusterError
+from skllm_ray.errors import ClusterError, ConfigurationError
 from skllm_ray.execution import rate_limiter, ray_state, session
 from skllm_ray.execution.pool_actor import SHARED
 from skllm_ray.testing import ChatServer
@@ -19,7 +19,8 @@ from skllm_ray.testing import ChatServer
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_state, "_initialised", lambda: False)
+    for module in (ray_state, session):  # the tests of another folder may have started a Ray in this process
+        monkeypatch.setattr(module, "_initialised", lambda: False)
     monkeypatch.setattr(session, "_CONNECT_TIMEOUT_S", 0.3)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
@@ -89,6 +90,26 @@ def test_auto_takes_the_one_cluster_that_runs(monkeypatch):
         skllm_ray.init("auto")
 
 
+@pytest.mark.parametrize("address", ["auto", None])
+def test_auto_is_what_ray_address_names_as_in_ray_itself(monkeypatch, silent, address):
+    monkeypatch.setattr(session, "_last_cluster", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {"10.0.0.1:6379"})
+    monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was asked to join"))
+    for dead in ("127.0.0.1:9", silent):
+        monkeypatch.setenv("RAY_ADDRESS", dead)
+        with pytest.raises(ClusterError, match=f"could not be joined at {dead}, which RAY_ADDRESS names: "):
+            skllm_ray.init(address)
+    monkeypatch.setattr(session, "_fault_at", lambda address: "")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
+    assert session._checked(address) == "10.0.0.2:6379"
+    assert session._checked("10.0.0.3:6379") == "10.0.0.3:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert session._checked(address) == "10.0.0.1:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "ray://10.0.0.2:10001")
+    with pytest.raises(ConfigurationError, match="ray:// client, which skllm_ray does not support"):
+        skllm_ray.init(address)
+
+
 def test_an_actor_that_outlives_jobs_is_named_by_what_it_is_told():
     @dataclass
     class Told:
@@ -101,3 +122,16 @@ def test_an_actor_that_outlives_jobs_is_named_by_what_it_is_told():
     assert ray_state.shared_name("limiter", Told) != first
     assert "rate-limiter" not in {rate_limiter._NAME, first}
     assert SHARED != "pool-shared"
+
+
+def test_a_ray_whose_processes_do_not_start_in_time_is_told(monkeypatch):
+    import ray
+
+    def too_slow(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", too_slow)
+    monkeypatch.setattr(session, "_last_cluster", lambda: "")
+    with pytest.raises(ClusterError, match="timed out during startup") as told:
+        skllm_ray.init()
+    assert "On a busy machine, call again." in str(told.value)
