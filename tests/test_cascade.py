@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from skllm_ray.cascade import Audit, Certificate, certify, draw_sample, random_keys, sample_size
+from skllm_ray.cascade import Audit, Certificate, certify, draw_sample, random_keys, sample_size, smallest_sample
 from skllm_ray.errors import ConfigurationError
 
 SHARE, DELTA, SEEDS = 0.05, 0.05, 2000
@@ -237,12 +237,27 @@ def test_the_promise_for_a_stream_bounds_the_rate():
         ({"n_rows": 1}, "n_rows=1, but 2 rows were sampled"),
         ({"n_rows": 2.5}, "n_rows=2.5"),
         ({"n_rows": True}, "n_rows=True"),
+        ({"n_rows": math.inf}, "n_rows=inf"),
+        ({"n_rows": math.nan}, "n_rows=nan"),
+        ({"n_rows": "10"}, "n_rows='10'"),
+        ({"scores": ["a", "b"]}, "scores must be numbers"),
+        ({"tie_breakers": ["a", "b"]}, "tie_breakers must be numbers"),
+        ({"tie_breakers": [1.0, math.nan]}, "none of them NaN"),
     ],
 )
 def test_bad_input_is_named(given, message):
     arguments = {"scores": [0.1, 0.2], "agree": [True, True], "n_rows": 10, "max_disagreement": 0.05, "confidence": 0.9}
     with pytest.raises(ConfigurationError, match=message):
         certify(**{**arguments, **given})
+
+
+def test_no_row_and_very_many_rows_are_no_trouble():
+    assert not certify([], [], 10, max_disagreement=0.05, confidence=0.9).holds
+    assert certify([], [], None, max_disagreement=0.05, confidence=0.9).n_needed == 45
+    many = [allowed(1000, n, 0.05) for n in (10**9, 10**9 + 1, 10**18)]
+    assert many == [38, 38, 38]
+    assert smallest_sample(None, max_disagreement=1e-300, confidence=0.95) == 10**15
+    assert certify([0.5], [True], 10.0, max_disagreement=0.05, confidence=0.9).n_rows == 10
 
 
 def test_rows_without_a_score_may_repeat():

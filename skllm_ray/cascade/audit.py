@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from scipy import stats
+from skllm_ray.cascade.certificate import clopper_pearson
 
 _COUNTS: Final = ("n_rows", "n_kept", "n_audited", "n_disagreed")
 
@@ -44,10 +44,7 @@ class Audit:
     @property
     def interval(self) -> tuple[float, float]:
         """The share of kept labels that differ, with the confidence (Clopper and Pearson, 1934)."""
-        n, x, tail = self.n_audited, self.n_disagreed, (1 - self.confidence) / 2
-        low = float(stats.beta.ppf(tail, x, n - x + 1)) if x else 0.0
-        high = float(stats.beta.ppf(1 - tail, x + 1, n - x)) if x < n else 1.0
-        return low, high
+        return clopper_pearson(self.n_disagreed, self.n_audited, self.confidence)
 
     @property
     def of_all(self) -> tuple[float, float]:

@@ -32,6 +32,8 @@ from skllm_ray.errors import ConfigurationError
 __all__ = ["Certificate", "certify", "smallest_sample"]
 
 _STEP: Final = 256  # numbers of disagreements that are tried at once
+_SO_MANY: Final = 10**9  # rows, of which hypergeometric tails take long
+_MOST_NEEDED: Final = 10**15
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +72,26 @@ class Certificate:
     independently, as the sample was."""
     n_needed: int
     """The smallest sample that could carry a promise."""
+    n_repeated: int = 0
+    """Rows of the sample about which the strong model was asked a second time, and answered."""
+    n_changed: int = 0
+    """Of these, those to which it gave another label then."""
+    n_attempts: int = 1
+    """How many certificates are known of for the same rows, this one included."""
 
     @property
     def holds(self) -> bool:
         """Whether the sample is large enough for a promise; if not, no label of the fast model is kept."""
         return self.n_allowed >= 0
+
+    @property
+    def self_agreement(self) -> tuple[float, float] | None:
+        """How often the strong model agrees with itself: the interval, at this confidence; None where it is not known.
+
+        Agreement with the strong model cannot be expected to be better than that.
+        """
+        n, x = self.n_repeated, self.n_repeated - self.n_changed
+        return clopper_pearson(x, n, self.confidence) if n else None
 
     def keeps(self, scores: ArrayLike, tie_breakers: ArrayLike | None = None) -> NDArray[np.bool_]:
         """Return which rows keep the fast model's label.
@@ -105,11 +122,32 @@ class Certificate:
                 f"{confidence}, which takes at least {self.n_needed:,}. Every row goes to the strong model."
             )
         most, end = f"at most {share}", "It does not say that the strong model is right."
+        end += self._told_repeats() + self._told_attempts()
         if self.population == "finite":
             return f"With probability at least {confidence}, {most} of these {self.n_rows:,} rows {differs}. {end}"
         return (
             f"With probability at least {confidence}, {most} of rows like the {self.n_sampled:,} sampled ones, "
             f"drawn independently, {differs}. It bounds this rate, and not the share in any later batch. {end}"
+        )
+
+    def _told_repeats(self) -> str:
+        interval = self.self_agreement
+        if interval is None:
+            return ""
+        same, low, high = (f"{100 * share:.3g}%" for share in (1 - self.n_changed / self.n_repeated, *interval))
+        return (
+            f" Asked again about {self.n_repeated:,} sampled rows, it gave {same} of them the same label ({low} to "
+            f"{high}, at {100 * self.confidence:g}%)."
+        )
+
+    def _told_attempts(self) -> str:
+        if self.n_attempts < 2:
+            return ""
+        left = 1 - self.n_attempts * (1 - Fraction(repr(self.confidence)))
+        kept = f"holds with {100 * float(left):.3g}% at least" if left > 0 else "promises nothing"
+        return (
+            f" It is one of {self.n_attempts} certificates for these rows: each holds by itself, and one that is "
+            f"picked among them for what it says {kept}."
         )
 
 
@@ -166,8 +204,9 @@ def certify(
     given, same = _scores(scores), np.asarray(agree)
     ties = np.zeros(given.shape) if tie_breakers is None else np.asarray(tie_breakers)
     _check_sample(given, same, ties, n_rows)
+    n_rows = None if n_rows is None else int(n_rows)
     order = _order(given, ties)
-    wrong = order[~same[order]]
+    wrong = order[~same.astype(bool)[order]]
     n_allowed = _n_allowed(len(given), n_rows, share, delta)
     threshold, tie = -math.inf, -math.inf
     if n_allowed < 0:
@@ -186,6 +225,21 @@ def certify(
         population="stream" if n_rows is None else "finite",
         n_needed=_n_needed(n_rows, share, delta),
     )
+
+
+def clopper_pearson(n_hits: int, n_tried: int, confidence: float) -> tuple[float, float]:
+    """Return the interval of a share (Clopper and Pearson, 1934); all of 0 to 1 where nothing was tried.
+
+    Examples
+    --------
+    >>> low, high = clopper_pearson(30, 30, 0.95)
+    >>> round(low, 3), high
+    (0.884, 1.0)
+    """
+    tail = (1 - confidence) / 2
+    low = float(stats.beta.ppf(tail, n_hits, n_tried - n_hits + 1)) if n_hits else 0.0
+    high = float(stats.beta.ppf(1 - tail, n_hits + 1, n_tried - n_hits)) if n_hits < n_tried else 1.0
+    return low, high
 
 
 def smallest_sample(n_rows: int | None, *, max_disagreement: float, confidence: float) -> int:
@@ -223,6 +277,8 @@ def _tail(x: NDArray[np.int64], n_sampled: int, n_rows: int | None, share: Fract
     if n_rows is None:
         return np.asarray(stats.binom.cdf(x, n_sampled, float(share)))
     wrong = math.floor(share * n_rows) + 1 + x
+    if n_rows > _SO_MANY:  # the binomial tail is the larger one, by next to nothing (Uhlmann, 1966)
+        return np.asarray(stats.binom.cdf(x, n_sampled, wrong / n_rows))
     tail = stats.hypergeom.cdf(x, n_rows, np.minimum(wrong, n_rows), n_sampled)
     return np.where(wrong > n_rows, 0.0, tail)  # so many labels cannot be wrong
 
@@ -231,6 +287,7 @@ def _tail(x: NDArray[np.int64], n_sampled: int, n_rows: int | None, share: Fract
 def _n_needed(n_rows: int | None, share: Fraction, delta: float) -> int:
     """Return the smallest sample for which 0 disagreements are a promise."""
     high = n_rows if n_rows is not None else math.ceil(math.log(delta) / math.log1p(-float(share)))
+    high = min(high, _MOST_NEEDED)
     low = 0
     while low < high:
         middle = (low + high) // 2
@@ -257,7 +314,10 @@ def _order(scores: NDArray[np.float64], ties: NDArray[Any]) -> NDArray[np.intp]:
 
 
 def _scores(scores: ArrayLike) -> NDArray[np.float64]:
-    given = np.asarray(scores, np.float64)
+    try:
+        given = np.asarray(scores, np.float64)
+    except (TypeError, ValueError):
+        raise ConfigurationError("scores must be numbers.", "An answer that failed has the score -inf.") from None
     if given.ndim != 1 or np.isnan(given).any():
         raise ConfigurationError(
             f"scores must be one-dimensional and hold no NaN; got the shape {given.shape}"
@@ -272,9 +332,12 @@ def _check_sample(scores: NDArray[np.float64], agree: NDArray[Any], ties: NDArra
         raise ConfigurationError(
             f"scores, agree and tie_breakers must be of one length; got {scores.shape}, {agree.shape} and {ties.shape}."
         )
-    if agree.dtype != np.bool_:
+    if agree.dtype != np.bool_ and agree.size:
         raise ConfigurationError(f"agree must hold booleans; got {agree.dtype}.")
-    if n_rows is not None and (isinstance(n_rows, bool) or int(n_rows) != n_rows or n_rows < max(1, len(scores))):
+    if ties.dtype.kind not in "iuf" or np.isnan(ties).any():
+        raise ConfigurationError(f"tie_breakers must be numbers, none of them NaN; got {ties.dtype}.")
+    whole = isinstance(n_rows, int | float | np.integer | np.floating) and not isinstance(n_rows, bool)
+    if n_rows is not None and not (whole and n_rows % 1 == 0 and n_rows >= max(1, len(scores))):
         raise ConfigurationError(
             f"n_rows={n_rows!r}, but {len(scores):,} rows were sampled of them.",
             "n_rows counts all rows with a text, the sample included; None is a stream.",

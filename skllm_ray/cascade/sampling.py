@@ -38,6 +38,38 @@ def draw_sample(n_rows: int, n_sampled: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.argpartition(keys, n_sampled)[:n_sampled])
 
 
+def learning_half(seed: int, sample: ArrayLike) -> NDArray[np.bool_]:
+    """Return which rows of a sample are there to learn a score from; the others certify.
+
+    Parameters
+    ----------
+    seed : int
+        The sample's.
+    sample : array-like of int
+        The sampled positions.
+
+    Examples
+    --------
+    >>> learning_half(0, range(5)).sum().item()
+    2
+    """
+    keys = random_keys(seed, "halves", sample)
+    chosen = np.zeros(len(keys), bool)
+    chosen[np.argsort(keys, kind="stable")[: len(keys) // 2]] = True
+    return chosen
+
+
+def is_audited(keys: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
+    """Return which rows are among a share of them that is chosen by their random numbers.
+
+    Examples
+    --------
+    >>> is_audited(random_keys(0, "audit", range(1000)), 0.1).sum().item()
+    115
+    """
+    return np.asarray(keys < np.uint64(min(share, 1.0) * (2**64 - 1)))
+
+
 def random_keys(seed: int, purpose: str, positions: ArrayLike) -> NDArray[np.uint64]:
     """Return a random number for each position; different purposes give independent ones.
 

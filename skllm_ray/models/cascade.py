@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Self
 
 import pandas as pd
@@ -50,9 +51,12 @@ class CascadeClassifier(CascadeBase):
         By what fast labels are kept: their probability, or a score that one half of the sample teaches and the other
         certifies.
     audit_share : float, default=0.0
-        The share of kept labels that `strong` is asked about all the same, with the threshold that `calibrate` found
-        and in batch jobs; the row then has its label. ``audit_`` tells what comes of it, and a warning when more differ
-        than was promised.
+        The share of kept labels that `strong` is asked about all the same: with the threshold that `calibrate` found,
+        in `predict_dataset` and in batch jobs; the row then has its label. ``audit_`` tells what comes of it, and a
+        warning when more differ than was promised.
+    n_repeats : int or None, default=None
+        How many rows of the sample a strong language model is asked about twice; the certificate then tells how often
+        it agrees with itself, which bounds the agreement that can be hoped for. None: none.
     random_state : int or None, default=None
         Seeds the sample; None is 0, so that the same call draws the same rows.
 
@@ -65,7 +69,7 @@ class CascadeClassifier(CascadeBase):
     certificate_ : Certificate
         Of the last call of `predict` or `calibrate`.
     audit_ : Audit
-        Of all calls of `predict` since `calibrate`, with an `audit_share`.
+        With an `audit_share`: of all calls of `predict` since `calibrate`, and of Datasets as they are consumed.
 
     Notes
     -----
@@ -106,6 +110,7 @@ class CascadeClassifier(CascadeBase):
         n_samples: int | None = None,
         score: str = "probability",
         audit_share: float = 0.0,
+        n_repeats: int | None = None,
         random_state: int | None = None,
     ) -> None:
         self.fast = fast
@@ -115,6 +120,7 @@ class CascadeClassifier(CascadeBase):
         self.n_samples = n_samples
         self.score = score
         self.audit_share = audit_share
+        self.n_repeats = n_repeats
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> Self:
@@ -142,8 +148,9 @@ class CascadeClassifier(CascadeBase):
         fast, strong = (one if is_fitted(one) else clone(one).fit(X, y) for one in (self.fast, self.strong))
         check_pair(fast, strong)
         self.fast_, self.strong_ = fast, strong
-        for name in ("certificate_", "agreement_", "audit_"):
+        for name in ("certificate_", "agreement_"):
             self.__dict__.pop(name, None)
+        self._forget_audits()
         return self
 
     def predict(self, X: Any, *, on_error: OnError | None = None) -> NDArray[Any]:
@@ -268,4 +275,8 @@ class CascadeClassifier(CascadeBase):
         else:
             threshold = cascade_dataset.certified(ds, text_column, pair, terms, paid)
             self._keep(threshold.decision)
-        return cascade_dataset.map_cascade(ds, text_column, pair, threshold, wanted)
+        threshold = replace(threshold, audit_share=float(self.audit_share))
+        audit = cascade_dataset.begin_audit(threshold, type(innermost(pair[1])[0]).__name__)
+        if audit is not None:
+            self._running = [*vars(self).get("_running", ()), audit]
+        return cascade_dataset.map_cascade(ds, text_column, pair, threshold, wanted, audit)

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skllm_ray.cascade import Certificate, random_keys
 from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError, warn
+from skllm_ray.models._base.columns import column
 from skllm_ray.models._base.constraints import Constraints, Has, Whole, check_values
 from skllm_ray.models._base.inputs import as_texts, refuse_missing
 from skllm_ray.models._base.labelling import Labelling, label_rows
@@ -159,7 +160,8 @@ class DistilledClassifier(TaughtClassifier):
 
     def as_cascade(
         self, *, max_disagreement: float = 0.05, confidence: float = 0.95, n_samples: int | None = None,
-        score: str = "probability", audit_share: float = 0.0, random_state: int | None = None,
+        score: str = "probability", audit_share: float = 0.0, n_repeats: int | None = None,
+        random_state: int | None = None,
     ) -> CascadeClassifier:  # fmt: skip
         """Return a cascade of the student and its teacher.
 
@@ -168,7 +170,7 @@ class DistilledClassifier(TaughtClassifier):
 
         Parameters
         ----------
-        max_disagreement, confidence, n_samples, score, audit_share, random_state
+        max_disagreement, confidence, n_samples, score, audit_share, n_repeats, random_state
             As for :class:`CascadeClassifier`.
 
         Returns
@@ -182,8 +184,49 @@ class DistilledClassifier(TaughtClassifier):
             )
         return CascadeClassifier(
             self, self.teacher_, max_disagreement=max_disagreement, confidence=confidence, n_samples=n_samples,
-            score=score, audit_share=audit_share, random_state=random_state,
+            score=score, audit_share=audit_share, n_repeats=n_repeats, random_state=random_state,
         )  # fmt: skip
+
+    @classmethod
+    def of_labels(cls, texts: Any, labels: Any, student: Any = None, *, random_state: int | None = None) -> Self:
+        """Return a student of labels that are there already, such as a job's, corrected by people.
+
+        Parameters
+        ----------
+        texts : array-like of str of shape (n_samples,)
+            The texts.
+        labels : array-like of shape (n_samples,)
+            Their labels.
+        student : classifier or None, default=None
+            As for the class.
+        random_state : int or None, default=None
+            Seeds the training.
+
+        Returns
+        -------
+        DistilledClassifier
+            Without a teacher.
+
+        Examples
+        --------
+        >>> texts = ["good film", "bad film", "good food", "bad food"]
+        >>> clf = DistilledClassifier.of_labels(texts, ["+", "-", "+", "-"])
+        >>> clf.predict(["a good book"]).tolist()
+        ['+']
+        """
+        found, given = as_texts(texts), column(labels, "labels")[0]
+        refuse_missing(found)
+        rows = [text for text in found.values if text is not None]
+        made = cls(None, student, n_samples=max(2, len(rows)), random_state=random_state)
+        check_values(made)
+        if len(given) != len(rows) or len(set(given)) < 2:
+            raise InputError(
+                f"labels must hold one label for each of {len(rows):,} texts, and two different ones at least; got "
+                f"{len(given):,}, {len(set(given)):,} of them different."
+            )
+        made.teacher_, made.prompt_hash_ = None, None
+        made._train(made._unfitted_student(len(rows)), rows, list(given))
+        return made
 
     def save(self, path: str | PathLike[str], *, certificate: Certificate | None = None) -> None:
         """Write the student as skops' format does, and beside it a JSON file with what it is and who taught it.
@@ -277,6 +320,9 @@ class DistilledClassifier(TaughtClassifier):
                 f"The teacher gave all {len(labels):,} texts the label {labels[0]!r}: nothing can be learned.",
                 "Pass more texts, or raise n_samples.",
             )
+        self._train(student, texts, labels)
+
+    def _train(self, student: Any, texts: list[str], labels: list[Any]) -> None:
         self.student_ = student.fit(texts, np.asarray(labels))
         self.classes_ = np.asarray(self.student_.classes_)
         self.taught_, self.n_taught_ = TaughtRows.of(texts, labels), len(texts)

@@ -221,6 +221,27 @@ def test_tables_and_arrays_are_rows_too():
             assert CascadeClassifier(fast, strong).predict(form).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("given", [{"fast": None}, {"fast": "gpt-5.4-mini"}, {"strong": 7}])
+def test_what_is_no_classifier_is_named_and_not_merely_not_fitted(given):
+    fast, strong = pair()
+    with pytest.raises(ConfigurationError, match=f"{next(iter(given))} must be a classifier"):
+        CascadeClassifier(**{"fast": fast, "strong": strong, **given}).predict(rows(500))
+
+
+def test_a_classifier_that_does_not_answer_for_every_row_is_named():
+    class Short(Known):
+        def predict(self, X):
+            return super().predict(X)[:-1]
+
+        def predict_proba(self, X):
+            return super().predict_proba(X)[:-1]
+
+    fast, strong = pair()
+    for given in ({"fast": Short().fit(None)}, {"strong": Short(strong=True).fit(None)}):
+        with pytest.raises(JobFailedError, match="Short gave 299 answers for 300 rows"):
+            CascadeClassifier(**{"fast": fast, "strong": strong, **given}).predict(rows(1000))
+
+
 # --- streams ------------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +294,84 @@ def test_kept_rows_are_audited_for_ever_and_a_change_of_the_rows_is_an_alarm():
     assert "audit_" not in vars(clf.calibrate(rows(2000, 0.9)))
 
 
+def test_a_failed_audit_tells_nothing():
+    texts = rows(2000, 0.0)
+    fast, strong = pair()
+    clf = CascadeClassifier(fast, strong, audit_share=0.1).calibrate(rows(1000, 0.0, seed=3))
+    strong.fails = frozenset(texts)
+    details = clf.predict_details(texts, on_error="coerce")
+    assert (details["stage"] == "audit").sum() > 100 and (clf.audit_.n_audited, clf.audit_.n_disagreed) == (0, 0)
+
+
+def test_audits_travel_as_they_stand_and_there_are_none_before_any():
+    clf = CascadeClassifier(*pair(), audit_share=0.1).calibrate(rows(1000))
+    with pytest.raises(AttributeError, match="No label was audited yet"):
+        _ = clf.audit_
+    clf.predict(rows(500, seed=2))
+    assert pickle.loads(pickle.dumps(clf)).audit_ == clf.audit_
+    assert not hasattr(clone(clf), "audit_")
+
+
+# --- how far the strong one agrees with itself, and how often these rows were certified ---------------------------
+
+
+class Fickle(ChatServer):
+    """Answers by the text, and otherwise when it is asked a second time about one of the first texts."""
+
+    def __init__(self):
+        self.seen = {}
+        super().__init__(self.say)
+
+    def say(self, body):
+        text = body["messages"][-1]["content"].rpartition("\n```\n")[2].removesuffix("\n```")
+        n = self.seen[text] = self.seen.get(text, 0) + 1
+        i, label, _, other = text.split()
+        return json.dumps({"label": label if n > 1 and i[-2] in "012" and label != other else other})
+
+
+def test_a_strong_model_is_asked_again_and_it_is_told_how_often_it_agrees_with_itself(tmp_path):
+    texts = rows(300, 0.6)
+    with Fickle() as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        strong = ZeroShotGPTClassifier(model="custom_url::m").fit(None, LABELS)
+        clf = CascadeClassifier(pair()[0], strong, n_repeats=50, n_samples=100)
+        details = clf.predict_details(texts)
+        twice = {text for text, n in server.seen.items() if n == 2}
+        assert len(twice) == 50 and twice <= {texts[i] for i in draw_sample(300, 100, 0)}
+        assert server.n_requests == (details["stage"] != "fast").sum() + 50
+        told = clf.certificate_
+        n_changed = sum(t.split()[0][-2] in "012" and t.split()[1] != t.split()[3] for t in twice)
+        assert (told.n_repeated, told.n_changed) == (50, n_changed) and n_changed > 0
+        assert f"Asked again about 50 sampled rows, it gave {100 - 2 * n_changed}% of them the same label" in str(told)
+        assert details["attempts"].sum() == server.n_requests  # what was asked twice is paid twice, and shown
+        SKLLMConfig.set_reply_cache(tmp_path / "replies")
+        strong = ZeroShotGPTClassifier(model="custom_url::m").fit(None, LABELS)
+        clf = CascadeClassifier(pair()[0], strong, n_repeats=50).calibrate(texts[:60])
+        assert clf.certificate_.n_repeated == 0  # a cache says the same again, and costs nothing
+        SKLLMConfig.set_reply_cache(None)
+    still = CascadeClassifier(*pair(), n_repeats=50, n_samples=100)
+    still.predict(texts)
+    assert still.certificate_.n_repeated == 0 and len(still.strong.asked_) == len(set(still.strong.asked_))
+
+
+def test_certificates_for_the_same_rows_are_counted():
+    texts = rows(1500, seed=11)
+    told = []
+    for given in ({}, {}, {"random_state": 1}, {"max_disagreement": 0.1}):
+        clf = CascadeClassifier(*pair(), **given)
+        clf.predict(texts)
+        told.append(clf.certificate_)
+    assert [one.n_attempts for one in told] == [1, 1, 2, 3]  # the same certificate again is no other attempt
+    assert "certificates" not in str(told[0])
+    assert "one of 3 certificates for these rows: each holds by itself, and one that is picked" in str(told[3])
+    assert "holds with 85% at least" in str(told[3])
+    assert "promises nothing" in str(replace(told[3], n_attempts=20))
+    clf.predict(rows(1500, seed=12))
+    assert clf.certificate_.n_attempts == 1
+    clf.calibrate(texts)
+    assert clf.certificate_.n_attempts == 1  # a promise about others, and not about these rows
+
+
 # --- a learned score ----------------------------------------------------------------------------------------------
 
 
@@ -301,7 +400,7 @@ def test_a_learned_score_without_disagreements_stays_the_probability():
     texts, (fast, strong) = rows(1000, 0.0), pair()
     clf = CascadeClassifier(fast, strong, score="learned")
     clf.predict(texts)
-    assert clf.agreement_.model is None and len(strong.asked_) == 300
+    assert not clf.agreement_.weights and len(strong.asked_) == 300
 
 
 def test_the_parameter_and_the_method_share_a_name():
@@ -601,3 +700,16 @@ def test_a_local_model_tells_the_probability_of_a_set():
     clf = MultiLabelZeroShotGPTClassifier(model="gguf::demo", max_labels=2).fit(None, ["delivery", "price", "quality"])
     found = clf.predict_details(texts)["probability"]
     assert ((found > 0) & (found <= 1)).all()
+
+
+def test_an_audit_whose_ray_has_ended_is_empty_and_hinders_nothing(monkeypatch):
+    from skllm_ray.cascade import Audit
+    from skllm_ray.execution import tally
+    from skllm_ray.execution.tally import Tally
+    from skllm_ray.models._base.cascade_dataset import RunningAudit
+
+    clf = CascadeClassifier(*pair(), audit_share=0.1).calibrate(rows(1000))
+    # Another test of this process may have started a Ray.
+    monkeypatch.setattr(tally.ray, "is_initialized", lambda: False)
+    clf._running = [RunningAudit(Tally(None), Audit(0, 0, 0, 0, 0.05, 0.95), "m")]
+    assert clf.audit_.n_rows == 0 and pickle.loads(pickle.dumps(clf)).audit_ == clf.audit_

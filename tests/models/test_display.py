@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html.parser
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 import skllm_ray.models._base.estimator
+from skllm_ray import classification, text2text, vectorization
 from skllm_ray.errors import ConfigurationError, SkllmRayWarning
 from skllm_ray.models._base.entity_page import EntityPage
 from skllm_ray.models.gpt.tagging.ner import GPTExplainableNER
@@ -98,3 +101,19 @@ def test_a_browser_shows_it(tmp_path, theme):
     shot = tmp_path / f"{theme}.png"
     subprocess.run([BROWSER, *options, f"--screenshot={shot}", where], capture_output=True, timeout=120, check=True)
     assert shot.stat().st_size > 2000
+
+
+def test_the_question_mark_in_an_estimator_s_html_leads_to_its_entry_in_the_docs(monkeypatch):
+    entries = set(re.findall(r"autoclass:: (\S+)", (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")))
+    shown = [getattr(module, name) for module in (classification, text2text, vectorization) for name in module.__all__]
+    monkeypatch.setenv("SKLLM_CONFIG_DOCS_URL", "https://docs.example.com/skllm-ray/")
+    for kind in shown:
+        site, _, entry = kind._get_doc_link(kind.__new__(kind)).partition("#")
+        assert site == "https://docs.example.com/skllm-ray/api.html"
+        assert entry in entries
+    clf = classification.ZeroShotGPTClassifier(model="gguf::demo")
+    assert "api.html#skllm_ray.classification.ZeroShotGPTClassifier" in clf._repr_html_()
+    monkeypatch.setenv("SKLLM_CONFIG_DOCS_URL", "javascript:alert(1)")
+    assert clf._get_doc_link() == ""
+    monkeypatch.delenv("SKLLM_CONFIG_DOCS_URL")
+    assert clf._get_doc_link() == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any, ClassVar, get_args
 
 import numpy as np
@@ -10,18 +12,19 @@ from numpy.typing import NDArray
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
-from skllm_ray.cascade import Audit, Certificate
+from skllm_ray.cascade import AgreementScore, Audit, Certificate
+from skllm_ray.cascade.agreement import SCORES
 from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError, InputError, warn
 from skllm_ray.execution.plan import Plan, Promised
 from skllm_ray.models._base import scoring
-from skllm_ray.models._base.agreement import SCORES, AgreementScore
 from skllm_ray.models._base.cascade_job import CascadeOfModels
 from skllm_ray.models._base.cascade_reading import CascadeReading
 from skllm_ray.models._base.classifier import LLMClassifier
 from skllm_ray.models._base.columns import column
 from skllm_ray.models._base.constraints import Constraints, Has, OneOf, Share, Whole, check_values
 from skllm_ray.models._base.delivery import Delivery
+from skllm_ray.models._base.docs_link import DocsLink
 from skllm_ray.models._base.estimator import OnError
 from skllm_ray.models._base.inputs import Texts, refuse_missing
 from skllm_ray.models._base.labelling import Rows, innermost, labels_of
@@ -33,7 +36,7 @@ from skllm_ray.models._base.two_stages import Asked, Decision, Stages, Terms, as
 from skllm_ray.tasks.base import Task
 
 
-class CascadeBase(ClassifierMixin, BaseEstimator):
+class CascadeBase(DocsLink, ClassifierMixin, BaseEstimator):
     """Base of a cascade: all but what users call."""
 
     _parameter_constraints: ClassVar[Constraints] = {
@@ -44,6 +47,7 @@ class CascadeBase(ClassifierMixin, BaseEstimator):
         "n_samples": [Whole(1), None],
         "score": [OneOf(*SCORES)],
         "audit_share": [Share(zero=True)],
+        "n_repeats": [Whole(0), None],
         "random_state": [Whole(0, 2**32 - 1), None],
     }
 
@@ -52,7 +56,6 @@ class CascadeBase(ClassifierMixin, BaseEstimator):
     certificate_: Certificate
     agreement_: AgreementScore
     """What scores the fast labels."""
-    audit_: Audit
 
     fast: Any
     strong: Any
@@ -60,6 +63,7 @@ class CascadeBase(ClassifierMixin, BaseEstimator):
     confidence: float
     n_samples: int | None
     audit_share: float
+    n_repeats: int | None
     random_state: int | None
 
     @property
@@ -95,6 +99,15 @@ class CascadeBase(ClassifierMixin, BaseEstimator):
         return np.asarray(self._pair()[1].classes_)
 
     @property
+    def audit_(self) -> Audit:
+        """What became of the kept labels that were audited: of all calls and Datasets since the certificate."""
+        running = vars(self).get("_running", ())
+        told: list[Audit] = [*filter(None, [vars(self).get("_audited")]), *(one.total() for one in running)]
+        if not told:
+            raise AttributeError("No label was audited yet: audit_share is 0, or nothing was predicted.")
+        return functools.reduce(operator.add, told[1:], told[0])
+
+    @property
     def n_features_in_(self) -> int:
         """The columns of a table that the fast classifier was fitted with; there is none for texts."""
         return int(self._pair()[0].n_features_in_)
@@ -114,11 +127,11 @@ class CascadeBase(ClassifierMixin, BaseEstimator):
     def _of_models(self) -> CascadeOfModels:
         """Return the pair as one estimator; what cannot work in a batch job is raised."""
         self._check()
-        if vars(self)["score"] != "probability":
-            raise ConfigurationError("A batch cascade keeps labels by their probability: score='probability'.")
         terms = self._terms()
-        given, audit = (float(terms.max_disagreement), float(terms.confidence)), float(self.audit_share)
-        promise = Promised(*given, terms.n_samples, terms.seed, audit)
+        promise = Promised(
+            float(terms.max_disagreement), float(terms.confidence), terms.n_samples, terms.seed,
+            float(self.audit_share), terms.learns_score, terms.n_repeats,
+        )  # fmt: skip
         return CascadeOfModels(*self._pair(), promise)
 
     def _task(self) -> Task[Any]:
@@ -134,6 +147,13 @@ class CascadeBase(ClassifierMixin, BaseEstimator):
         return self._of_models().reading()
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what travels: of audits that go on in this process, how they stand."""
+        state = dict(super().__getstate__())
+        if state.pop("_running", None):
+            state["_audited"] = self.audit_
+        return state
 
     def __sklearn_is_fitted__(self) -> bool:
         return "fast_" in vars(self) or (is_fitted(self.fast) and is_fitted(self.strong))
@@ -157,6 +177,8 @@ class CascadeBase(ClassifierMixin, BaseEstimator):
 
     def _pair(self) -> tuple[Any, Any]:
         """Return both classifiers, fitted."""
+        if "fast_" not in vars(self):
+            check_values(self)  # what is no classifier is not merely not fitted
         check_is_fitted(self)
         return (self.fast_, self.strong_) if "fast_" in vars(self) else (self.fast, self.strong)
 
@@ -201,22 +223,27 @@ class CascadeBase(ClassifierMixin, BaseEstimator):
         else:
             stages = ask_stream(asked, decision, self._seed, self.audit_share)
             self._note(stages, len(rows.present))
-        return Delivery(rows, chosen, stages, decision.score.of(stages.fast), known), mode
+        return Delivery(rows, chosen, stages, decision.scores(stages.fast), known), mode
 
     def _keep(self, decision: Decision) -> None:
         self.certificate_, self.agreement_ = decision.certificate, decision.score
-        self.__dict__.pop("audit_", None)
+        self._forget_audits()
+
+    def _forget_audits(self) -> None:
+        for name in ("_audited", "_running"):
+            self.__dict__.pop(name, None)
 
     def _note(self, stages: Stages, n_rows: int) -> None:
         """Add a call's audited rows to those of the calls before, and warn where the promise no longer holds."""
         if not self.audit_share:
             return
         n_kept = len(stages.fast.labels) - len(stages.asked) + len(stages.audited)
-        at = np.searchsorted(stages.asked, stages.audited)
-        differ = ~stages.fast.take(stages.audited).agrees(stages.strong.take(at))
-        told = Audit(n_rows, n_kept, len(at), int(differ.sum()), float(self.max_disagreement), float(self.confidence))
-        before = vars(self).get("audit_")
-        self.audit_ = told if before is None else before + told
+        strong = stages.strong.take(np.searchsorted(stages.asked, stages.audited))
+        differ = ~stages.fast.take(stages.audited).agrees(strong)[strong.answered]
+        promised = float(self.max_disagreement), float(self.confidence)
+        told = Audit(n_rows, n_kept, len(differ), int(differ.sum()), *promised)
+        before = vars(self).get("_audited")
+        self._audited = told if before is None else before + told
         if self.audit_.alarm:
             warn(str(self.audit_))
 
@@ -229,7 +256,8 @@ class CascadeBase(ClassifierMixin, BaseEstimator):
 
     def _terms(self) -> Terms:
         learns = vars(self)["score"] == "learned"
-        return Terms(self.max_disagreement, self.confidence, self.n_samples, learns, self._seed)
+        shares = self.max_disagreement, self.confidence
+        return Terms(*shares, self.n_samples, learns, self._seed, int(self.n_repeats or 0))
 
     @property
     def _seed(self) -> int:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
+import joblib
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.frozen import FrozenEstimator
 
-from skllm_ray.cascade import random_keys, text_keys
-from skllm_ray.errors import InputError, PartialResultError
+from skllm_ray.cascade import Audit, RowsDigest, is_audited, random_keys, text_keys
+from skllm_ray.errors import InputError, PartialResultError, warn
 from skllm_ray.models._base import results
 from skllm_ray.models._base.classifier import LLMClassifier
 from skllm_ray.models._base.columns import check_new_columns
@@ -27,8 +28,8 @@ from skllm_ray.tasks.base import Row
 
 _MINE: Final = "_skllm_ray_"
 """Begins the names of columns that the first pass hands on to the second, and that no user sees."""
-_HANDED_ON: Final = tuple(f"{_MINE}{name}" for name in ("ask", "stage", "fast", "score", "known", "strong", "error"))
-_ASK, _STAGE, _FAST, _SCORE, _KNOWN, _STRONG, _ERROR = _HANDED_ON
+_HANDED_ON: Final = tuple(_MINE + name for name in ["ask", "stage", "fast", "score", "known", "strong", "error", "own"])
+_ASK, _STAGE, _FAST, _SCORE, _KNOWN, _STRONG, _ERROR, _OWN = _HANDED_ON
 _KEPT_WHILE_COUNTED: Final = 10_000
 _TEXT_COLUMN: Final = "the text column"
 Process = Callable[[Sequence[str]], Sequence[Row[Any]]]
@@ -47,6 +48,8 @@ class Threshold:
     """What the strong classifier said when it taught the fast one."""
     failed: frozenset[str] = frozenset()
     """Sampled texts for which the strong classifier failed: they count as disagreements, and keep no fast label."""
+    audit_share: float = 0.0
+    """The share of kept texts that the strong classifier is asked about all the same."""
 
     def stage(self, text: str | None) -> str | None:
         """Return why a text's strong label is known already, if it is."""
@@ -64,6 +67,41 @@ class Threshold:
         """Return which fast labels are kept."""
         kept = self.decision.keeps(fast, text_keys(self.seed, "ties", texts))
         return np.asarray(kept & [text not in self.failed for text in texts], bool)
+
+    def audits(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Return which texts are audited, if they are kept."""
+        return is_audited(text_keys(self.seed, "audit", texts), self.audit_share)
+
+
+@dataclass(frozen=True)
+class RunningAudit:
+    """Adds up what a Dataset's blocks find of the kept labels that are audited."""
+
+    tally: Any
+    """A `Tally`."""
+    of: Audit
+    """An empty one, with what was promised."""
+    model: str
+
+    def total(self) -> Audit:
+        """Return what the blocks have found so far."""
+        return replace(self.of, **self.tally.total())
+
+    def note(self, block: str, stages: pa.ChunkedArray, differs: NDArray[np.bool_]) -> None:
+        """Add a block, on a worker; `differs` has one value for each audited row that the strong one answered."""
+        from skllm_ray.execution.metrics import count
+
+        n_by_stage = {one["values"]: one["counts"] for one in pc.value_counts(stages.drop_null()).to_pylist()}
+        n_kept = n_by_stage.get("fast", 0) + n_by_stage.get("audit", 0)
+        n_differ = int(differs.sum())
+        counts = {"n_rows": sum(n_by_stage.values()), "n_kept": n_kept, "n_audited": len(differs)}
+        counts["n_disagreed"] = n_differ
+        count(self.model, audited={"agreed": len(differs) - n_differ, "differed": n_differ})
+        total = self.tally.put(block, counts)
+        now = replace(self.of, **total)
+        before = replace(self.of, **{name: n - counts[name] for name, n in total.items()})
+        if now.alarm and not before.alarm:
+            warn(str(now))
 
 
 @dataclass(frozen=True)
@@ -89,7 +127,9 @@ class Wanted:
         return {self.prefix + name: kind for name, kind in types.items()}
 
 
-def map_cascade(ds: Any, text_column: str, pair: tuple[Any, Any], threshold: Threshold, wanted: Wanted) -> Any:
+def map_cascade(
+    ds: Any, text_column: str, pair: tuple[Any, Any], threshold: Threshold, wanted: Wanted, audit: RunningAudit | None
+) -> Any:
     """Return a lazy Dataset with the columns of `ds` and those that are wanted.
 
     The first pass asks the fast classifier and writes the texts that it is unsure of into a column; the second asks
@@ -98,13 +138,12 @@ def map_cascade(ds: Any, text_column: str, pair: tuple[Any, Any], threshold: Thr
     fast, strong = pair
     ds = _asked(ds, text_column, fast, partial(_first_pass, fast, threshold, wanted), scored=True)
     ds = _asked(ds, _ASK, strong, partial(_second_pass, strong, wanted), scored=False)
-    return ds.map_batches(
-        _delivered, fn_kwargs={"wanted": wanted}, batch_size=None, batch_format="pyarrow", zero_copy_batch=True
-    )
+    last = {"wanted": wanted, "text_column": text_column, "audit": audit}
+    return ds.map_batches(_delivered, fn_kwargs=last, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
 
 
-def sampled_texts(ds: Any, text_column: str, terms: Terms, taught: TaughtRows) -> tuple[int, list[str]]:
-    """Return how many rows have a text, and those that are sampled of them: one pass over the column.
+def sampled_texts(ds: Any, text_column: str, terms: Terms, taught: TaughtRows) -> tuple[int, str, list[str]]:
+    """Return how many rows have a text, what names them, and those that are sampled of them: one pass over the column.
 
     Parameters
     ----------
@@ -118,7 +157,7 @@ def sampled_texts(ds: Any, text_column: str, terms: Terms, taught: TaughtRows) -
         Those that do not count.
     """
     most = max(terms.n_samples or 0, _KEPT_WHILE_COUNTED)
-    n_rows, keys, kept = 0, np.zeros(0, np.uint64), results.as_objects([])
+    n_rows, named, keys, kept = 0, RowsDigest(), np.zeros(0, np.uint64), results.as_objects([])
     for batch in ds.select_columns([text_column]).iter_batches(batch_size=None, batch_format="pyarrow"):
         if not batch.num_rows:
             continue
@@ -127,26 +166,36 @@ def sampled_texts(ds: Any, text_column: str, terms: Terms, taught: TaughtRows) -
         keys = np.concatenate([keys, random_keys(terms.seed, "sample", np.arange(n_rows, n_rows + len(texts)))])
         kept = np.concatenate([kept, texts])
         n_rows += len(texts)
+        named.add(texts.tolist())
         if len(keys) > most:
             lowest = np.argpartition(keys, most)[:most]
             keys, kept = keys[lowest], kept[lowest]
     if not n_rows:
         raise InputError(f"ds has no text in its column {text_column!r} about which a model would be asked.")
-    return n_rows, kept[np.argsort(keys)][: terms.n_sampled(n_rows)].tolist()
+    return n_rows, named.hexdigest(), kept[np.argsort(keys)][: terms.n_sampled(n_rows)].tolist()
 
 
 def certified(ds: Any, text_column: str, pair: tuple[Any, Any], terms: Terms, taught: TaughtRows) -> Threshold:
     """Count the rows, and ask both classifiers about a sample of them, here."""
-    n_rows, texts = sampled_texts(ds, text_column, terms, taught)
+    n_rows, named, texts = sampled_texts(ds, text_column, terms, taught)
     rows = Rows.of(texts)
-    asked, everything = Asked(*pair, rows, rows.present), np.arange(len(texts))
-    fast, strong = asked.sampled(everything)
-    ties, learning = told_apart(asked.keys(terms.seed)), terms.learning(everything)
-    decision = Decision.of(fast, strong, ties, learning, terms, n_rows)
+    asked = Asked(*pair, rows, rows.present)
+    ties = told_apart(asked.keys(terms.seed))
+    _, strong, decision = asked.decided(np.arange(len(texts)), ties, terms, (n_rows, named))
     sampled = dict(zip(texts, strong.labels, strict=True))
     failed = frozenset(text for text, label in sampled.items() if label is None)
     sampled = {text: label for text, label in sampled.items() if label is not None}
     return Threshold(decision, terms.seed, sampled, taught, failed)
+
+
+def begin_audit(threshold: Threshold, model: str) -> RunningAudit | None:
+    """Return what adds up the audited rows of a Dataset; None where none is audited."""
+    if not threshold.audit_share:
+        return None
+    from skllm_ray.execution.tally import Tally
+
+    certificate = threshold.decision.certificate
+    return RunningAudit(Tally.begin(), Audit(0, 0, 0, 0, certificate.max_disagreement, certificate.confidence), model)
 
 
 def _asked(ds: Any, text_column: str, classifier: Any, to_columns: Any, *, scored: bool) -> Any:
@@ -184,10 +233,11 @@ def _first_pass(
     if new:
         asked = [str(texts.values[at]) for at in new]
         said = _said(fast, asked, process, scored=True)
-        found, kept = threshold.decision.score.of(said).tolist(), threshold.keeps(said, asked).tolist()
-        for at, text, label, score, keep in zip(new, asked, said.labels, found, kept, strict=True):
-            labels[at], scores[at], ask[at] = label, score, None if keep else text
-            stages[at] = "fast" if keep else "strong"
+        found, kept = threshold.decision.scores(said).tolist(), threshold.keeps(said, asked).tolist()
+        audited = (threshold.audits(asked) & kept).tolist()
+        for at, text, label, score, keep, audit in zip(new, asked, said.labels, found, kept, audited, strict=True):
+            labels[at], scores[at], ask[at] = label, score, None if keep and not audit else text
+            stages[at] = "audit" if audit else "fast" if keep else "strong"
     return {
         _ASK: pa.array(ask, pa.string()),
         _STAGE: pa.array(stages, pa.string()),
@@ -200,11 +250,11 @@ def _first_pass(
 def _second_pass(strong: Any, wanted: Wanted, values: list[Any], process: Process | None = None) -> dict[str, pa.Array]:
     """Return what the strong classifier says about the texts in a block, of which most may be missing."""
     asked = [at for at, text in enumerate(values) if text is not None]
-    labels, errors = ([None] * len(values) for _ in range(2))
+    labels, errors, own = (list[Any]([None]) * len(values) for _ in range(3))
     if asked:
         said = _said(strong, [values[at] for at in asked], process, scored=False)
-        for at, label, error in zip(asked, said.labels, said.details["error"], strict=True):
-            labels[at], errors[at] = label, error
+        for at, label, error, fine in zip(asked, said.labels, said.details["error"], said.answered, strict=True):
+            labels[at], errors[at], own[at] = label, error, bool(fine)
         failed = sum(labels[at] is None for at in asked)
         if failed and wanted.mode == "raise":
             told = f"{failed} of {len(asked)} rows of a block failed in the strong classifier: "
@@ -212,11 +262,17 @@ def _second_pass(strong: Any, wanted: Wanted, values: list[Any], process: Proces
         if failed and wanted.mode == "default" and isinstance(strong, LLMClassifier):
             for at in (at for at in asked if labels[at] is None):
                 labels[at] = labels_of(strong, [strong._reading().default(values[at])])[0]
-    return {_STRONG: pa.array(labels, wanted.label_type), _ERROR: pa.array(errors, pa.string())}
+    found = {_STRONG: pa.array(labels, wanted.label_type), _ERROR: pa.array(errors, pa.string())}
+    return {**found, _OWN: pa.array(own, pa.bool_())}
 
 
-def _delivered(batch: pa.Table, wanted: Wanted) -> pa.Table:
+def _delivered(batch: pa.Table, wanted: Wanted, text_column: str, audit: RunningAudit | None) -> pa.Table:
     """Turn the columns that were handed on into those that are wanted."""
+    if audit is not None:
+        texts = batch[text_column].to_pylist()
+        told = batch.filter(pc.fill_null(pc.and_(pc.equal(batch[_STAGE], "audit"), batch[_OWN]), False))
+        pairs = zip(told[_FAST].to_pylist(), told[_STRONG].to_pylist(), strict=True)
+        audit.note(str(joblib.hash(texts)), batch[_STAGE], np.asarray([one != other for one, other in pairs], bool))
     strong = pc.coalesce(batch[_KNOWN], batch[_STRONG])
     kept = pc.equal(batch[_STAGE], "fast")
     values = [pc.if_else(kept, batch[_FAST], strong), batch[_STAGE], batch[_SCORE], batch[_FAST], strong, batch[_ERROR]]

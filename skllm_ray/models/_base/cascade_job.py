@@ -12,7 +12,6 @@ from skllm_ray.errors import ConfigurationError, NotSupportedError
 from skllm_ray.execution.plan import Plan, Promised
 from skllm_ray.models._base.cascade_reading import CascadeReading
 from skllm_ray.models._base.classifier import LLMClassifier
-from skllm_ray.models._base.cot import CoTClassifier, MultiLabelCoTClassifier
 from skllm_ray.models._base.labelling import innermost
 from skllm_ray.models._base.student_backend import student_step
 from skllm_ray.tasks.base import Task
@@ -46,13 +45,10 @@ class CascadeOfModels:
         return self.strong._task()
 
     def plan(self) -> Plan:
-        """Return both steps; the second takes all rows until there is a certificate."""
+        """Return both models' steps; those of the strong one take all rows until there is a certificate."""
         first, second = self._first(), self.strong._checked_plan()
-        if len(first) > 1 or len(second) > 1:
-            raise NotSupportedError(
-                "A batch cascade takes models of one step.", "Zero-shot and few-shot classifiers are; dynamic are not."
-            )
-        return (replace(first[0], stage="fast"), replace(second[0], takes=(self._promise,), stage="strong"))
+        chooses = replace(second[0], takes=(self._promise,), stage="strong")  # what follows goes on from its rows
+        return (*first[:-1], replace(first[-1], stage="fast"), chooses, *second[1:])
 
     def secrets(self) -> dict[str, Secret]:
         """Return both models' credentials."""
@@ -72,9 +68,10 @@ class CascadeOfModels:
 
 def _model(classifier: Any, name: str) -> LLMClassifier:
     model, _ = innermost(classifier)
-    if not isinstance(model, LLMClassifier) or isinstance(model, (CoTClassifier, MultiLabelCoTClassifier)):
+    if not isinstance(model, LLMClassifier):
         raise NotSupportedError(
-            f"{name}={type(model).__name__}: a batch cascade takes language models that answer with a label alone.",
+            f"{name}={type(model).__name__}: the strong one of a batch cascade must be a language model, since its "
+            "answers are what a job journals, pays for and resumes.",
             "Other classifiers go with CascadeClassifier.predict and predict_dataset.",
         )
     return model

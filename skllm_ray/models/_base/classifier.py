@@ -6,7 +6,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError
+from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError
 from skllm_ray.execution.plan import Plan
 from skllm_ray.llm.base import BackendSpec
 from skllm_ray.models._base import results, scoring
@@ -22,15 +22,15 @@ from skllm_ray.models._base.columns import column
 from skllm_ray.models._base.constraints import TEXTS, Constraints, OneOf, Text, Whole
 from skllm_ray.models._base.estimator import LLMEstimator, OnError, wrap_secret
 from skllm_ray.models._base.inputs import as_labels, as_texts, check_length
+from skllm_ray.models._base.label_check import LabelReport
+from skllm_ray.models._base.label_checker import check_labels, warn_one_label
 from skllm_ray.models._base.label_names import LabelNames, check_label_names, names_of
+from skllm_ray.models._base.label_priors import prior_from, prior_texts
 from skllm_ray.models._base.reading import ColumnTypes, Draw, LabelReading, Reading
 from skllm_ray.models._base.sklearn_bases import ClassifierMixin
-from skllm_ray.tasks.base import Row, RowError, Task
-from skllm_ray.tasks.prior import CONTENT_FREE, LabelPrior, estimate_prior
+from skllm_ray.tasks.base import Row, Task
+from skllm_ray.tasks.prior import LabelPrior
 
-_MOST_TEXTS: Final = 200
-_FEW_TEXTS: Final = 20
-"""The fewest texts for a prior: one from fewer texts would describe those texts rather than the labels."""
 _estimating: WeakKeyDictionary[LLMClassifier, threading.RLock] = WeakKeyDictionary()
 """Held while an estimator's prior is asked for; those of others may be asked for meanwhile."""
 _looking = threading.Lock()
@@ -100,7 +100,14 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):
         self._forget_prior(X)
         return self
 
-    def predict(self, X: Any, num_workers: int | None = None, *, on_error: OnError | None = None) -> NDArray[Any]:
+    def predict(
+        self,
+        X: Any,
+        num_workers: int | None = None,
+        *,
+        on_error: OnError | None = None,
+        delivery: str = "direct",
+    ) -> NDArray[Any]:
         """Return the label of every text.
 
         Parameters
@@ -111,6 +118,8 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):
             The most requests that this call may have in flight, for API backends; None leaves it to the limits.
         on_error : {"raise", "default", "coerce"} or None, default=None
             Overrides the constructor's.
+        delivery : {"direct", "batch"}, default="direct"
+            "batch" sends provider batches, which cost half and take up to a day; see `predict_details`.
 
         Returns
         -------
@@ -124,7 +133,9 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):
         PartialResultError
             If rows failed and ``on_error="raise"``; its ``details`` hold all rows.
         """
-        found: NDArray[Any] = self._results(X, on_error, num_workers, best_only=not self._compares_labels)
+        best_only = not self._compares_labels
+        found: NDArray[Any] = self._results(X, on_error, num_workers, best_only=best_only, delivery=delivery)
+        warn_one_label(X, self._labels_in(found), len(self.classes_))
         return found
 
     def predict_proba(self, X: Any, *, on_error: OnError | None = None) -> NDArray[np.float64]:
@@ -228,7 +239,39 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):
         scoring.check_truth(truth, sample_weight, self.classes_)
         return scoring.accuracy(self._labels_in(self.predict(X)), truth, sample_weight)
 
+    def check_labels(self, X: Any = None, y: Any = None, *, n_samples: int = 200) -> LabelReport:
+        """Return what speaks against the labels: alike, undescribed, overlapping, unused, beyond the model's context.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_samples,) or None, default=None
+            Texts; the model is asked about `n_samples` of them. None asks nothing.
+        y : array-like or None, default=None
+            True labels of these texts, or of any: those that are no candidates are told of.
+        n_samples : int, default=200
+            How many of the texts the model is asked about; 0 asks nothing.
+
+        Returns
+        -------
+        LabelReport
+            Prints as text; ``to_frame()`` is a table, and ``ok`` says whether nothing was found that cannot work.
+
+        Examples
+        --------
+        >>> from skllm_ray.classification import ZeroShotGPTClassifier
+        >>> clf = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["payment fee", "payments fee", "other"])
+        >>> print(clf.check_labels(y=["other", "refund"]))
+        warning: 'payment fee' and 'payments fee' look alike. Rename one, or say in label_descriptions how they differ.
+        warning: 1 of 2 true labels are no candidates, and cannot be found: 'refund' (1).
+        note: No label has a description (label_descriptions): a line on each tells what the name does not.
+        """
+        check_is_fitted(self)
+        return check_labels(self, X, y, n_samples)
+
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    _explains: ClassVar[bool] = False
+    """Whether an answer is a label and an explanation."""
 
     @property
     def _compares_labels(self) -> bool:  # type: ignore[override]  # a field there
@@ -243,9 +286,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):
         for name in ("label_prior_", "prior_texts_"):
             self.__dict__.pop(name, None)
         if self.label_prior is not None:
-            texts = [] if X is None else list(dict.fromkeys(filter(None, as_texts(X).values)))
-            chosen = np.random.default_rng(self.random_state or 0).permutation(len(texts))[:_MOST_TEXTS]
-            self.prior_texts_ = tuple(texts[i] for i in sorted(chosen)) if len(texts) >= _FEW_TEXTS else CONTENT_FREE
+            self.prior_texts_ = prior_texts(X, self.random_state)
 
     def _prior(self) -> LabelPrior | None:
         if self.label_prior is None:
@@ -262,20 +303,9 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):
             lock = _estimating.setdefault(self, threading.RLock())
         with lock:  # several threads must not pay for it twice
             if "label_prior_" not in vars(self):
-                self._take_prior(run(self.prior_texts_, plan, self._secrets(), show_progress=False))
+                rows = run(self.prior_texts_, plan, self._secrets(), show_progress=False)
+                self.label_prior_ = prior_from(rows)
         return (*plan[:-1], replace(plan[-1], task=self._task()))
-
-    def _take_prior(self, rows: Sequence[Row[Any]]) -> None:
-        """Keep the labels' prior that the answers to the texts for it tell."""
-        found = estimate_prior(rows)
-        if isinstance(found, RowError):
-            refusal = NotSupportedError if found.kind == "not_supported" else JobFailedError
-            raise refusal(
-                f"label_prior={self.label_prior!r}: of the {len(rows)} texts that it is estimated from, most gave no "
-                f"probabilities ({found.kind}): {found.message}",
-                found.hint,
-            )
-        self.label_prior_ = np.asarray(found)
 
     def _check_parameters(self) -> None:
         super()._check_parameters()

@@ -21,8 +21,16 @@ class CoTClassifier(LLMClassifier):
 
     _can_score: ClassVar[bool] = False
     _gives_scores: ClassVar[bool] = False
+    _explains: ClassVar[bool] = True
 
-    def predict(self, X: Any, num_workers: int | None = None, *, on_error: OnError | None = None) -> NDArray[Any]:
+    def predict(
+        self,
+        X: Any,
+        num_workers: int | None = None,
+        *,
+        on_error: OnError | None = None,
+        delivery: str = "direct",
+    ) -> NDArray[Any]:
         """Return the label of every text and the explanation of it.
 
         Parameters
@@ -33,13 +41,15 @@ class CoTClassifier(LLMClassifier):
             The most requests that this call may have in flight, for API backends.
         on_error : {"raise", "default", "coerce"} or None, default=None
             Overrides the constructor's.
+        delivery : {"direct", "batch"}, default="direct"
+            "batch" sends provider batches, which cost half and take up to a day; see `predict_details`.
 
         Returns
         -------
         ndarray of object of shape (n_samples, 2)
             Each row's label and explanation; the explanation is ``""`` where the model gave none.
         """
-        return super().predict(X, num_workers, on_error=on_error)
+        return super().predict(X, num_workers, on_error=on_error, delivery=delivery)
 
     def _labels_in(self, predictions: NDArray[Any]) -> Sequence[Any]:
         return list(predictions[:, 0].tolist())
@@ -58,8 +68,16 @@ class MultiLabelCoTClassifier(MultiLabelClassifier):
     """Base of the classifiers that give any number of labels and an explanation."""
 
     _gives_scores: ClassVar[bool] = False
+    _explains: ClassVar[bool] = True
 
-    def predict(self, X: Any, num_workers: int | None = None, *, on_error: OnError | None = None) -> NDArray[Any]:
+    def predict(
+        self,
+        X: Any,
+        num_workers: int | None = None,
+        *,
+        on_error: OnError | None = None,
+        delivery: str = "direct",
+    ) -> NDArray[Any]:
         """Return the labels of every text and the explanation of them.
 
         Parameters
@@ -70,13 +88,15 @@ class MultiLabelCoTClassifier(MultiLabelClassifier):
             The most requests that this call may have in flight, for API backends.
         on_error : {"raise", "default", "coerce"} or None, default=None
             Overrides the constructor's.
+        delivery : {"direct", "batch"}, default="direct"
+            "batch" sends provider batches, which cost half and take up to a day; see `predict_details`.
 
         Returns
         -------
         ndarray of object of shape (n_samples, max_labels + 1)
             Each row's labels, padded with ``""``, and in the last column the explanation.
         """
-        found: NDArray[Any] = self._results(X, on_error, num_workers)
+        found: NDArray[Any] = self._results(X, on_error, num_workers, delivery=delivery)
         return found
 
     def _label_sets(self, found: NDArray[Any]) -> list[set[str] | None]:

@@ -10,11 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from skllm_ray.models._base import results
-from skllm_ray.models._base.labelling import Rows
+from skllm_ray.models._base.labelling import SUMS, Rows
 from skllm_ray.models._base.two_stages import Stages
-
-_SUMS: Final = ("attempts", "prompt_tokens", "completion_tokens", "cost_usd")
-"""Columns in which a row about which both were asked has the sum of both."""
 
 STAGE_COLUMNS: Final = ("stage", "score", "fast_label", "strong_label")
 """What a cascade adds to the columns of ``predict_details``."""
@@ -56,7 +53,7 @@ class Delivery:
             values = table[name].to_numpy(copy=True)
             values[self.positions[kept]] = stages.fast.details[name].to_numpy()[kept]
             told = stages.strong.details[name].to_numpy()
-            if name in _SUMS:
+            if name in SUMS:
                 told = told + stages.fast.details[name].to_numpy()[stages.asked]
             values[self.positions[stages.asked]] = told
             table[name] = values

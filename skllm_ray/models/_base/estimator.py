@@ -28,6 +28,7 @@ from skllm_ray.llm.base import BackendSpec
 from skllm_ray.llm.credentials import left_behind, secrets_of, warn_of_another_key
 from skllm_ray.llm.registry import resolve, warn_if_ended
 from skllm_ray.models._base import results
+from skllm_ray.models._base.by_batch import check_delivery, details_by_batch, predictions_by_batch
 from skllm_ray.models._base.constraints import (
     A_MAPPING,
     A_STR,
@@ -38,6 +39,7 @@ from skllm_ray.models._base.constraints import (
     check_values,
     true_or_false,
 )
+from skllm_ray.models._base.docs_link import DocsLink
 from skllm_ray.models._base.hiding import hidden, refuse_credentials
 from skllm_ray.models._base.inputs import Texts, as_texts, refuse_missing
 from skllm_ray.models._base.reading import DatasetReading, OnError, Reading
@@ -49,7 +51,7 @@ from skllm_ray.tasks.embedding import EmbeddingTask, of_one_length
 __all__ = ["LLMEstimator", "OnError", "wrap_secret"]
 
 
-class LLMEstimator(BaseEstimator):
+class LLMEstimator(DocsLink, BaseEstimator):
     """Base of all estimators. A subclass names its task and what a row's value becomes."""
 
     _family: ClassVar[str] = "gpt"
@@ -100,7 +102,9 @@ class LLMEstimator(BaseEstimator):
 
     # --- for users ------------------------------------------------------------------------------------------------
 
-    def predict_details(self, X: Any, *, include_io: bool = False, on_error: OnError | None = None) -> pd.DataFrame:
+    def predict_details(
+        self, X: Any, *, include_io: bool = False, on_error: OnError | None = None, delivery: str = "direct"
+    ) -> pd.DataFrame:
         """Return one line per text: prediction, probability, errors, tokens, cost.
 
         Parameters
@@ -112,19 +116,32 @@ class LLMEstimator(BaseEstimator):
         on_error : {"default", "coerce"} or None, default=None
             What ``prediction`` holds for failed rows: the default, or None. The table is always whole: with "raise",
             failed rows are shown as with "coerce".
+        delivery : {"direct", "batch"}, default="direct"
+            "batch" sends provider batches, which cost half and take up to a day: the call returns when they are home.
+            Ctrl-C leaves them running, and the same call takes them up. It goes without `include_io`.
 
         Returns
         -------
         pandas.DataFrame of shape (n_samples, 11 or 13)
-            With the index of `X` and always the same columns.
+            With the index of `X` and always the same columns. ``probability`` is NaN where the model tells none.
+            Extractors have ``field_probabilities`` too, and entity taggers ``entity_probabilities``.
         """
         true_or_false("include_io", include_io)
         mode = self._mode(on_error)
+        if check_delivery(delivery):
+            if include_io:
+                raise ConfigurationError("include_io=True does not go with delivery='batch'.", "Leave either out.")
+            check_is_fitted(self)
+            return details_by_batch(self, X, mode)
         texts, rows, mode = self._run(X, "coerce" if mode == "raise" else mode, keeps_requests=include_io)
         results.warn_ended(self.model, rows)
         results.warn_low_mass(self.model, rows)
         requests = [row.request for row in rows] if include_io else None
-        return results.details(self._reading().predictions(texts, rows, mode), rows, texts.index, requests)
+        reading = self._reading()
+        table = results.details(reading.predictions(texts, rows, mode), rows, texts.index, requests)
+        for place, (name, values) in enumerate(zip(reading.confidences, reading.confidences_of(rows), strict=True)):
+            table.insert(len(results.DETAIL_COLUMNS) + place, name, pd.Series(values, table.index, dtype=object))
+        return table
 
     def render_prompt(self, X: Any) -> list[str | None]:
         """Return the exact prompts, without sending or starting anything; None where the text is missing."""
@@ -153,6 +170,7 @@ class LLMEstimator(BaseEstimator):
         *,
         best_only: bool = False,
         log_probs: bool = False,
+        confidence: bool = True,
         keeps_requests: bool = False,
     ) -> tuple[Texts, list[Row[Any]], OnError]:
         check_is_fitted(self)
@@ -164,7 +182,8 @@ class LLMEstimator(BaseEstimator):
         if num_workers is not None:
             at_least_one("num_workers", num_workers)
             num_workers = int(num_workers)
-        plan, secrets = self._checked_plan(best_only=best_only, log_probs=log_probs), self._secrets()
+        plan = self._checked_plan(best_only=best_only, log_probs=log_probs, confidence=confidence)
+        secrets = self._secrets()
         from skllm_ray.execution.runner import run
 
         def process(present: Sequence[str], places: Sequence[int]) -> Sequence[Row[Any]]:
@@ -191,11 +210,23 @@ class LLMEstimator(BaseEstimator):
         both = sorted(set(known or ()) & set(to_columns.types))
         if both:
             raise InputError(f"ds has a column {both[0]!r} already.", "Pass output_prefix='…' to rename the new ones.")
-        plan = self._ready(self._checked_plan(best_only=not details and not self._compares_labels))
+        best_only = not details and not self._compares_labels
+        plan = self._ready(self._checked_plan(best_only=best_only, confidence=details))
         return map_dataset(ds, text_column, to_columns, plan, self._secrets())
 
-    def _results(self, X: Any, on_error: OnError | None, num_workers: int | None = None, **wanted: bool) -> Any:
-        texts, rows, mode = self._run(X, on_error, num_workers, **wanted)
+    def _results(
+        self,
+        X: Any,
+        on_error: OnError | None,
+        num_workers: int | None = None,
+        *,
+        delivery: str = "direct",
+        **wanted: bool,
+    ) -> Any:
+        if check_delivery(delivery):
+            check_is_fitted(self)
+            return self._array(predictions_by_batch(self, X, self._mode(on_error)))
+        texts, rows, mode = self._run(X, on_error, num_workers, confidence=False, **wanted)
         results.warn_failed(self.model, rows, mode)
         self._warn_invalid(rows)
         results.warn_low_mass(self.model, rows)
@@ -248,12 +279,15 @@ class LLMEstimator(BaseEstimator):
         with SKLLMConfig._borrowed(vars(self).get("_settings")):
             return SKLLMConfig._settings
 
-    def _checked_plan(self, *, best_only: bool = False, log_probs: bool = False) -> Plan:
+    def _checked_plan(self, *, best_only: bool = False, log_probs: bool = False, confidence: bool = True) -> Plan:
         """Return the plan of a call that is about to be made; what cannot work is raised.
 
-        `best_only` spares a local model the other labels' probabilities, and `log_probs` asks an API for them.
+        `best_only` spares a local model the other labels' probabilities, and `log_probs` asks an API for them, and
+        `confidence` takes them where there are any.
         """
         spec = self._checked_spec()
+        if confidence:
+            spec = spec.asked_for("confidence")
         if log_probs:
             spec = spec.asked_for("log_probs")
         if best_only:

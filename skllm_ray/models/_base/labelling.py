@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -13,14 +13,16 @@ from scipy.sparse import issparse
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from skllm_ray.errors import NotSupportedError, PartialResultError
+from skllm_ray.cascade import agreement_features
+from skllm_ray.errors import JobFailedError, NotSupportedError, PartialResultError
 from skllm_ray.models._base import results
 from skllm_ray.models._base.classifier import LLMClassifier
 from skllm_ray.models._base.inputs import Texts, as_texts
 from skllm_ray.models._base.multilabel import MultiLabelClassifier
 from skllm_ray.tasks.base import Reply, Row, RowError
 
-_LEAST: Final = 1e-12
+SUMS: Final = ("attempts", "prompt_tokens", "completion_tokens", "cost_usd")
+"""Columns in which a row that was asked about several times has the sum."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,15 @@ class Labelling:
         answered, scores, features = self.answered[positions], self.scores[positions], self.features[positions]
         return Labelling(self.labels[positions], answered, scores, features, self.details.iloc[positions])
 
+    def with_costs(self, positions: NDArray[Any], second: Labelling) -> Labelling:
+        """Return the rows with what it cost to ask about some of them a second time."""
+        details = self.details.copy()
+        for name in SUMS:
+            values = details[name].to_numpy(copy=True)
+            values[positions] = values[positions] + second.details[name].to_numpy()
+            details[name] = values
+        return replace(self, details=details)
+
     @classmethod
     def joined(cls, parts: Sequence[tuple[NDArray[np.int64], Labelling]]) -> Labelling:
         """Return what was said in several calls, each about the rows at its positions, in the order of the rows."""
@@ -119,9 +130,14 @@ def label_rows(classifier: Any, X: Any, *, scored: bool) -> Labelling:
         _, rows, _ = classifier._run(X, "coerce", log_probs=scored)
         return of_model(classifier, as_texts(X), rows, scored=scored)
     try:
-        return _of_probabilities(classifier, X) if scored else _of_predictions(classifier, classifier.predict(X))
+        found = _of_probabilities(classifier, X) if scored else _of_predictions(classifier, classifier.predict(X))
     except PartialResultError as error:  # of a language model within it
         return _of_details(classifier, error, scored=scored)
+    n_rows = len(X) if isinstance(X, list) else X.shape[0]
+    if len(found.labels) != n_rows:
+        told = f"{type(classifier).__name__} gave {len(found.labels):,} answers for {n_rows:,} rows."
+        raise JobFailedError(told, "A classifier must give one for each row, in their order.")
+    return found
 
 
 def of_model(model: LLMClassifier, texts: Texts, rows: Sequence[Row[Any]], *, scored: bool) -> Labelling:
@@ -158,17 +174,6 @@ def innermost(classifier: Any, X: Any = None) -> tuple[Any, Any]:
             classifier = classifier[-1]
         else:
             return classifier, X
-
-
-def agreement_features(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what a score can be learned from: how sure the likeliest label is, by how much, and which one it is."""
-    p = np.nan_to_num(probabilities, nan=0.0)
-    falling = -np.sort(-p, axis=1)
-    first = np.clip(falling[:, 0], _LEAST, 1 - _LEAST)
-    second = np.clip(falling[:, 1], _LEAST, 1.0) if p.shape[1] > 1 else 1 - first
-    entropy = -(p * np.log(np.clip(p, _LEAST, 1))).sum(axis=1)
-    numbers = np.column_stack([np.log(first / (1 - first)), np.log(first / second), entropy])
-    return np.hstack([numbers, np.eye(p.shape[1])[p.argmax(axis=1)]])
 
 
 def _is_table(X: NDArray[Any] | pd.DataFrame) -> bool:

@@ -77,7 +77,14 @@ class MultiLabelClassifier(LLMClassifier):
         self._check_descriptions()
         return self
 
-    def predict(self, X: Any, num_workers: int | None = None, *, on_error: OnError | None = None) -> Any:
+    def predict(
+        self,
+        X: Any,
+        num_workers: int | None = None,
+        *,
+        on_error: OnError | None = None,
+        delivery: str = "direct",
+    ) -> Any:
         """Return the labels of every text.
 
         Parameters
@@ -88,6 +95,8 @@ class MultiLabelClassifier(LLMClassifier):
             The most requests that this call may have in flight, for API backends.
         on_error : {"raise", "default", "coerce"} or None, default=None
             Overrides the constructor's; with "coerce" a failed row is all None.
+        delivery : {"direct", "batch"}, default="direct"
+            "batch" sends provider batches, which cost half and take up to a day; see `predict_details`.
 
         Returns
         -------
@@ -96,7 +105,7 @@ class MultiLabelClassifier(LLMClassifier):
             same columns and the index of `X`, where a failed row is all NaN with "coerce"; after one with an array, an
             array of them.
         """
-        found = self._results(X, on_error, num_workers)
+        found = self._results(X, on_error, num_workers, delivery=delivery)
         if self.indicators_ is None:
             return found
         rows = [[np.nan if row[0] is None else int(label in row) for label in self.indicators_] for row in found]

@@ -63,12 +63,22 @@ class Reading:
         del rows
         return [values]
 
+    @property
+    def confidences(self) -> ColumnTypes:
+        """Columns of the details that tell how sure the model was of the parts of an answer."""
+        return {}
+
+    def confidences_of(self, rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
+        """Return the values of the columns in `confidences`."""
+        del rows
+        return []
+
     # --- usually not overridden -----------------------------------------------------------------------------------
 
     @property
     def output_types(self) -> ColumnTypes:
         """The output columns, the details after them."""
-        return {**self.types, **results.DETAIL_TYPES}
+        return {**self.types, **results.DETAIL_TYPES, **self.confidences}
 
     def predictions(self, texts: Texts, rows: Sequence[Row[Any]], mode: OnError) -> list[Any]:
         """Return what the user sees of each row."""
@@ -108,7 +118,7 @@ class Reading:
             refuse_missing(texts, "the text column")
         rows = self.rows(texts, mode, process)
         columns = self.columns(self.predictions(texts, rows, mode), rows)
-        return columns + (results.detail_values(rows) if details else []), rows
+        return columns + ([*results.detail_values(rows), *self.confidences_of(rows)] if details else []), rows
 
     def _fallback(self, text: str | None, row: Row[Any], mode: OnError) -> Any:
         """Return what stands for a row without a valid answer."""
@@ -222,6 +232,15 @@ class FieldReading(Reading):
         del rows
         return [[None if value is None else value.get(name) for value in values] for name in self.types]
 
+    @property
+    def confidences(self) -> ColumnTypes:
+        """The probability of each field."""
+        return {"field_probabilities": pa.struct(dict.fromkeys(self.types, pa.float64()))}
+
+    def confidences_of(self, rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
+        """Return the probabilities of the fields; None where they are not known."""
+        return [[row.field_probabilities for row in rows]]
+
 
 @dataclass(frozen=True)
 class EntityReading(Reading):
@@ -235,6 +254,16 @@ class EntityReading(Reading):
     def columns(self, values: Sequence[Any], rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
         """Return the marked texts and the entities."""
         return [values, [None if row.value is None else [span.to_dict() for span in row.value] for row in rows]]
+
+    @property
+    def confidences(self) -> ColumnTypes:
+        """The probability of each entity."""
+        return {"entity_probabilities": pa.list_(pa.float64())}
+
+    def confidences_of(self, rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
+        """Return the probabilities of the entities, in their order; None where they are not known."""
+        known = [row.value if row.probability is not None else None for row in rows]
+        return [[None if spans is None else [span.probability for span in spans] for spans in known]]
 
 
 def marked(texts: Texts, spans: Sequence[Sequence[Span] | None]) -> list[Any]:

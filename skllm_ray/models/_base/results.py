@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -53,15 +54,19 @@ def details(
     requests: Sequence[ChatRequest | None] | None = None,
 ) -> pd.DataFrame:
     """Return one line per row, with :data:`DETAIL_COLUMNS`, and what was said if `requests` are given."""
-    columns = [list(predictions), *detail_values(rows)]
-    frame = pd.DataFrame(
-        {name: _series(column, dtype) for (name, dtype), column in zip(_DTYPES.items(), columns, strict=True)}
-    )
+    frame = details_of([list(predictions), *detail_values(rows)])
     if requests is not None:
         frame["prompt"] = pd.Series([_prompt(request) for request in requests], dtype=object)
         frame["raw_reply"] = pd.Series([row.reply.text for row in rows], dtype=object)
     frame.index = index
     return frame
+
+
+def details_of(columns: Sequence[Sequence[Any]]) -> pd.DataFrame:
+    """Return a table of the columns in :data:`DETAIL_COLUMNS`, each of its type."""
+    return pd.DataFrame(
+        {name: _series(column, dtype) for (name, dtype), column in zip(_DTYPES.items(), columns, strict=True)}
+    )
 
 
 def detail_values(rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
@@ -72,7 +77,7 @@ def detail_values(rows: Sequence[Row[Any]]) -> list[Sequence[Any]]:
     good = all(valid) and not any(reply.error for reply in replies)
     attempts, models = [reply.attempts for reply in replies], [reply.model for reply in replies]
     return [
-        [_highest(row) for row in rows] if any(reply.log_probs for reply in replies) else [_NAN] * n_rows,
+        [_highest(row) for row in rows],
         valid,
         [None] * n_rows if good else [_kind(row) for row in rows],
         [None] * n_rows if good else [_message(row) for row in rows],
@@ -184,7 +189,9 @@ def draw(text: str, classes: NDArray[Any], probabilities: NDArray[np.float64], s
 
 def _highest(row: Row[Any]) -> float:
     log_probs = row.reply.log_probs
-    return float(np.exp(max(log_probs))) if log_probs and row.valid else float("nan")
+    if not row.valid or not (log_probs or row.probability is not None):
+        return _NAN
+    return math.exp(max(log_probs)) if log_probs else row.probability  # type: ignore[return-value]  # there is one
 
 
 def _kind(row: Row[Any]) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skllm_ray.models._base.docs_link import DocsLink
 from skllm_ray.models._base.sklearn_bases import BaseEstimator, ClassifierMixin
 
 
@@ -42,7 +43,7 @@ class TaughtRows:
         return [self.get(text) for text in texts]
 
 
-class TaughtClassifier(ClassifierMixin, BaseEstimator):
+class TaughtClassifier(DocsLink, ClassifierMixin, BaseEstimator):
     """Base of classifiers that were taught by another: its labels of these rows are known, and were paid for."""
 
     teacher_: Any

@@ -6,24 +6,30 @@ Nothing here knows estimators' parameters or what users get; :mod:`skllm_ray.cas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import joblib
 import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.cascade import (
+    AgreementScore,
     Certificate,
+    RowsDigest,
     certify,
+    counted,
     draw_sample,
+    is_audited,
+    learning_half,
     random_keys,
     sample_size,
     smallest_sample,
     text_keys,
 )
 from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, NotSupportedError, warn
-from skllm_ray.models._base.agreement import AgreementScore
-from skllm_ray.models._base.labelling import Labelling, failed_rows, label_rows
+from skllm_ray.models._base.classifier import LLMClassifier
+from skllm_ray.models._base.labelling import Labelling, failed_rows, innermost, label_rows
 
 _MOST_CALIBRATING: Final = 10_000
 _FEW_KEPT: Final = 20
@@ -39,6 +45,8 @@ class Terms:
     n_samples: int | None
     learns_score: bool
     seed: int
+    n_repeats: int = 0
+    """Rows of the sample that the strong one is asked about twice."""
 
     def sample(self, n_rows: int, *, stream: bool = False) -> NDArray[np.int64]:
         """Return the sampled positions; raises as :meth:`n_sampled` does."""
@@ -73,10 +81,7 @@ class Terms:
 
     def learning(self, sample: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of the sampled rows are there to learn the score from, and certify nothing."""
-        chosen = np.zeros(len(sample), bool)
-        if self.learns_score:
-            chosen[np.argsort(random_keys(self.seed, "halves", sample), kind="stable")[: len(sample) // 2]] = True
-        return chosen
+        return learning_half(self.seed, sample) if self.learns_score else np.zeros(len(sample), bool)
 
 
 @dataclass(frozen=True)
@@ -88,27 +93,31 @@ class Decision:
 
     def keeps(self, fast: Labelling, ties: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Return which rows keep the fast label."""
-        return self.certificate.keeps(self.score.of(fast), ties)
+        return self.certificate.keeps(self.scores(fast), ties)
+
+    def scores(self, fast: Labelling) -> NDArray[np.float64]:
+        """Return by what the fast labels are kept."""
+        return self.score.of(fast.scores, fast.features)
 
     @classmethod
     def of(
         cls, fast: Labelling, strong: Labelling, ties: NDArray[np.uint64], learning: NDArray[np.bool_],
-        terms: Terms, n_rows: int | None,
+        terms: Terms, population: tuple[int | None, str],
     ) -> Decision:  # fmt: skip
-        """Return the decision that a sample carries."""
-        agree = fast.agrees(strong)
+        """Return the decision that a sample carries; of the population, the rows' number and what names them."""
+        agree, (n_rows, named) = fast.agrees(strong), population
         score, certifying = AgreementScore(), np.flatnonzero(~learning)
         if learning.any():
-            score = AgreementScore.learned(fast.take(np.flatnonzero(learning)), agree[learning])
+            score = AgreementScore.learned(fast.scores[learning], fast.features[learning], agree[learning])
         certificate = certify(
-            score.of(fast.take(certifying)),
+            score.of(fast.scores[certifying], fast.features[certifying]),
             agree[certifying],
             None if n_rows is None else n_rows - int(learning.sum()),
             max_disagreement=terms.max_disagreement,
             confidence=terms.confidence,
             tie_breakers=ties[certifying],
         )
-        return cls(certificate, score)
+        return cls(counted(certificate, named, joblib.hash([ties, fast.scores, agree])), score)
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,29 @@ class Asked:
         """Ask the strong one."""
         return label_rows(self._strong, self._rows.take(self._chosen[at]), scored=False)
 
+    def named(self) -> str:
+        """Return what names the rows that count, whatever their order."""
+        rows = self._rows.take(self._chosen)
+        return RowsDigest(rows).hexdigest() if self._rows.texts is not None else str(joblib.hash(rows))
+
+    def decided(
+        self, sample: NDArray[np.int64], ties: NDArray[np.uint64], terms: Terms, population: tuple[int | None, str]
+    ) -> tuple[Labelling, Labelling, Decision]:
+        """Ask both about the sample, and return what they say, and the decision that it carries."""
+        fast, strong = self.sampled(sample)
+        decision = Decision.of(fast, strong, ties, terms.learning(sample), terms, population)
+        if not terms.n_repeats or not isinstance(innermost(self._strong)[0], LLMClassifier):
+            return fast, strong, decision
+        order = np.argsort(random_keys(terms.seed, "repeat", sample))
+        again = order[strong.answered[order]][: terms.n_repeats]
+        second = _escalated(self, sample[again])
+        if second is None:
+            return fast, strong, decision
+        known = second.answered & (second.details["attempts"] > 0).to_numpy()  # a cache has nothing new to tell
+        same = second.agrees(strong.take(again))[known]
+        told = replace(decision.certificate, n_repeated=int(known.sum()), n_changed=int((~same).sum()))
+        return fast, strong.with_costs(again, second), replace(decision, certificate=told)
+
     def keys(self, seed: int, purpose: str = "ties") -> NDArray[np.uint64]:
         """Return what orders equal scores wherever a row stands: a hash of its text."""
         if self._rows.texts is None:
@@ -198,8 +230,7 @@ def ask_finite(rows: Asked, terms: Terms) -> tuple[Stages, Decision]:
             "nothing on so few rows. calibrate(X) certifies for many small calls."
         )
     ties = random_keys(terms.seed, "ties", np.arange(n_rows))
-    fast, strong = rows.sampled(sample)
-    decision = Decision.of(fast, strong, ties[sample], terms.learning(sample), terms, n_rows)
+    fast, strong, decision = rows.decided(sample, ties[sample], terms, (n_rows, rows.named()))
     rest = np.setdiff1d(np.arange(n_rows), sample)
     if not len(rest):
         return Stages(fast, strong, sample, sample, _NONE), decision
@@ -219,7 +250,7 @@ def ask_stream(rows: Asked, decision: Decision, seed: int, audit_share: float) -
     """Ask with a threshold that was certified before; nothing is sampled, and a share of what is kept is audited."""
     fast = rows.fast(np.arange(len(rows)))
     kept = decision.keeps(fast, rows.keys(seed))
-    audited = kept & (rows.keys(seed, "audit") < np.uint64(audit_share * (2**64 - 1)))
+    audited = kept & is_audited(rows.keys(seed, "audit"), audit_share)
     asked = np.flatnonzero(~kept | audited)
     escalated = _escalated(rows, asked)
     strong = fast.take(_NONE) if escalated is None else escalated
@@ -229,8 +260,8 @@ def ask_stream(rows: Asked, decision: Decision, seed: int, audit_share: float) -
 def calibrated(rows: Asked, terms: Terms) -> Decision:
     """Return the decision that a sample of a stream carries."""
     sample = terms.sample(len(rows), stream=True)
-    fast, strong = rows.sampled(sample)
-    return Decision.of(fast, strong, told_apart(rows.keys(terms.seed)[sample]), terms.learning(sample), terms, None)
+    ties = told_apart(rows.keys(terms.seed)[sample])
+    return rows.decided(sample, ties, terms, (None, f"stream {rows.named()}"))[2]
 
 
 def told_apart(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
