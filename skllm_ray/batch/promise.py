@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skllm_ray.batch.job.certify import Certified, read_certified
+from skllm_ray.batch.job.certificate import Certified, read_certified
 from skllm_ray.batch.output.manifest import Manifest
 from skllm_ray.batch.output.part import UnitSummary
 from skllm_ray.batch.storage import Folder
@@ -48,15 +48,17 @@ def promise_facts(manifest: Manifest, output: Folder, summaries: Iterable[UnitSu
     if not {"fast", "strong", "max_disagreement", "confidence"} <= set(params):
         return None
     terms = float(params["max_disagreement"]), float(params["confidence"])
-    certified = read_certified(output, Promised(*terms, params["n_samples"], int(params["random_state"] or 0)))
+    learns, seed = params.get("score") == "learned", int(params["random_state"] or 0)
+    certified = read_certified(output, Promised(*terms, params["n_samples"], seed, learns_score=learns))
     if certified is None:
         return None
     stages: dict[str, int] = {}
-    differ = 0
+    differ = failed = 0
     for one in summaries:
         differ += one.audit_differs
+        failed += one.audit_failed
         for stage, n in one.stages.items():
             stages[stage] = stages.get(stage, 0) + n
     audited = stages.get("audit", 0)
     kept = stages.get("fast", 0) + audited
-    return PromiseFacts(certified, stages, Audit(sum(stages.values()), kept, audited, differ, *terms))
+    return PromiseFacts(certified, stages, Audit(sum(stages.values()), kept, audited - failed, differ, *terms))

@@ -8,8 +8,8 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,17 +18,18 @@ from typing import Any, Final, TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from skllm_ray.batch.filesystems import open_remote
 from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError, InputError
+from skllm_ray.plain_text import printable, without_passwords
 
 T = TypeVar("T")
 _SCHEME: Final = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _WILD: Final = re.compile(r"[*?\[]")
-_QUERY: Final = re.compile(r"\?(region|scheme|endpoint_override|access_key|secret_key|retry_limit_seconds)=[^/]*$")
 _PACKED: Final = re.compile(r"(\.(csv|jsonl|ndjson|parquet|pq))\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip)$", re.IGNORECASE)
 _PAUSES_S: Final = (0.2, 1.0, 3.0)
 _FOR_GOOD: Final = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|NO_SUCH_BUCKET|HTTP status 40[134]")
-_NATIVE: Final = {"s3": "S3FileSystem", "gs": "GcsFileSystem", "gcs": "GcsFileSystem"}
+_REASON: Final = 300  # characters
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,25 @@ class FileInfo:
     path: str
     size: int
     mtime_ns: int
+
+
+@contextmanager
+def first_look(at: str) -> Iterator[None]:
+    """Let a place that fails when it is used first end the job with an error that names it, such as ``output='…'``.
+
+    Raises
+    ------
+    InputError
+        If the place fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        told = printable(without_passwords(str(error)))
+        raise InputError(
+            f"{printable(without_passwords(at))} cannot be used: {told}",
+            "Look at the address, at what you may do there, and at storage_options. Nothing was asked.",
+        ) from None
 
 
 class Folder:
@@ -261,8 +281,11 @@ def list_inputs(uri: str, options: StorageOptions, secrets: Mapping[str, Secret]
 def _info(folder: Folder, uri: str) -> pafs.FileInfo:
     try:
         return folder.persist(lambda: folder.filesystem.get_file_info(folder.path))
-    except pa.ArrowInvalid as error:
-        raise InputError(f"input={uri!r} cannot be looked up: {error}.") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"input={uri!r} cannot be looked up: {str(error)[:_REASON]}.",
+            "Check the address, the endpoint and the credentials (storage_options).",
+        ) from None
 
 
 def _refuse_packed(paths: Iterable[str], uri: str) -> None:
@@ -364,7 +387,7 @@ def _open(uri: str, hidden: Secret | None, pid: int) -> tuple[pafs.FileSystem, s
         return pafs.LocalFileSystem(), uri
     scheme = found.group(1).lower()
     try:
-        return _remote(uri, scheme, json.loads(hidden.reveal()) if hidden else {})
+        return open_remote(uri, scheme, json.loads(hidden.reveal()) if hidden else {})
     except (pa.ArrowException, ImportError, TypeError, ValueError, OSError) as error:
         if isinstance(error, ConfigurationError):
             raise
@@ -374,22 +397,3 @@ def _open(uri: str, hidden: Secret | None, pid: int) -> tuple[pafs.FileSystem, s
             "Options are those of pyarrow.fs.S3FileSystem and GcsFileSystem for s3:// and gs://, and of fsspec's "
             "filesystem otherwise, whose package must be installed.",
         ) from None
-
-
-def _remote(uri: str, scheme: str, options: dict[str, Any]) -> tuple[pafs.FileSystem, str]:
-    path = uri.partition("://")[2]
-    if scheme in _NATIVE and options:
-        return getattr(pafs, _NATIVE[scheme])(**options), path
-    if scheme in _NATIVE:
-        if _QUERY.search(path):
-            filesystem, path = pafs.FileSystem.from_uri(uri)
-            return filesystem, str(path)
-        bucket, slash, key = path.partition(
-            "/"
-        )  # a key may hold what means something else in a URI: '#', '?', '%', ' '
-        filesystem, bucket = pafs.FileSystem.from_uri(f"{scheme}://{bucket}")
-        return filesystem, f"{bucket}{slash}{key}"
-    import fsspec
-
-    opened = fsspec.filesystem(scheme, **options)
-    return pafs.PyFileSystem(pafs.FSSpecHandler(opened)), str(opened._strip_protocol(uri))

@@ -13,17 +13,22 @@ import pytest
 import skllm_ray
 from skllm_ray import batch
 from skllm_ray.batch.job import worker
+from skllm_ray.batch.job.budget import Ledger
+from skllm_ray.batch.job.options import JobOptions
+from skllm_ray.batch.job.pricing import Pricing
+from skllm_ray.batch.job.progress_display import cost_of
 from skllm_ray.batch.job.worker import UnitWork
-from skllm_ray.batch.output.budget import Ledger
 from skllm_ray.batch.output.journal import Journal
 from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
+from skllm_ray.batch.tools.estimate import estimate_job
 from skllm_ray.batch.tools.report import write_report
 from skllm_ray.config import Price, SKLLMConfig
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.tasks.base import Reply, Usage
-from skllm_ray.testing import ChatServer, StatusFault, WireFault, prompt_of
+from skllm_ray.testing import ChatServer, RawAnswer, StatusFault, WireFault, prompt_of
+from skllm_ray.testing.chat_forms import tokens_of
 from tests.batch.worlds import LABELS, api_classifier, read, write
 
 PRICES: dict[str, Any] = {"input_price": 1000.0, "output_price": 1000.0, "max_output_tokens": 10}
@@ -152,6 +157,45 @@ def test_rows_that_had_no_price_yet_count_when_there_is_one(world):
     assert len(world.paid) == 20
 
 
+USAGES = [
+    None,
+    {},
+    {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+    {"prompt_tokens": 40},
+    {"completion_tokens": 5},
+    {"prompt_tokens": "many"},
+]
+
+
+@pytest.mark.parametrize("usage", USAGES)
+def test_answers_that_tell_no_tokens_count_as_the_most_that_they_may_cost(world, usage):
+    """A budget was never used up by servers, and gateways, that count nothing."""
+    budget = 15.0
+
+    def answer(body):
+        world.answer(body)
+        message = {"role": "assistant", "content": '{"label": "good"}'}
+        told = {"model": "m", "choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
+        return RawAnswer(told if usage is None else told | {"usage": usage})
+
+    with ChatServer(answer) as server:
+        first = world.run(server, budget_usd=budget)
+        paid = len(world.paid)
+        assert 0 < paid < 60
+        assert first.out_of_budget
+        assert first.total.cost_usd == 0
+        assert first.total.unpriced == paid
+        assert 0 < first.total.unknown_usd <= budget
+        assert world.spent() == pytest.approx(first.total.unknown_usd)
+        again = world.run(server, budget_usd=budget)  # what an earlier run may have cost stays spent
+        assert (len(world.paid), again.total.unknown_usd) == (paid, first.total.unknown_usd)
+        done = world.run(server, budget_usd=1000)
+        assert (done.complete, len(world.paid), done.total.unpriced) == (True, 60, 60)
+        assert world.spent() == pytest.approx(done.total.unknown_usd)
+        assert done.total.unknown_usd == pytest.approx(first.total.unknown_usd * 60 / paid, rel=0.05)
+    assert cost_of(done.total) == f"price not known, counted as {done.total.unknown_usd:,.4f} USD"
+
+
 @pytest.mark.parametrize("prices", [{"input_price": 1.0}, {"output_price": 1.0}, {}])
 def test_a_budget_takes_both_prices(world, prices):
     with ChatServer(world.answer) as server, pytest.raises(ConfigurationError, match=r"_price is missing|not known"):
@@ -164,6 +208,74 @@ def test_half_a_price_is_completed_where_the_other_half_is_known(world):
         SKLLMConfig.set_price("custom_url::m", input_per_million=2.0, output_per_million=8.0)
         job = batch.job_for(api_classifier(server), world.source, str(world.output), budget_usd=1.0, input_price=3.0)
         assert (job.plan[-1].spec.price.input, job.plan[-1].spec.price.output) == (3.0, 8.0)
+
+
+LONG = Price(500.0, 1000.0, long=Price(1000.0, 1500.0), long_above=400)
+
+
+@pytest.fixture
+def long_and_short(tmp_path, monkeypatch):
+    """60 rows of which each fourth is longer than the usual price allows, and what a row of each kind costs."""
+    monkeypatch.setattr(SKLLMConfig, "get_price", lambda model: LONG)
+    world = World(tmp_path)
+    write(tmp_path / "in.parquet", [f"good <{i}>" + " word" * (400 if i % 4 == 0 else 0) for i in range(60)])
+    return world
+
+
+def priced(server: ChatServer) -> list[float]:
+    """Return what each request cost, by hand."""
+    found = []
+    for received in server.received:
+        n = tokens_of(received.body)
+        rate = (1000.0, 1500.0) if n > 400 else (500.0, 1000.0)
+        found.append((n * rate[0] + len(GOOD) // 4 * rate[1]) / 1e6)
+    return found
+
+
+def test_a_long_prompt_is_paid_at_its_own_price_and_set_aside_at_it(long_and_short):
+    own = {"input_price": None, "output_price": None, "max_output_tokens": 10}
+    with ChatServer(long_and_short.answer) as server:
+        whole = long_and_short.run(server, **own)
+        costs = priced(server)
+        assert min(costs) * 2 < max(costs)
+        assert whole.total.cost_usd == pytest.approx(sum(costs))
+        server.received.clear()
+        half = batch.run(api_classifier(server), long_and_short.source, str(long_and_short.folder / "half"),
+                         budget_usd=sum(costs) / 2, unit_rows=4, **own)  # fmt: skip
+        assert half.out_of_budget
+        assert half.total.cost_usd == pytest.approx(sum(priced(server)))
+        assert 0 < half.total.cost_usd <= sum(costs) / 2
+
+
+def test_the_most_that_a_request_can_cost_follows_the_length_of_its_prompt(long_and_short):
+    with ChatServer(long_and_short.answer) as server:
+        job = batch.job_for(api_classifier(server), long_and_short.source, str(long_and_short.output), budget_usd=9.0)
+    pricing = Pricing(job.plan, JobOptions(budget_usd=9.0))
+    (step,), (terms,) = pricing.plan, pricing.terms()
+    for n_words in (0, 1, 50, 100, 1000):
+        (request,) = step.task.render(["word " * n_words])
+        n_bytes = sum(len(message["content"]) for message in request.messages)
+        assert terms.most_usd(request) >= max(LONG.cost_usd(n, 1024) for n in range(0, n_bytes + 1, 10))
+    assert pricing.dearest == Price(1000.0, 1500.0)  # for replies that had no price yet
+
+
+def test_half_a_price_keeps_what_long_prompts_cost(long_and_short):
+    with ChatServer(long_and_short.answer) as server:
+        where = (long_and_short.source, str(long_and_short.output))
+        job = batch.job_for(api_classifier(server), *where, budget_usd=1.0, input_price=3.0)
+    price = job.plan[-1].spec.price
+    assert (price.input, price.output, price.long.input, price.long.output) == (3.0, 1000.0, 3.0, 1500.0)
+    assert price.long_above == 400
+
+
+def test_an_estimate_counts_long_prompts_at_their_price(long_and_short):
+    with ChatServer(long_and_short.answer) as server:
+        job = batch.job_for(api_classifier(server), long_and_short.source, str(long_and_short.output))
+        told = estimate_job(job, 60)
+        costs = priced(server)
+    assert told.cost_usd[0] <= sum(costs) <= told.cost_usd[1]
+    tokens = told.prompt_tokens
+    assert told.cost_usd[1] / told.cost_usd[0] < 1.1 * tokens[1] / tokens[0]  # lengths differ, and so does their sum
 
 
 def test_vectors_alone_need_no_price_of_an_answer(world):
@@ -424,32 +536,32 @@ def test_a_bound_that_is_none_is_refused_with_a_budget(world):
     assert world.paid == []
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "[" * 5000,
-        '{"i": [["a", NaN]]}',
-        '{"i": [["a", -5.0]]}',
-        '{"i": 3}',
-        '{"s": [["a", 1e999, 0.0]]}',
-        '{"k": "x"}',
-        '{"k": "x", "u": [1, 2, 3, -9.0], "m": "m", "a": 1, "t": "text", "l": null}',
-        '{"k": "x", "u": ["1", 2, 3, 0.5], "m": "m", "a": 1, "t": "text", "l": null}',
-        '{"k": "x", "u": [1, 2, 3, 0.5], "m": null, "a": 1, "t": "text", "l": null}',
-        '{"k": "x", "u": [1, 2, 3, 0.5], "m": "m", "a": 1, "v": 7, "l": null}',
-        "gASVHQAAAAAAAACMBXBvc2l4lIwGc3lzdGVtlJOU",
-    ],
+NONE_OF_OURS = (
+    "[" * 5000,
+    '{"i": [["a", NaN]]}',
+    '{"i": [["a", -5.0]]}',
+    '{"i": 3}',
+    '{"s": [["a", 1e999, 0.0]]}',
+    '{"k": "x"}',
+    '{"k": "x", "u": [1, 2, 3, -9.0], "m": "m", "a": 1, "t": "text", "l": null}',
+    '{"k": "x", "u": ["1", 2, 3, 0.5], "m": "m", "a": 1, "t": "text", "l": null}',
+    '{"k": "x", "u": [1, 2, 3, 0.5], "m": null, "a": 1, "t": "text", "l": null}',
+    '{"k": "x", "u": [1, 2, 3, 0.5], "m": "m", "a": 1, "v": 7, "l": null}',
+    "gASVHQAAAAAAAACMBXBvc2l4lIwGc3lzdGVtlJOU",
 )
-def test_a_line_that_is_none_of_ours_is_passed_over(world, line):
+
+
+def test_lines_that_are_none_of_ours_are_passed_over(world):
     world.fault = lambda n: StatusFault(401, "bad key") if len(world.paid) >= 30 else None
     with ChatServer(world.answer) as server:
         world.run(server, budget_usd=100)
         before = world.spent()
         (folder,) = (world.output / worker.JOURNAL).iterdir()
-        (folder / "00000000-000009.jsonl").write_text(f"{line}\n\x00\xff\n{line[:20]}", "latin-1")
-        assert world.spent() == pytest.approx(before)
         (world.output / worker.SYSTEM / "done").mkdir(exist_ok=True)
-        (world.output / worker.SYSTEM / "done" / "x.jsonl").write_text(line, "latin-1")
+        for number, line in enumerate(NONE_OF_OURS):
+            (folder / f"00000000-{number:06}9.jsonl").write_text(f"{line}\n\x00\xff\n{line[:20]}", "latin-1")
+            assert world.spent() == pytest.approx(before), line
+            (world.output / worker.SYSTEM / "done" / f"x{number}.jsonl").write_text(line, "latin-1")
         world.fault = lambda n: None
         done = world.run(server, budget_usd=100)
     assert done.complete

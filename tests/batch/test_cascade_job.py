@@ -26,6 +26,7 @@ from skllm_ray.cascade import Audit
 from skllm_ray.classification import (
     CascadeClassifier,
     CoTGPTClassifier,
+    DynamicFewShotGPTClassifier,
     MultiLabelZeroShotGPTClassifier,
     ZeroShotGPTClassifier,
 )
@@ -62,10 +63,13 @@ class Fake(FakeBackend):
             return Reply(error=error, model=name)
         label, p, other = text.split()[1:]
         named = label if name == "fast" else other
+        if name == "strong" and asked[name][text] > 1:
+            named = script.get("again", lambda text: named)(text)
         rest = math.log((1 - float(p)) / 2)
         told = tuple(math.log(float(p)) if one == named else rest for one in LABELS) if name == "fast" else None
         usage = Usage(10, 1, cost_usd=0.01 if name == "strong" else 0.001)
-        return Reply(json.dumps({"label": named}), told, usage, model=name)
+        explained = {"explanation": f"since {named}"} if request.choices is None else {}
+        return Reply(json.dumps({**explained, "label": named}), told, usage, model=name)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,20 @@ class Spec(FakeSpec):
 
 class Model(ZeroShotGPTClassifier):
     """Asks `Fake`."""
+
+    def _resolve(self):
+        return Spec(self.model, key=f"cascade-{self.model}")
+
+
+class Explaining(CoTGPTClassifier):
+    """Asks `Fake` for an explanation too."""
+
+    def _resolve(self):
+        return Spec(self.model, key=f"cascade-{self.model}")
+
+
+class Dynamic(DynamicFewShotGPTClassifier):
+    """Shows `Fake` the examples that are most like a text."""
 
     def _resolve(self):
         return Spec(self.model, key=f"cascade-{self.model}")
@@ -274,14 +292,20 @@ def test_what_cannot_work_is_refused_before_anything_is_asked(tmp_path):
     source = files(tmp_path, rows(1000))
     with pytest.raises(ConfigurationError, match="n_samples=40: 40 sampled rows of 1,000"):
         run(source, tmp_path / "a", cascade(n_samples=40))
-    with pytest.raises(ConfigurationError, match="score='probability'"):
-        run(source, tmp_path / "a", cascade(score="learned"))
+    with pytest.raises(ConfigurationError, match=r"n_samples=100: 100 sampled.*at least 11\d, half of them to certify"):
+        run(source, tmp_path / "a", cascade(n_samples=100, score="learned"))
+    assert not list((tmp_path / "a" / "_skllm_ray").glob("*.json"))  # other terms can be tried in the same place
     fast, strong = (Model(model=name).fit(None, LABELS) for name in ("fast", "strong"))
     with pytest.raises(NotSupportedError, match="fast=Model"):
         run(source, tmp_path / "a", CascadeClassifier(strong, strong))
-    explains = CoTGPTClassifier(model="gguf::demo").fit(None, LABELS)
-    with pytest.raises(NotSupportedError, match="strong=CoTGPTClassifier"):
-        run(source, tmp_path / "a", CascadeClassifier(fast, explains))
+    explains = Explaining(model="fast").fit(None, LABELS)
+    with pytest.raises(NotSupportedError, match=r"fast=Explaining.*gives no probabilities"):
+        run(source, tmp_path / "a", CascadeClassifier(explains, strong))
+    student = make_pipeline(CountVectorizer(), LogisticRegression()).fit(["ab", "cd", "ef"], LABELS)
+    with pytest.raises(
+        NotSupportedError, match="strong=Pipeline: the strong one of a batch cascade must be a language"
+    ):
+        run(source, tmp_path / "a", CascadeClassifier(fast, student))
     (tmp_path / "in" / "9.parquet").write_bytes(b"no")
     with pytest.raises(InputError, match=r"A certificate is about all rows, and .*9\.parquet cannot be read"):
         run(source, tmp_path / "b")
@@ -306,6 +330,140 @@ def test_the_answers_of_the_sample_are_in_the_parts_with_what_they_cost(tmp_path
     told = pq.read_schema(tmp_path / "out" / "_skllm_ray" / "certificate.parquet").metadata[b"skllm_ray"]
     assert json.loads(told)["cost_usd"] == pytest.approx(300 * 0.011)
     assert isinstance(found, pd.DataFrame)
+
+
+# --- models of several steps, explanations, a learned score -------------------------------------------------------
+
+
+@pytest.mark.parametrize("dynamic", [("fast",), ("strong",), ("fast", "strong")])
+def test_dynamic_models_choose_examples_for_the_rows_that_they_are_asked_about(tmp_path, dynamic):
+    texts = rows(1200, 0.55)
+    made = {}
+    for name in ("fast", "strong"):
+        if name in dynamic:
+            model = Dynamic(model=name, n_examples=1, vectorizer=CountVectorizer(token_pattern=r"[a-z]+"))
+            made[name] = model.set_params(on_error="coerce").fit(texts[:9], truth(texts[:9]))
+        else:
+            made[name] = Model(model=name, on_error="coerce").fit(None, LABELS)
+    source = files(tmp_path, texts)
+    script["die"] = 700
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "out", CascadeClassifier(**made, audit_share=0.05))
+    del script["die"]
+    result = run(source, tmp_path / "out", CascadeClassifier(**made, audit_share=0.05))
+    found = read(tmp_path / "out")
+    assert result.complete and (found["prediction"] != truth(texts)).mean() <= 0.05
+    stages = found["stage"].value_counts()
+    assert set(stages.index) == {"fast", "strong", "sample", "audit"} and stages["fast"] > 400
+    assert set(asked["strong"]) == set(found["text"][found["stage"] != "fast"])
+    assert found["fast_label"].tolist() == [text.split()[1] for text in texts]
+    assert found["cost_usd"].sum() == pytest.approx(1200 * 0.001 + (found["stage"] != "fast").sum() * 0.01)
+    told = estimate_job(batch.job_for(CascadeClassifier(**made), source, str(tmp_path / "other")), 200)
+    assert 0.2 < told.strong_share[0] < told.strong_share[1] < 0.9 and told.cost_usd[1] > told.cost_usd[0]
+
+
+def test_a_strong_model_that_explains_itself_does_so_where_it_is_asked(tmp_path):
+    texts = rows(1000, 0.55)
+    fast = Model(model="fast", on_error="coerce").fit(None, LABELS)
+    strong = Explaining(model="strong", on_error="coerce").fit(None, LABELS)
+    result = run(files(tmp_path, texts), tmp_path / "out", CascadeClassifier(fast, strong, audit_share=0.05))
+    found = read(tmp_path / "out")
+    assert result.complete and not result.alarm and (found["prediction"] != truth(texts)).mean() <= 0.05
+    kept = found["stage"] == "fast"
+    assert kept.sum() > 300 and found["explanation"][kept].isna().all()
+    assert (found["explanation"][~kept] == "since " + found["prediction"][~kept]).all()
+    assert found["fast_label"].tolist() == [text.split()[1] for text in texts]
+    sample = found[found["stage"] == "sample"]
+    assert certified(tmp_path / "out").certificate.n_disagreed == (sample["prediction"] != sample["fast_label"]).sum()
+
+
+def test_a_job_learns_a_score_from_half_of_the_sample(tmp_path):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 3000)  # the fast one is sure of "red", and often wrong about it
+    sure = np.where(label == 2, rng.uniform(0.8, 1, 3000), rng.uniform(0.5, 0.9, 3000))
+    other = np.where((label == 2) & (np.arange(3000) % 2 == 0), 0, label)
+    texts = [
+        f"{i}: {LABELS[a]} {p:.5f} {LABELS[b]}" for i, (a, p, b) in enumerate(zip(label, sure, other, strict=True))
+    ]
+    source, n_strong = files(tmp_path, texts), {}
+    for score in ("probability", "learned"):
+        result = run(source, tmp_path / score, cascade(score=score, n_samples=600))
+        found = read(tmp_path / score)
+        assert result.complete and (found["prediction"] != truth(texts)).mean() <= 0.05
+        n_strong[score] = (found["stage"] != "fast").sum()
+    assert n_strong["learned"] < 0.7 * n_strong["probability"]
+    terms = Promised(0.05, 0.95, 600, 0, learns_score=True)
+    known = read_certified(open_folder(str(tmp_path / "learned"), StorageOptions(), {}), terms)
+    assert (known.certificate.n_sampled, known.certificate.n_rows) == (300, 2700) and len(known.positions) == 600
+    kept = found["stage"] == "fast"
+    assert (found["score"][kept] > known.certificate.threshold).all()
+    assert (found["score"][found["stage"] == "strong"] <= known.certificate.threshold).all()
+    for part in (tmp_path / "learned").glob("part-*"):
+        part.unlink()
+    asked["strong"].clear()
+    run(source, tmp_path / "learned", cascade(score="learned", n_samples=600))
+    again = read(tmp_path / "learned")
+    assert (again["score"] == found["score"]).all() and (again["stage"] == found["stage"]).all()
+
+
+# --- how far the strong model agrees with itself, and how often these rows were certified --------------------------
+
+
+def test_the_strong_model_is_asked_again_about_some_rows_and_it_is_told_how_often_it_agrees(tmp_path):
+    texts = rows(1000, 0.5)
+    changed = []
+    script["again"] = lambda text: changed.append(text) or ("red" if len(changed) <= 3 else text.split()[3])
+    source = files(tmp_path, texts)
+    result = run(source, tmp_path / "out", cascade(n_repeats=40))
+    found, known = read(tmp_path / "out"), certified(tmp_path / "out").certificate
+    twice = {text for text, n in asked["strong"].items() if n == 2}
+    assert len(twice) == 40 and twice <= set(found["text"][found["stage"] == "sample"])
+    assert asked["strong"].total() == (found["stage"] != "fast").sum() + 40
+    assert max(asked["fast"].values()) == 1
+    assert (found["prediction"][found["stage"] == "sample"] == truth(found["text"][found["stage"] == "sample"])).all()
+    n_changed = sum(text.split()[3] != "red" for text in changed[:3])
+    assert (known.n_repeated, known.n_changed) == (40, n_changed)
+    told = f"Asked again about 40 sampled rows, it gave {100 * (1 - n_changed / 40):.3g}% of them the same label"
+    assert told in result.promise["promise"]
+    assert result.total.cost_usd == pytest.approx(1000 * 0.001 + ((found["stage"] != "fast").sum() + 40) * 0.01)
+    again = run(source, tmp_path / "out", cascade(n_repeats=40))
+    assert again.this_run.asked == 0 and again.promise == result.promise
+    job = batch.job_for(cascade(n_repeats=40), source, str(tmp_path / "other"))
+    bare = batch.job_for(cascade(), source, str(tmp_path / "other"))
+    assert estimate_job(job).requests == estimate_job(bare).requests + 40
+
+
+def test_rows_are_asked_twice_with_what_the_budget_leaves_alone(tmp_path):
+    source = files(tmp_path, rows(1000, 0.5))
+    most = 0.11 * 700 / 1000
+    run(source, tmp_path / "out", cascade(n_repeats=40), budget_usd=200 * most)
+    assert json.loads((tmp_path / "out" / "_skllm_ray" / "sample.json").read_text())["n_repeats"] < 3
+    run(source, tmp_path / "rich", cascade(n_repeats=40), budget_usd=1000.0)
+    assert json.loads((tmp_path / "rich" / "_skllm_ray" / "sample.json").read_text())["n_repeats"] == 40
+
+
+def test_a_kill_while_rows_are_asked_again_pays_for_little_twice(tmp_path):
+    source = files(tmp_path, rows(1000, 0.5))
+    script["die"] = 615
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "out", cascade(n_repeats=40))
+    del script["die"]
+    assert run(source, tmp_path / "out", cascade(n_repeats=40)).complete
+    assert certified(tmp_path / "out").certificate.n_repeated == 40
+    assert sum(n - 1 for n in asked["strong"].values() if n > 1) <= 2 * 40
+
+
+def test_certificates_for_the_same_rows_are_counted_over_outputs_beside_each_other(tmp_path):
+    texts = rows(1000, 0.5)
+    source = files(tmp_path, texts)
+    assert "certificates" not in run(source, tmp_path / "outs" / "a").promise["promise"]
+    assert "certificates" not in run(source, tmp_path / "outs" / "a2").promise["promise"]  # the same sample: no other
+    assert "one of 2 certificates" in run(source, tmp_path / "outs" / "b", cascade(random_state=1)).promise["promise"]
+    third = run(source, tmp_path / "outs" / "c", cascade(max_disagreement=0.1))
+    assert "one of 3 certificates for these rows" in third.promise["promise"]
+    assert "picked among them for what it says holds with 85% at least" in third.promise["promise"]
+    other = files(tmp_path / "x", rows(1000, 0.5, seed=1))
+    assert "certificates" not in run(other, tmp_path / "outs" / "d", cascade(random_state=1)).promise["promise"]
 
 
 # --- what is told -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-import skllm_ray
 from skllm_ray import batch
 from skllm_ray.batch.tools.estimate import estimate_job
 from skllm_ray.classification import ZeroShotGPTClassifier
@@ -25,23 +25,10 @@ from skllm_ray.cli import main
 from skllm_ray.cli.job_file import JobFile, job_schema, prepare, read_job
 from skllm_ray.cli.labelled_file import read_columns
 from skllm_ray.config import SKLLMConfig
-from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.testing import ChatServer, RawAnswer, StatusFault, prompt_of
 from tests.batch.worlds import LABELS, api_classifier, read, texts, write
 
-
-@pytest.fixture(autouse=True)
-def _world(monkeypatch: pytest.MonkeyPatch):
-    SKLLMConfig.reset()
-    ModelCache.clear()
-    monkeypatch.setattr(skllm_ray, "shutdown", lambda: None)  # the command would leave local mode
-    from skllm_ray.execution import session
-
-    session.init(local_mode=True)
-    yield
-    ModelCache.clear()
-    session.shutdown()
-    SKLLMConfig.reset()
+pytestmark = pytest.mark.usefixtures("local_mode")
 
 
 def call(*arguments: object) -> Result:
@@ -119,6 +106,11 @@ def test_few_shot_and_labels_from_files(tmp_path):
         "run", "few-shot", *where, "--output", tmp_path / "n", "--examples", tmp_path / "ex.csv", "--n-examples", 1
     )
     assert near.exit_code == 0, near.output
+    fair = [*where, "--label-prior", "uniform"]
+    done = call("run", "few-shot", *fair, "--output", tmp_path / "fair", "--examples", tmp_path / "ex.csv")
+    assert done.exit_code == 0, done.output
+    done = call("run", "cot", *fair, "--output", tmp_path / "cot", "--labels", "a,b")
+    assert "label_prior is given beside cot" in done.output
     (tmp_path / "labels.txt").write_text("positive\n\nnegative\n")
     done = call("run", "classify", *where, "--output", tmp_path / "c", "--labels-file", tmp_path / "labels.txt")
     assert set(read(tmp_path / "c")["prediction"]) <= {"positive", "negative"}
@@ -146,11 +138,11 @@ def test_an_estimate_asks_nothing_and_a_sample_asks_what_it_says(tmp_path):
 @pytest.mark.parametrize("kind", ["short", "long", "mixed", "doubled", "gguf"])
 def test_a_sampled_estimate_is_within_a_tenth_of_what_the_job_uses(tmp_path, kind):
     rows = {
-        "short": texts(900),
-        "long": [f"{i} " + "a good thing and more of it " * 40 for i in range(300)],
-        "mixed": [f"{i} " + "so good " * (1 + i * i % 90) for i in range(900)],
-        "doubled": [f"good {i % 150}" for i in range(900)],
-        "gguf": texts(150),
+        "short": texts(300),
+        "long": [f"{i} " + "a good thing and more of it " * 40 for i in range(150)],
+        "mixed": [f"{i} " + "so good " * (1 + i * i % 90) for i in range(300)],
+        "doubled": [f"good {i % 50}" for i in range(300)],
+        "gguf": texts(80),
     }[kind]
     source = write(tmp_path / "in.parquet", rows)
     with ChatServer() as server:
@@ -228,6 +220,11 @@ def test_each_row_of_an_evaluation_is_asked_once(tmp_path):
         assert server.n_requests == 40
         alone = call("evaluate", "classify", *flags, "--models", "custom_url::a", "--sample", 2)
         assert (alone.exit_code, server.n_requests) == (0, 42)
+        assert "strong model alone" not in alone.output
+        strong = call(
+            "evaluate", "classify", *flags, "--model", "custom_url::a", "--fast-model", "gguf::demo", "--sample", 2
+        )
+        assert "evaluate asks the strong model alone" in strong.output
 
 
 def test_an_evaluation_compares_sets_of_labels(tmp_path):
@@ -417,7 +414,7 @@ def test_the_help_tells_defaults_and_exit_codes():
 
 def test_every_flag_of_the_docs_is_there():
     text = (Path(__file__).parents[2] / "docs" / "batch.md").read_text("utf-8")
-    helps = "".join(call(name, "--help").output for name in ("run", "estimate", "evaluate", "report"))
+    helps = "".join(call(name, "--help").output for name in ("run", "estimate", "evaluate", "report", "review"))
     missing = {flag for flag in re.findall(r"`(--[a-z-]+)", text) if flag not in helps}
     assert missing == set()
 
@@ -501,7 +498,7 @@ def test_no_cost_is_shown_that_is_not_known(tmp_path, fault, cost):
 
 def test_answers_of_unknown_price_that_are_in_no_part_yet_have_no_price():
     from skllm_ray.batch import JobResult
-    from skllm_ray.batch.output.budget import Progress
+    from skllm_ray.batch.output.progress import Progress
     from skllm_ray.cli.batch import _show
 
     paid = Progress(rows=0, asked=7, unpriced=7)
@@ -580,3 +577,77 @@ def test_a_sample_in_which_all_rows_fail_shows_no_speed_and_tells_why(tmp_path, 
         again = call(*command, "classify", *flags, "--sample", 20, *budget)
         assert again.exit_code == 4
         assert "nobody home" in re.sub(r"[\s│]+", " ", again.output)
+
+
+def test_an_estimate_needs_no_key_and_shows_the_other_ways_to_pay(tmp_path, monkeypatch):
+    for name in ("OPENAI_API_KEY", "SKLLM_CONFIG_OPENAI_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    source = write(tmp_path / "in.parquet", texts(300))
+    told = json.loads(
+        call(
+            "estimate", "classify", "--input", source, "--labels", "good,bad", "--model", "gpt-5.4-mini", "--json"
+        ).output
+    )
+    low, high = told["cost_usd"]
+    assert told["other_ways_usd"] == {"flex": [low / 2, high / 2], "batch": [low / 2, high / 2]}
+    assert SKLLMConfig.get_openai_key() is None
+    shown = call("estimate", "classify", "--input", source, "--labels", "good,bad", "--model", "gpt-5.4-mini").output
+    assert "at the flex tier" in shown
+    assert "cached" not in shown  # the prompts begin with too few tokens
+    refused = call(
+        "estimate", "classify", "--input", source, "--labels", "good,bad", "--model", "gpt-5.4-mini", "--sample", 5
+    )
+    assert "No openai_key was found" in refused.output
+
+
+def test_what_the_provider_s_cache_saves_is_shown_where_all_prompts_begin_alike(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    source = write(tmp_path / "in.parquet", ["good " * 40, "bad " * 60, "so so " * 20] * 50)
+    labels = ",".join(f"a label with many words, number {i}".replace(",", "") for i in range(200))
+    job = ("estimate", "classify", "--input", source, "--labels", labels, "--model", "gpt-5.4-mini")
+    told = json.loads(call(*job, "--json").output)
+    (low, high), cached = told["cost_usd"], told["other_ways_usd"]["cached input"]
+    alike = [
+        told["beginning_tokens"] * share // 128 * 128 for share in (0.75, 1.25)
+    ]  # four bytes are not quite a token
+    saved = [n * (0.75 - 0.075) / 1e6 * told["requests"] for n in alike]
+    assert told["beginning_tokens"] > 1024
+    assert [low - cached[0], high - cached[1]] == pytest.approx(saved)
+    assert 0 < cached[0] < cached[1]
+    assert "with cached input" in call(*job).output
+
+
+def test_a_server_of_one_s_own_has_no_tiers(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(30))
+    told = json.loads(call(
+        "estimate", "classify", "--input", source, "--labels", "good,bad", "--model", "custom_url::m", "--gpt-url", "http://127.0.0.1:9/v1",
+        "--input-price", "1", "--output-price", "1", "--json",
+    ).output)  # fmt: skip
+    assert told["other_ways_usd"] == {}
+
+
+def test_a_sample_of_a_local_model_tells_its_hours(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(60))
+    job = ("estimate", "classify", "--input", source, "--labels", "good,bad", "--model", "gguf::demo")
+    assert json.loads(call(*job, "--json").output)["model_hours"] is None
+    told = json.loads(call(*job, "--sample", "20", "--json").output)
+    assert told["model_hours"] == pytest.approx([value / 3600 for value in told["seconds"]])
+
+
+def test_an_estimate_for_many_more_rows_like_these(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(300))
+    job = ("estimate", "classify", "--input", source, "--labels", "good,bad", "--model", "gpt-5.4-mini")
+    few, many = (json.loads(call(*job, *more, "--json").output) for more in ((), ("--as-if-rows", 3_000_000)))
+    assert many["requests"] == 10_000 * few["requests"] == 3_000_000
+    assert many["cost_usd"] == pytest.approx([10_000 * cost for cost in few["cost_usd"]], rel=1e-3)
+    shown = " ".join(call(*job, "--as-if-rows", 3_000_000).output.split())
+    assert "3,000,000, as if they were like the 300 of the input" in shown
+
+
+def test_hours_are_gpu_hours_where_actors_have_gpus(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(30))
+    SKLLMConfig.set_gpt_url("http://127.0.0.1:9/v1")
+    clf = ZeroShotGPTClassifier(model="custom_url::m").fit(None, ["good", "bad"])
+    told = replace(estimate_job(batch.job_for(clf, source, "/nowhere")), model_hours=(10.0, 14.0), gpus=2.0)
+    assert told.facts()["model time"] == "20 to 28 GPU-hours, its actors added up"
+    assert replace(told, gpus=0.0).facts()["model time"] == "10 to 14 hours of a model on CPUs, its actors added up"

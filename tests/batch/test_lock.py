@@ -18,7 +18,7 @@ from skllm_ray.batch.output.fence import LOCK_FILE, Fence
 from skllm_ray.batch.output.holder import Holder, is_on_local_disk
 from skllm_ray.batch.output.lock import OutputLock
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
-from skllm_ray.errors import OutputInUseError
+from skllm_ray.errors import InputError, OutputInUseError
 
 PROCESSES = multiprocessing.get_context("forkserver")
 """Processes of their own, which do not import everything anew."""
@@ -193,7 +193,7 @@ def test_a_damaged_lock_is_that_of_a_dead_run(tmp_path, monkeypatch, text):
 
 def test_a_lock_that_is_a_folder_is_named(tmp_path):
     (tmp_path / LOCK_FILE).mkdir()
-    with pytest.raises(OSError, match=r"lock\.json"), OutputLock(folder_of(tmp_path)):
+    with pytest.raises(InputError, match=r"lock\.json"), OutputLock(folder_of(tmp_path)):
         pass
 
 

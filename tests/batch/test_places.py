@@ -10,6 +10,7 @@ import pytest
 
 import skllm_ray
 from skllm_ray import batch
+from skllm_ray.batch import filesystems, storage
 from skllm_ray.batch.storage import StorageOptions, list_inputs
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError
@@ -98,6 +99,18 @@ def test_inputs_on_two_filesystems_are_refused(tmp_path):
     assert batch.run(classifier(), [source, f"file://{other}"], str(tmp_path / "out")).rows_done == 10
 
 
+@pytest.mark.parametrize("ends", [{}, {"credential_token_expiration": "2100-01-01T00:00:00+00:00"}])
+def test_google_storage_takes_a_token_and_does_not_wait_for_ever(monkeypatch, ends):
+    """JSON has no dates, so that no token could be given; where nothing answered, each look took 15 minutes."""
+    monkeypatch.setattr(storage, "_PAUSES_S", ())
+    token = "ya29.planted-token-0123456789"
+    options = {"access_token": token, "endpoint_override": "127.0.0.1:9", "scheme": "http", "retry_time_limit": 1}
+    with pytest.raises(InputError, match=r"'gs://b/in.parquet' cannot be looked up: .*connect") as caught:
+        storage.list_inputs("gs://b/in.parquet", storage.StorageOptions.of(options | ends), {})
+    assert token not in str(caught.value)
+    assert filesystems._google_options({})["retry_time_limit"].total_seconds() <= 60
+
+
 def test_columns_named_twice_are_kept_once(tmp_path):
     source = write(tmp_path / "in.parquet", texts(5))
     batch.run(classifier(), source, str(tmp_path / "out"), keep_columns=["id", "id"])
@@ -124,3 +137,18 @@ def test_bytes_are_no_texts(tmp_path):
     pq.write_table(pa.table({"text": [b"good"]}), tmp_path / "in.parquet")
     with pytest.raises(InputError, match=r"of type binary, not of texts\. Convert it to strings"):
         batch.run(classifier(), str(tmp_path / "in.parquet"), str(tmp_path / "out"))
+
+
+def test_an_output_that_cannot_be_used_ends_the_job_before_anything_is_asked(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(3))
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match=r"output='.*file/out' cannot be used"):
+        batch.run(classifier(), source, str(tmp_path / "file" / "out"))
+    (tmp_path / "seen").mkdir()
+    (tmp_path / "seen" / "_skllm_ray").symlink_to("/proc/none")
+    with pytest.raises(InputError, match=r"output folder .*seen/_skllm_ray' cannot be used"):
+        batch.run(classifier(), source, str(tmp_path / "seen"))
+    options = {"endpoint_override": "http://127.0.0.1:9", "access_key": "a", "secret_key": "hidden", "region": "x"}
+    with pytest.raises(InputError, match=r"output='s3://bucket/out' cannot be used.*127\.0\.0\.1:9") as told:
+        batch.run(classifier(), source, "s3://bucket/out", storage_options=options)
+    assert "hidden" not in str(told.value)

@@ -24,7 +24,7 @@ def test_labels_are_scored_as_scikit_learn_does():
     chance = random.Random(3)
     truth = [chance.choice("aaabbcd") for _ in range(300)]
     answers = [chance.choice([label, label, *"abce"]) for label in truth]
-    found = {one.label: one for one in scores.label_scores(sets(truth), sets(answers))}
+    found = {one.label: one for one in scores.label_scores(scores.pairs_of(sets(truth), sets(answers)))}
     names = sorted(set(truth) | set(answers))
     precision, recall, f1, support = precision_recall_fscore_support(truth, answers, labels=names, zero_division=0)
     for i, name in enumerate(names):
@@ -37,12 +37,12 @@ def test_labels_are_scored_as_scikit_learn_does():
 
 
 def test_an_answer_that_is_missing_is_wrong_and_no_label():
-    found = scores.label_scores(sets("aab"), sets(["a", None, None]))
+    found = scores.label_scores(scores.pairs_of(sets("aab"), sets(["a", None, None])))
     assert [(one.label, one.precision, one.recall, one.f1) for one in found] == [
         ("a", 1.0, 0.5, pytest.approx(2 / 3)),
         ("b", None, 0.0, 0.0),
     ]
-    assert scores.top_confusions(sets("aab"), sets(["a", None, "a"])) == [
+    assert scores.top_confusions(scores.pairs_of(sets("aab"), sets(["a", None, "a"]))) == [
         scores.Confusion("a", None, 1),
         scores.Confusion("b", "a", 1),
     ]

@@ -26,14 +26,18 @@ from skllm_ray.batch.input.slices import (
     InputFile,
     Look,
     Unit,
+    Units,
     cut,
+    cut_file,
     rows_in_memory,
     rows_per_unit,
 )
 from skllm_ray.batch.storage import FileInfo, Folder, format_of
 from skllm_ray.errors import InputError
 
-__all__ = ["MOST_ROWS", "InputFile", "Scanned", "Unit", "cut", "read", "rows_per_unit", "scan", "short"]
+__all__ = [
+    "MOST_ROWS", "InputFile", "Scanned", "Unit", "Units", "cut", "cut_file", "read", "rows_per_unit", "scan", "short",
+]  # fmt: skip
 
 _THREADS: Final = 16
 _SCAN: Final = {"parquet": scan_parquet, "csv": scan_csv, "jsonl": scan_jsonl}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import Any, Final
+from itertools import accumulate, pairwise
+from typing import Any, Final, overload
 
 import numpy as np
 import pyarrow as pa
@@ -78,7 +79,7 @@ class Look:
     """Gives the least and the largest whole number of a column, where that is known."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """A slice of a file: what one task reads, and one output part."""
 
@@ -132,25 +133,80 @@ def rows_in_memory(files: Sequence[InputFile]) -> int:
     return max(1, int(_MOST_BYTES / max(1.0, wide)))
 
 
+class Units(Sequence[Unit]):
+    """The units of all files, each made when it is looked at: a plan may have a million.
+
+    Parameters
+    ----------
+    files : sequence of InputFile
+        The input.
+    unit_rows : int
+        Rows in a unit, at most.
+    cuts : sequence of tuple of int, default=()
+        (file, row) pairs that no unit crosses.
+    """
+
+    def __init__(self, files: Sequence[InputFile], unit_rows: int, cuts: Sequence[tuple[int, int]] = ()) -> None:
+        by_file: dict[int, list[int]] = {}
+        for number, row in cuts:
+            by_file.setdefault(number, []).append(row)
+        bounds = [
+            np.array([0] if file.error is not None else _bounds(file, unit_rows, by_file.get(number, ())))
+            for number, file in enumerate(files)
+        ]
+        self._files = files
+        self._numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(some) - 1 for some in bounds])
+        self._starts = np.concatenate([np.zeros(0, np.int64), *(some[:-1] for some in bounds)])
+        self._ends = np.concatenate([np.zeros(0, np.int64), *(some[1:] for some in bounds)])
+        self._last: tuple[int, list[int]] = -1, []
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, i: int) -> Unit: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Unit]: ...
+    def __getitem__(self, i: int | slice) -> Unit | list[Unit]:
+        if isinstance(i, slice):
+            return [self[one] for one in range(*i.indices(len(self)))]
+        number = int(self._numbers[i])
+        file = self._files[number]
+        if self._last[0] != number:
+            self._last = number, _begins(file)
+        return _unit(file, number, int(self._starts[i]), int(self._ends[i]), self._last[1])
+
+
 def cut(files: Sequence[InputFile], unit_rows: int, cuts: Sequence[tuple[int, int]] = ()) -> Iterator[Unit]:
     """Yield the units of all files; none crosses one of `cuts`, which are (file, row) pairs."""
-    for number, file in enumerate(files):
-        if file.error is not None:
-            continue
-        bounds = _bounds(file, unit_rows, [row for which, row in cuts if which == number and 0 < row < file.n_rows])
-        for start, end in pairwise(bounds):
-            header = file.index[0] if file.index else 0
-            span = _span(file, start, end) if file.index else (0, 0, 0)
-            told = file.size, file.mtime_ns
-            yield Unit(file.path, number, start, end - start, told, _pieces(file, start, end), header, span)
+    yield from Units(files, unit_rows, cuts)
+
+
+def cut_file(file: InputFile, number: int, unit_rows: int, cuts: Sequence[int] = ()) -> Iterator[Unit]:
+    """Yield the units of the file of a `number`; none crosses one of the rows in `cuts`."""
+    begins = _begins(file)
+    for start, end in pairwise(_bounds(file, unit_rows, cuts)):
+        yield _unit(file, number, start, end, begins)
 
 
 # --- inside -------------------------------------------------------------------------------------------------------
 
 
+def _unit(file: InputFile, number: int, start: int, end: int, begins: Sequence[int]) -> Unit:
+    header = file.index[0] if file.index else 0
+    span = _span(file, start, end) if file.index else (0, 0, 0)
+    told = file.size, file.mtime_ns
+    return Unit(file.path, number, start, end - start, told, _pieces(begins, start, end), header, span)
+
+
+def _begins(file: InputFile) -> list[int]:
+    """Return the first rows of the row groups, and the end."""
+    return list(accumulate(file.groups, initial=0))
+
+
 def _bounds(file: InputFile, unit_rows: int, cuts: Sequence[int]) -> list[int]:
     """Return the rows at which units begin, and the end."""
-    bounds = {0, file.n_rows, *cuts}
+    bounds = {0, file.n_rows, *(row for row in cuts if 0 < row < file.n_rows)}
     groups = file.groups or (file.n_rows,)
     for start, rows in zip(np.cumsum((0, *groups[:-1])).tolist(), groups, strict=True):
         if rows >= unit_rows or len(groups) == 1:
@@ -172,15 +228,15 @@ def _gathered(groups: Sequence[int], unit_rows: int) -> set[int]:
     return found
 
 
-def _pieces(file: InputFile, start: int, end: int) -> tuple[tuple[int, int, int], ...]:
-    found, at = [], 0
-    for group, rows in enumerate(file.groups):
-        first, last = max(start, at), min(end, at + rows)
-        if first < last:
-            found.append((group, first - at, last - first))
-        at += rows
-        if at >= end:
+def _pieces(begins: Sequence[int], start: int, end: int) -> tuple[tuple[int, int, int], ...]:
+    """Return the pieces of row groups that make up some rows; `begins` are the groups' first rows, and the end."""
+    found = []
+    for group in range(max(0, bisect_right(begins, start) - 1), len(begins) - 1):
+        if begins[group] >= end:
             break
+        first, last = max(start, begins[group]), min(end, begins[group + 1])
+        if first < last:
+            found.append((group, first - begins[group], last - first))
     return tuple(found)
 
 

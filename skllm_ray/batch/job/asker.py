@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from skllm_ray.batch.job.budget import Ledger
 from skllm_ray.batch.job.journalled_plan import journalled
 from skllm_ray.batch.job.prior import ask_prior
 from skllm_ray.batch.job.terms import most_usd_of_texts
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
-from skllm_ray.batch.output.budget import Ledger
 from skllm_ray.batch.output.fence import Fence
 from skllm_ray.batch.output.journal import Journal
 from skllm_ray.batch.storage import StorageOptions, open_folder

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from skllm_ray.batch.job.budget import Ledger, Snapshot
 from skllm_ray.batch.job.interruption import Interruption
 from skllm_ray.batch.job.progress_display import Screen, State
 from skllm_ray.batch.job.worker import Call, Unfinished, UnitWork
-from skllm_ray.batch.output.budget import Ledger, Progress, Snapshot
 from skllm_ray.batch.output.part import UnitSummary
 from skllm_ray.batch.output.parts import OutputState
+from skllm_ray.batch.output.progress import Progress
+from skllm_ray.batch.output.timeline import save_timeline
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.config import Price, Secret
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution.block import Backends
+from skllm_ray.execution.elastic import pieces
 from skllm_ray.execution.metrics import count
 from skllm_ray.execution.unit_runner import Failed, Shared, UnitRunner
-from skllm_ray.execution.unit_tasks import Died
+from skllm_ray.execution.unit_tasks import Died, Moved
 
+_MANY: Final = 8  # units for each task: then the end is far away
 _STOPS: Final = frozenset({"fatal", "outage", "budget", "storage", "overtaken"})
 
 
@@ -31,7 +35,8 @@ class Outcome:
     """How a run ended."""
 
     kind: str = ""
-    """What stopped it: "fatal", "outage", "budget", "storage", "crashed", "overtaken", "in vain" or "interrupted".
+    """What stopped it: "fatal", "outage", "budget", "storage", "crashed", "overtaken", "in vain", "late",
+    "cancelled" or "interrupted".
 
     Empty where nothing did."""
     stopped: str = ""
@@ -69,6 +74,18 @@ class Budget:
         return Ledger(self.usd, OutputState(output, ()).spent_usd(self.price), keep_going=self.keep_going)
 
 
+class Divide(Protocol):
+    """Cuts units into smaller ones."""
+
+    def __call__(self, call: Call) -> Sequence[Call]:
+        """Return what takes the place of a unit that cannot be read; nothing where it cannot be divided."""
+        ...
+
+    def shorten(self, calls: Sequence[Call], sizes: Callable[[Sequence[int]], Sequence[int]]) -> Sequence[Call] | None:
+        """Return units to do in place of `calls`, cut into as many pieces each as `sizes` tells; None to leave them."""
+        ...
+
+
 def work_off(
     calls: deque[Call],
     work: UnitWork,
@@ -76,8 +93,9 @@ def work_off(
     secrets: Mapping[str, Secret],
     n_tasks: int | None,
     state: OutputState,
-    divide: Callable[[Call], Sequence[Call]],
+    divide: Divide,
     watch: tuple[Screen, State, Callable[[], None]],
+    is_late: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Do units until none is left or the job must stop.
 
@@ -95,13 +113,16 @@ def work_off(
         Units at once.
     state : OutputState
         Gets the summaries of the units that are done.
-    divide : callable
-        Returns what takes the place of a unit that cannot be read; nothing where it cannot be divided.
+    divide : Divide
+        Cuts units: one that cannot be read, and the last ones.
     watch : tuple of Screen, State, callable
         Where progress is shown, what is shown, and what raises where the run may not go on.
+    is_late : callable, optional
+        Returns whether what is left must be done in another way.
     """
-    runner = UnitRunner(_Function(work), work.plan, secrets, n_tasks)
-    return _Loop(calls, runner, budget, state, watch).run(divide)
+    view = watch[1]
+    runner = UnitRunner(_Function(work), work.plan, secrets, n_tasks, view.rows_total - view.rows, work.priority)
+    return _Loop(calls, runner, budget, state, watch, is_late).run(divide)
 
 
 class _Loop:
@@ -114,7 +135,9 @@ class _Loop:
         budget: Budget,
         state: OutputState,
         watch: tuple[Screen, State, Callable[[], None]],
+        is_late: Callable[[], bool],
     ) -> None:
+        self._is_late = is_late
         self._calls = calls
         self._runner = runner
         self._budget_usd = budget.usd
@@ -124,11 +147,11 @@ class _Loop:
         self._view.n_tasks, self._view.n_units = runner.n_tasks, len(calls)
         self._outcome = Outcome()
 
-    def run(self, divide: Callable[[Call], Sequence[Call]]) -> Outcome:
+    def run(self, divide: Divide) -> Outcome:
         runner, shared, outcome = self._runner, self._shared, self._outcome
         # In this process, units and this loop take turns, so that a signal must tell the units itself.
         tell = None if runner.status_poller else partial(shared.call, "stop")
-        with Interruption(tell) as interruption, closing(runner.run(self._calls, shared, self._again)) as results:
+        with Interruption(tell) as interruption, closing(self._results()) as results:
             for result in results:
                 if result is not None:
                     self._take(*result, divide)
@@ -140,22 +163,50 @@ class _Loop:
                         "crashed", "the process that keeps the job's counts and budget died, and does not start"
                     )
                     break
+                if self._is_late():
+                    outcome.stop("late", "the deadline leaves no time for the flex tier")
                 if _is_to_stop(outcome, snapshot, interruption):
                     self._calls.clear()
                     if not snapshot.stopped:
                         shared.tell("stop", outcome.stopped)
                 self._view.status = runner.status_poller.look() if runner.status_poller else self._view.status
+                self._shorten(divide)
                 self._show(snapshot)
+        self._keep_timeline()
         outcome.signal = interruption.signal  # it may have come with the last unit
         self._show(_snapshot(shared))
         outcome.progress = self._view.progress
         return outcome
 
+    def _results(self) -> Generator[tuple[Any, Any] | None, None, None]:
+        view = self._view
+        return self._runner.run(
+            self._calls, self._shared, self._again, lambda: (view.rows_total - view.rows, view.progress.rows)
+        )
+
+    def _shorten(self, divide: Divide) -> None:
+        """Cut the last units smaller, so that all replicas of a local model have work until the end."""
+        self._view.n_tasks = self._runner.n_tasks
+        if not self._runner.is_elastic or not self._calls or len(self._calls) > _MANY * self._runner.n_tasks:
+            return
+        shorter = divide.shorten(self._calls, partial(pieces, slots=self._runner.n_tasks))
+        if shorter is not None:
+            self._view.n_units += len(shorter) - len(self._calls)
+            self._calls.clear()
+            self._calls.extend(shorter)
+
+    def _keep_timeline(self) -> None:
+        """Write down when replicas came and went, for the report."""
+        poller = self._runner.status_poller
+        if poller is not None:
+            poller.look()
+            save_timeline(self._state.output, poller.timeline)
+
     def _again(self, call: Call) -> Call:
         self._shared.tell("forget", call.key)
         return replace(call, resumes=True)
 
-    def _take(self, call: Call, result: Any, divide: Callable[[Call], Sequence[Call]]) -> None:
+    def _take(self, call: Call, result: Any, divide: Divide) -> None:
         """Take a unit's result, or the units that stand in place of one that cannot be read."""
         self._view.units_done += 1
         pieces = divide(call) if _is_unreadable(result) and not self._outcome.kind else ()
@@ -186,7 +237,7 @@ def _note(call: Call, result: Any, state: OutputState, outcome: Outcome, budget_
     """Take a unit's result."""
     if isinstance(result, UnitSummary):
         state.add(result)
-        audited = 0 if call.retries else result.stages.get("audit", 0)
+        audited = 0 if call.retries else result.stages.get("audit", 0) - result.audit_failed
         count(result.model, audited={"agreed": audited - result.audit_differs, "differed": result.audit_differs})
         return
     name = f"{call.unit.path} rows {call.unit.start:,} to {call.unit.start + call.unit.n_rows - 1:,}"
@@ -217,7 +268,8 @@ class _Function:
     work: UnitWork
 
     def __call__(self, call: Call, backends: Backends, shared: Shared, secrets: Mapping[str, Secret]) -> Any:
-        return self.work(call, backends, LedgerHandle(shared), secrets)
+        result = self.work(call, backends, LedgerHandle(shared), secrets)
+        return Moved() if isinstance(result, Unfinished) and result.kind == "moved" else result
 
 
 class LedgerHandle:

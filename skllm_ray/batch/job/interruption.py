@@ -6,13 +6,26 @@ import inspect
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any, Final, Self
 
 GRACE_S: Final = 15.0
 """How long requests in flight are waited for, in seconds; Kubernetes gives a process 30 s in all."""
 _OURS: Final = ("ray.", "skllm_ray.")
+_is_told: ContextVar[Callable[[], bool] | None] = ContextVar("skllm_ray_is_told_to_end", default=None)
+
+
+@contextmanager
+def ending_when(is_told: Callable[[], bool]) -> Iterator[None]:
+    """Let the runs of this thread, which gets no signals, end as after SIGTERM once `is_told` returns True."""
+    token = _is_told.set(is_told)
+    try:
+        yield
+    finally:
+        _is_told.reset(token)
 
 
 class Interruption:
@@ -25,16 +38,12 @@ class Interruption:
     ----------
     tell : callable or None, default=None
         Called with the reason, in a thread of its own: the main thread may be at work and cannot look.
-
-    Attributes
-    ----------
-    signal : int
-        Which one came; 0 where none did.
     """
 
     def __init__(self, tell: Callable[[str], object] | None = None) -> None:
-        self.signal = 0
+        self._number = 0
         self._tell = tell
+        self._is_told = _is_told.get()
         self._ends = False
         self._before: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
@@ -56,16 +65,23 @@ class Interruption:
             raise self._end() from None
 
     @property
+    def signal(self) -> int:
+        """Which one came; 0 where none did."""
+        if not self._number and self._is_told is not None and self._is_told():
+            self._number = signal.SIGTERM
+        return self._number
+
+    @property
     def reason(self) -> str:
         """The same in words; empty where none came."""
         return "" if not self.signal else f"interrupted by {signal.Signals(self.signal).name}"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.signal:
+        if self._number:
             self._ends = True
             raise self._end()
-        self.signal = number
+        self._number = number
         if self._tell is not None:
             threading.Thread(target=self._tell, args=(self.reason,), daemon=True).start()
         self._timer = threading.Timer(GRACE_S, os.kill, (os.getpid(), number))

@@ -6,29 +6,31 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any, Final
 
-from skllm_ray.batch.input.files import Unit, cut
-from skllm_ray.batch.job.certify import certified_work
-from skllm_ray.batch.job.driver import Budget, Outcome, work_off
-from skllm_ray.batch.job.options import BatchEstimator, JobOptions
+from skllm_ray.batch.delivery.ledger import go_on
+from skllm_ray.batch.delivery.of_job import check_delivery, delivered, set_aside
+from skllm_ray.batch.input.files import Unit, Units
+from skllm_ray.batch.job.driver import Outcome
+from skllm_ray.batch.job.locked_run import LockedRun
+from skllm_ray.batch.job.options import JobRequest
 from skllm_ray.batch.job.planner import Planner, limited, remaining_calls, wanted_rows
 from skllm_ray.batch.job.pricing import Pricing
-from skllm_ray.batch.job.prior import estimated, prior_of, prior_to_ask, read_prior, ready_work, with_prior
-from skllm_ray.batch.job.progress_display import Screen, State, open_screen
+from skllm_ray.batch.job.prior import estimated, prior_of, prior_to_ask, read_prior, with_prior
+from skllm_ray.batch.job.progress_display import Screen, open_screen
 from skllm_ray.batch.job.result import JobResult
 from skllm_ray.batch.job.terms import Terms
+from skllm_ray.batch.job.watching import Keeper, locked
 from skllm_ray.batch.job.worker import Call, UnitWork
-from skllm_ray.batch.output.lock import OutputLock
-from skllm_ray.batch.output.manifest import Manifest, load_manifest, with_template
-from skllm_ray.batch.output.part import SYSTEM, add_up, table_bytes
+from skllm_ray.batch.output.manifest import MANIFEST, Manifest, load_manifest, with_template
+from skllm_ray.batch.output.part import JOURNAL, SYSTEM, add_up, table_bytes
 from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.promise import promise_facts
-from skllm_ray.batch.storage import Folder, StorageOptions
+from skllm_ray.batch.storage import Folder
 from skllm_ray.config import Secret
-from skllm_ray.errors import warn
+from skllm_ray.errors import ConfigurationError, InputError, warn
 from skllm_ray.execution.plan import Plan, part_of, steps_alone
 from skllm_ray.execution.runner import run as run_rows
 from skllm_ray.tasks.base import Row
@@ -42,33 +44,17 @@ class Job:
 
     Parameters
     ----------
-    estimator : BatchEstimator
-        Fitted.
-    inputs : sequence of str
-        Files, folders or patterns, all on one filesystem.
-    output : str
-        A folder.
-    options : JobOptions
-        How to read, write and spend.
-    storage : StorageOptions
-        What opens the filesystems.
+    request : JobRequest
+        What the job was asked for.
     """
 
-    def __init__(
-        self,
-        estimator: BatchEstimator,
-        inputs: Sequence[str],
-        output: str,
-        options: JobOptions,
-        storage: StorageOptions,
-    ) -> None:
-        self._estimator = estimator
-        self._output_uri = output
-        self._options = options
-        self._storage = storage
-        self._pricing = Pricing(estimator._checked_plan(), options)
+    def __init__(self, request: JobRequest) -> None:
+        self._request = request
+        self._estimator, self._options = request.estimator, request.options
+        self._pricing = Pricing(self._estimator._checked_plan(), self._options)
         self.plan = self._pricing.plan
-        self._planner = Planner(estimator, tuple(inputs), output, options, storage)
+        check_delivery(self._options, self.plan)
+        self._planner = Planner(request)
         self.output = self._planner.output
         self._system = self.output.below(SYSTEM)
 
@@ -86,13 +72,13 @@ class Job:
         """
         return self._planner.manifest(self.plan)
 
-    def units(self, manifest: Manifest) -> Iterator[Unit]:
-        """Yield the job's units."""
-        return cut(manifest.files, manifest.unit_rows, manifest.cuts)
+    def units(self, manifest: Manifest) -> Units:
+        """Return the job's units."""
+        return Units(manifest.files, manifest.unit_rows, manifest.cuts)
 
     def left(self, manifest: Manifest) -> list[tuple[Unit, int]]:
         """Return the units that a run would do, and how many rows of each it would ask about."""
-        state = OutputState(self.output, list(self.units(manifest)))
+        state = OutputState(self.output, self.units(manifest))
         rows, before, wanted = dict[str, int](), 0, self._wanted(manifest)
         for unit in state.units:
             rows[unit.key] = min(unit.n_rows, wanted - before)
@@ -106,7 +92,7 @@ class Job:
     @property
     def secrets(self) -> dict[str, Secret]:
         """The credentials that workers need, by fingerprint."""
-        return {**self._estimator._secrets(), **self._storage.secrets()}
+        return {**self._estimator._secrets(), **self._request.storage.secrets()}
 
     @property
     def budget_usd(self) -> float | None:
@@ -154,7 +140,9 @@ class Job:
         return wanted_rows(manifest, self._options.limit)
 
     def _calls(self, manifest: Manifest, state: OutputState) -> deque[Call]:
-        return remaining_calls(self._wanted(manifest), state, retry_errors=self._options.retry_errors)
+        return remaining_calls(
+            self._wanted(manifest), state, retry_before=time.time() if self._options.retry_errors else 0.0
+        )
 
     # --- running --------------------------------------------------------------------------------------------------
 
@@ -168,28 +156,45 @@ class Job:
         """
         manifest = self.manifest()  # before the lock, so that a plan that fails leaves nothing behind
         planned_on = load_manifest(self._system)
-        with OutputLock(self._system) as lock:
+        with ExitStack() as stack:
+            lock = stack.enter_context(locked(self._system, self.output))
             if load_manifest(self._system) != planned_on:
                 manifest = self.manifest()
-            manifest = limited(manifest, OutputState(self.output, list(self.units(manifest))), self._options.limit)
+            state = OutputState(self.output, self.units(manifest))
+            cut_off = limited(manifest, state, self._options.limit)
+            if cut_off is not manifest:
+                manifest = cut_off
+                state = OutputState(self.output, self.units(manifest))
             lock.check()
             manifest.save(self._system)
-            state = OutputState(self.output, list(self.units(manifest)))
+            go_on(self.output)
             state.tidy()
             if not state.units:  # readers of the output get its columns all the same
                 self.output.write(_EMPTY, table_bytes(manifest.arrow_schema().empty_table()))
-            calls = self._calls(manifest, state)
             began = time.monotonic()
-            with screen or open_screen(False) as shown:
-                outcome = self._run(manifest, state, calls, shown, lock) if calls else Outcome()
+            run = self._locked_run(manifest)
+            keeper = Keeper(run, self.output, self.secrets, lock.token)
+            with screen or open_screen(False) as shown, self._begun(planned_on):
+                outcome = run(manifest, state, lock, self.secrets, shown, keeper)
             lock.check()
             state.save(force=True)
             state.read_journals()
             self._warn_low_mass(state)
+            keeper.leave(outcome)
             result = self._result(manifest, state, outcome, time.monotonic() - began)
             if result.alarm:
                 warn(result.promise["audit"])
             return result
+
+    @contextmanager
+    def _begun(self, before: Manifest | None) -> Iterator[None]:
+        """Let a job that is refused before it asks anything leave no manifest behind: its terms may be changed."""
+        try:
+            yield
+        except (ConfigurationError, InputError):
+            if before is None and not self.output.below(JOURNAL).names(recursive=True):
+                self._system.delete(MANIFEST)
+            raise
 
     def _warn_low_mass(self, state: OutputState) -> None:
         found = [one for one in state.summaries.values() if one.label_mass is not None]
@@ -202,54 +207,32 @@ class Job:
     def result(self) -> JobResult:
         """Return how the job stands, without running anything."""
         manifest = self.manifest()
-        return self._result(manifest, OutputState(self.output, list(self.units(manifest))), Outcome(), 0.0)
+        return self._result(manifest, OutputState(self.output, self.units(manifest)), Outcome(), 0.0)
 
-    def _run(
-        self, manifest: Manifest, state: OutputState, calls: deque[Call], screen: Screen, lock: OutputLock
-    ) -> Outcome:
-        given, pricing = self._options, self._pricing
-        budget = Budget(self._output_uri, self._storage, given.budget_usd, pricing.dearest, given.keep_going)
-        wanted = self._wanted(manifest)
-        view = State(manifest.model, wanted, min(wanted, state.rows_done))
-        state.expect(call.key for call in calls if call.retries)
-        divide = _Divider(manifest, self._system, lock)
-        watch = screen, view, lock.check
-
-        def ask_prior(calls: deque[Call], work: UnitWork) -> Outcome:
-            outcome = work_off(calls, work, budget, self.secrets, 1, state, divide, watch)
-            view.units_done = 0
-            return outcome
-
-        ready = ready_work(self._work(manifest, lock), self.output, state, lock.check, ask_prior)
-        if isinstance(ready, UnitWork):
-            spent = 0.0 if given.budget_usd is None else OutputState(self.output, ()).spent_usd(pricing.dearest)
-            left = None if given.budget_usd is None else given.budget_usd - spent
-            ready = certified_work(ready, (self.source, self.output, manifest), state, left, ask_prior)
-        if isinstance(ready, Outcome):
-            return ready
-        return work_off(calls, ready, budget, self.secrets, given.workers, state, divide, watch)
-
-    def _work(self, manifest: Manifest, lock: OutputLock) -> UnitWork:
-        """Return what every unit needs."""
-        return UnitWork(
+    def _locked_run(self, manifest: Manifest) -> LockedRun:
+        """Return what a run does under the output's lock."""
+        work = UnitWork(
             reading=self._estimator._reading(),
             plan=with_template(self.plan, manifest.template),
             manifest=replace(manifest, files=(), params=""),
             input_uri=self._planner.source_uri,
-            output_uri=self._output_uri,
-            options=self._storage,
+            output_uri=self._request.output,
+            options=self._request.storage,
             mode="default" if self._estimator.on_error == "default" else "coerce",
             terms=self.terms(),
-            token=lock.token,
+            priority=self._options.priority,
         )
+        options = self._options.model_copy(update={"storage_options": None})  # it travels, and they may be secret
+        return LockedRun(work, options, self._pricing.dearest, time.time())
 
     def _result(self, manifest: Manifest, state: OutputState, outcome: Outcome, seconds: float) -> JobResult:
         done = add_up(state.summaries.values())
         total = replace(state.bill, rows=done.rows, reused=done.reused, duplicates=done.duplicates, errors=done.errors)
-        pending = state.pending
+        pending, aside = state.pending, set_aside(state)
+        total.unknown_usd -= aside
         promise = promise_facts(manifest, self.output, state.summaries.values())
         return JobResult(
-            output=self._output_uri,
+            output=self._request.output,
             rows_total=manifest.rows_total,
             rows_done=total.rows,
             errors=dict(total.errors),
@@ -258,6 +241,8 @@ class Job:
             total=total,
             this_run=outcome.progress,
             unknown_usd=total.unknown_usd,
+            set_aside_usd=aside,
+            delivered=delivered(self.output, total.cost_usd),
             seconds=seconds,
             wanted=self._wanted(manifest),
             pending=pending,
@@ -268,27 +253,3 @@ class Job:
             promise={} if promise is None else promise.facts,
             alarm=promise is not None and promise.audit.alarm,
         )
-
-
-class _Divider:
-    """Lets a row group that cannot be read cost itself alone: its neighbours become units of their own."""
-
-    def __init__(self, manifest: Manifest, system: Folder, lock: OutputLock) -> None:
-        self._manifest = manifest
-        self._system = system
-        self._lock = lock
-
-    def __call__(self, call: Call) -> list[Call]:
-        """Return what takes the place of a unit that cannot be read; nothing where it cannot be divided."""
-        unit, manifest = call.unit, self._manifest
-        if len(unit.groups) < 2 or call.retries:
-            return []
-        starts = accumulate((rows for _, _, rows in unit.groups[:-1]), initial=unit.start)
-        manifest = replace(manifest, cuts=(*manifest.cuts, *((unit.number, start) for start in starts)))
-        self._lock.check()
-        manifest.save(self._system)  # before there are parts of such units
-        self._manifest = manifest
-        units = cut(manifest.files, manifest.unit_rows, manifest.cuts)
-        end = unit.start + unit.n_rows
-        found = (one for one in units if one.number == unit.number and unit.start <= one.start < end)
-        return [Call(one, call.resumes) for one in found]

@@ -6,23 +6,24 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, Self, TypeVar
 
+from skllm_ray.batch.job.budget import SharedLedger
+from skllm_ray.batch.job.patience import FEW, Patience
 from skllm_ray.batch.job.terms import Terms, is_unpriced
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
-from skllm_ray.batch.output.budget import Progress, SharedLedger
 from skllm_ray.batch.output.journal import Answer, Journal, digest
+from skllm_ray.batch.output.progress import Progress
 from skllm_ray.llm.base import Backend
 from skllm_ray.llm.cancellation import Call
 from skllm_ray.tasks.base import LOST, ChatRequest, Embedding, Reply, RowError
 
 _REPORT_S: Final = 1.0
 _BUDGET_POLL_S: Final = 0.25
-_FEW: Final = 16  # rows: as many may well fail for reasons of their own
-_FEW_WAIT_S: Final = 120.0
 _PAUSES_S: Final = (1.0, 5.0, 10.0, 20.0, 30.0)
-_ROUNDS: Final = 2  # more, where the server answers others
+_AGAIN: Final = "\0again"
 
 A = TypeVar("A", Reply, Embedding)
 Q = TypeVar("Q")
@@ -115,8 +116,20 @@ class JournalledBackend(Backend):
     def close(self) -> None:
         """Leave the backend open: it serves the next unit."""
 
+    @contextmanager
+    def asking_again(self) -> Iterator[Self]:
+        """Ask anew for what the journal holds; these answers are no rows' results."""
+        mark, counts = self._mark, self._counts_rows
+        self._mark, self._counts_rows = f"{_AGAIN}{mark}", False
+        try:
+            yield self
+        finally:
+            self._mark, self._counts_rows = mark, counts
+
     def finish_block(self, n_rows: int, errors: Mapping[str, int], reason: str) -> None:
         """Report what the answers alone did not tell: rows without one of their own, rows that failed, and why."""
+        if not self._counts_rows:
+            return
         early, self._failed_early = self._failed_early, Counter()
         self._news.rows += n_rows - self._counted
         self._news.errors.update({kind: n - early[kind] for kind, n in errors.items()})
@@ -132,6 +145,8 @@ class JournalledBackend(Backend):
     # --- inside ---------------------------------------------------------------------------------------------------
 
     _counted = 0
+    _keeps: ClassVar[bool] = True
+    """Whether what the journal tells goes to the reply cache."""
 
     def _bounded(self, requests: Sequence[ChatRequest]) -> Sequence[ChatRequest]:
         if self._terms.max_output_tokens is None:
@@ -153,7 +168,7 @@ class JournalledBackend(Backend):
         known: Any = self._journal.answers
         missing = [key for key in questions if key not in known]
         failed: dict[str, A] = {}
-        patience = _Patience(self._terms.outage_s)
+        patience = Patience(self._terms.outage_s, _PAUSES_S)
         first = set(missing)
         while missing:
             began = time.monotonic()
@@ -187,6 +202,8 @@ class JournalledBackend(Backend):
             return set()
         found = {key: held[digest(key)] for key in questions if digest(key) in held}
         self._journal.answers.update(found)
+        if self._keeps and not self._mark.startswith(_AGAIN):  # of a batch, no cache has them
+            self._backend.keep([questions[key] for key in found], list(found.values()))
         return set(found)
 
     def _marked(self, keys: Sequence[str], found: Sequence[A], first: set[str], resumed: set[str]) -> list[A]:
@@ -205,14 +222,15 @@ class JournalledBackend(Backend):
             marked.append(replace(answer, attempts=0, usage=free) if copied else answer)
         return marked
 
-    def _wait(self, patience: _Patience, n_missing: int, error: RowError, *, answered: bool) -> bool:
+    def _wait(self, patience: Patience, n_missing: int, error: RowError, *, answered: bool) -> bool:
         """Wait before asking again; return False where the rows are to be given up."""
         pause_s = patience.pause_s(n_missing, answered=answered)
         if pause_s is None:
-            if answered or (n_missing < _FEW and self._gives_up_few()):
+            if answered or (n_missing < FEW and self._gives_up_few()):
                 return False
             raise UnitStopped("outage", f"the model's server did not answer ({error.kind}: {error.message})")
         self._journal.flush()
+        self._tell()  # or answers of before would be reported, and count, while the server is away
         if not answered:
             self._ledger.wait_for(self._worker, f"waiting for the server ({error.kind}: {error.message})")
         deadline = time.monotonic() + pause_s
@@ -264,7 +282,13 @@ class JournalledBackend(Backend):
         """Ask once for some keys; answers go to the journal as they come."""
         asked = [questions[key] for key in keys]
         self._journal.check()
-        self._guard.check()
+        try:
+            self._guard.check()
+        except UnitStopped as stop:
+            if self._terms.price is not None and stop.kind != "overtaken":  # then the journal is another run's
+                self._journal.settle(dict.fromkeys(keys, (0.0, 0.0)))
+                self._ledger.settle(self._worker, 0.0, self._model)
+            raise
         with Call("", guard=self._guard).active():
             found = ask(asked, (lambda i, answer: self._take({keys[i]: answer}, urgent=True)) if streams else None)
         answers = dict(zip(keys, found, strict=True))
@@ -282,20 +306,23 @@ class JournalledBackend(Backend):
     def _settle(self, answers: Mapping[str, A], questions: Mapping[str, Q], most_usd: Callable[[Q], float]) -> None:
         if self._terms.price is None:
             return
-        costs: dict[str, tuple[float, float]] = {}
-        for key, answer in answers.items():
-            if answer.error is not None:
-                known = answer.usage.cost_usd
-                lost = known is None and answer.error.kind in LOST
-                times = (1 if self._terms.capped else answer.attempts) if lost else 0
-                costs[key] = known or 0.0, most_usd(questions[key]) * times
-        self._news.unknown_usd += sum(unknown for _, unknown in costs.values())
-        self._journal.settle(costs)
-        good = {key: answer.usage.cost_usd or 0.0 for key, answer in answers.items() if answer.error is None}
-        self._ledger.settle(self._worker, sum(good.values()) + sum(map(sum, costs.values())), self._model)
+        most = {key: most_usd(questions[key]) for key in answers}
+        costs = {key: self._cost(answer, most[key]) for key, answer in answers.items()}
+        known, unknown = (sum(parts) for parts in zip(*costs.values(), strict=True))
+        self._news.unknown_usd += unknown
+        self._journal.settle({key: cost for key, cost in costs.items() if answers[key].error is not None})
+        self._ledger.settle(self._worker, known + unknown, self._model)
         if self._terms.capped:
-            told = good | {key: known for key, (known, _) in costs.items()}
-            self._refuse_dearer({key: (cost, most_usd(questions[key])) for key, cost in told.items()})
+            self._refuse_dearer({key: (cost[0], most[key]) for key, cost in costs.items()})
+
+    def _cost(self, answer: Answer, most: float) -> tuple[float, float]:
+        """Return what an answer did cost, and the most that it may have cost where nobody told."""
+        if answer.usage.cost_usd is not None:
+            return answer.usage.cost_usd, 0.0
+        if answer.error is None:  # without an attempt, a reply cache had it
+            return 0.0, most if answer.attempts else 0.0
+        times = (1 if self._terms.capped else answer.attempts) if answer.error.kind in LOST else 0
+        return 0.0, most * times
 
     def _refuse_dearer(self, costs: Mapping[str, tuple[float, float]]) -> None:
         """Stop where a request cost more than what was set aside: a budget cannot be kept that way."""
@@ -367,33 +394,4 @@ class JournalledBackend(Backend):
 
 def _is_there(error: RowError, n_rows: int) -> bool:
     """Return whether a failure shows that the server is there: it answered for a few rows, even if with an error."""
-    return n_rows < _FEW and error.kind not in {"connection", "timeout"}
-
-
-class _Patience:
-    """Decides how often and how long a block's failed rows are asked again."""
-
-    def __init__(self, outage_s: float) -> None:
-        self._outage_s = outage_s
-        self._since: float | None = None
-        self.rounds = 0
-
-    def probe(self, keys: Sequence[str]) -> Sequence[str]:
-        """Return the keys to ask about: all, or one after the other while the server gives no answer."""
-        return keys if self._since is None else [keys[self.rounds % len(keys)]]
-
-    def answered(self) -> None:
-        """Note that the server is there."""
-        self._since = None
-
-    def pause_s(self, n_missing: int, *, answered: bool) -> float | None:
-        """Return how long to wait; None where the rows are to be given up."""
-        pause_s = _PAUSES_S[min(self.rounds, len(_PAUSES_S) - 1)]
-        self.rounds += 1
-        if answered:
-            self._since = None
-            return pause_s if self.rounds <= _ROUNDS else None
-        now = time.monotonic()
-        self._since = self._since or now
-        most_s = self._outage_s if n_missing >= _FEW else min(_FEW_WAIT_S, self._outage_s)
-        return None if now - self._since + pause_s > most_s else pause_s
+    return n_rows < FEW and error.kind not in {"connection", "timeout"}

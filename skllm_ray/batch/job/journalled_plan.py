@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from skllm_ray.batch.job.budget import SharedLedger
 from skllm_ray.batch.job.journalled_backend import JournalledBackend
 from skllm_ray.batch.job.terms import Terms
 from skllm_ray.batch.job.unit_guard import UnitGuard
-from skllm_ray.batch.output.budget import SharedLedger
 from skllm_ray.batch.output.journal import Journal
 from skllm_ray.execution.plan import Plan, row_step
 from skllm_ray.llm.base import Backend
@@ -23,14 +23,19 @@ def journalled(
     rules: tuple[Sequence[Terms], UnitGuard],
     *,
     counts_rows: bool = True,
+    make: Callable[..., JournalledBackend] = lambda _, *given, **more: JournalledBackend(*given, **more),
 ) -> list[JournalledBackend]:
-    """Return a plan's backends under the job's rules: answers go into the journal, and costs are reserved first."""
+    """Return a plan's backends under the job's rules: answers go into the journal, and costs are reserved first.
+
+    `make` makes each of them, of its step's number and what a `JournalledBackend` takes.
+    """
     terms, guard = rules
     number, last = row_step(plan), len(plan) - 1
     kinds = [isinstance(step.task, EmbeddingTask) for step in plan]
     marks = [kinds[:n].count(kind) for n, kind in enumerate(kinds)]  # the first of each kind has none, as ever
     return [
-        JournalledBackend(
+        make(
+            n,
             backend,
             journal,
             ledger,

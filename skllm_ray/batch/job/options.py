@@ -9,17 +9,20 @@ written out, so that editors show it; a test compares it with the fields.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Protocol, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from skllm_ray.batch.storage import StorageOptions
 from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.execution.plan import Plan
 from skllm_ray.tasks.base import Row, Task
 
 KeepReplies = Literal["none", "errors", "all"]
+Delivered = Literal["direct", "batch"]
 OneOrMore = Annotated[
     list[str],
     BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
@@ -30,6 +33,7 @@ OneOrMore = Annotated[
 PRIVATE: Final = frozenset({"storage_options", "request_options", "gpt_url"})
 """Options that may hold a credential: what was given there is never shown."""
 _MUST_BE: Final = {
+    "priority": "an int of at least 0",
     "int_type": "an int of at least 1",
     "float_type": "a number of at least 0",
     "bool_type": "True or False",
@@ -102,9 +106,18 @@ class JobOptions(BaseModel):
     input_price: float | None = Field(None, ge=0, description="US dollars per million prompt tokens.")
     output_price: float | None = Field(None, ge=0, description="US dollars per million completion tokens.")
     max_output_tokens: int | None = Field(None, ge=1, description="The largest answer.")
-    workers: int | None = Field(None, ge=1, description="Units at once.")
-    unit_rows: int | None = Field(None, ge=1, description="Rows in a part.")
+    workers: int | None = Field(None, ge=1, description="How many parts are worked on at once.")
+    unit_rows: int | None = Field(None, ge=1, description="Rows in a part, at most.")
+    priority: int = Field(0, ge=0, description="Among jobs that share a local model: the higher is served first.")
     wait_for_server_s: float = Field(600.0, ge=0, description="How long a dead server is waited for, in seconds.")
+    delivery: Delivered = Field("direct", description="Ask row by row, or by the provider's batches, at half price.")
+    deadline: str | None = Field(
+        None, description="By when all is to be done, from the first run on: 8h, 30min. Then rows are asked directly."
+    )
+    batch_price_share: float | None = Field(
+        None, ge=0, le=1, description="What a batch costs of the direct price: 0.5 at OpenAI, Azure and Vertex AI."
+    )
+    keep_remote_files: bool = Field(False, description="Leave the batches' files at the provider.")
     keep_going: bool = Field(False, description="Go on though nearly all rows fail.")
     storage_options: dict[str, Any] | None = Field(None, description="What opens the filesystem.")
 
@@ -130,4 +143,21 @@ def _complaint(error: Any) -> str:
     if inside:
         kind = "dict_type" if name in PRIVATE else "list_type"
     given = type(error["input"]).__name__ if name in PRIVATE else repr(error["input"])
-    return f"{name} must be {_MUST_BE.get(kind) or context.get('expected', 'an option')}; got {given}."
+    must_be = _MUST_BE.get(name) or _MUST_BE.get(kind) or context.get("expected", "an option")
+    return f"{name} must be {must_be}; got {given}."
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What a job was asked for."""
+
+    estimator: BatchEstimator
+    """Fitted."""
+    inputs: tuple[str, ...]
+    """Files, folders or patterns, all on one filesystem."""
+    output: str
+    """A folder."""
+    options: JobOptions
+    """How to read, write and spend."""
+    storage: StorageOptions
+    """What opens the filesystems."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, SupportsIndex
 
 import pyarrow as pa
 
-from skllm_ray.batch.input.files import Scanned, rows_per_unit, scan
+from skllm_ray.batch.input.files import Scanned, Unit, rows_per_unit, scan
 from skllm_ray.batch.input.text_template import check_formats, template_fields
-from skllm_ray.batch.job.options import BatchEstimator, JobOptions
+from skllm_ray.batch.job.options import JobRequest
 from skllm_ray.batch.job.worker import Call
 from skllm_ray.batch.output.manifest import (
     Manifest,
@@ -29,7 +29,15 @@ from skllm_ray.batch.output.manifest import (
 )
 from skllm_ray.batch.output.part import SYSTEM
 from skllm_ray.batch.output.parts import OutputState
-from skllm_ray.batch.storage import FileInfo, Folder, StorageOptions, base_of, distinct, list_inputs, open_folder
+from skllm_ray.batch.storage import (
+    FileInfo,
+    Folder,
+    base_of,
+    distinct,
+    first_look,
+    list_inputs,
+    open_folder,
+)
 from skllm_ray.errors import InputError, OutputMismatchError
 from skllm_ray.execution.plan import Plan
 
@@ -39,33 +47,15 @@ class Planner:
 
     Parameters
     ----------
-    estimator : BatchEstimator
-        Fitted.
-    inputs : tuple of str
-        Files, folders or patterns, all on one filesystem.
-    output : str
-        A folder.
-    options : JobOptions
-        How to read, write and spend.
-    storage : StorageOptions
-        What opens the filesystems.
+    request : JobRequest
+        What the job was asked for.
     """
 
-    def __init__(
-        self,
-        estimator: BatchEstimator,
-        inputs: tuple[str, ...],
-        output: str,
-        options: JobOptions,
-        storage: StorageOptions,
-    ) -> None:
-        self._estimator = estimator
-        self._inputs = inputs
-        self._output_uri = output
-        self._options = options
-        self._storage = storage
-        self.output = open_folder(output, storage, storage.secrets())
-        self.source_uri = base_of(inputs[0])
+    def __init__(self, request: JobRequest) -> None:
+        self._request = request
+        self._options = request.options
+        self.output = self._open(request.output)
+        self.source_uri = base_of(request.inputs[0])
 
     def manifest(self, plan: Plan) -> Manifest:
         """Return the job's manifest: the output's, if it has one that fits; else a new one, not written yet.
@@ -77,12 +67,13 @@ class Planner:
         OutputMismatchError
             If the output belongs to another job.
         """
-        old = load_manifest(self.output.below(SYSTEM))
+        with first_look(f"output={self._request.output!r}"):
+            old = load_manifest(self.output.below(SYSTEM))
         files = self._list()
         if old is None:
             if any(name.startswith("part-") for name in self.output.names()):
                 raise OutputMismatchError(
-                    f"output={self._output_uri!r} holds parts but no manifest.", "Give an empty or a new folder."
+                    f"output={self._request.output!r} holds parts but no manifest.", "Give an empty or a new folder."
                 )
             return self._manifest(plan, self._scan(files))
         _refuse_changed(old, files)
@@ -92,18 +83,22 @@ class Planner:
     @cached_property
     def source(self) -> Folder:
         """The input's folder, or its file."""
-        return open_folder(self.source_uri, self._storage, self._storage.secrets())
+        return self._open(self.source_uri)
+
+    def _open(self, uri: str) -> Folder:
+        storage = self._request.storage
+        return open_folder(uri, storage, storage.secrets())
 
     @cached_property
     def types(self) -> dict[str, pa.DataType | None]:
         """The estimator's output columns."""
-        return self._estimator._reading().output_types
+        return self._request.estimator._reading().output_types
 
     # --- files ----------------------------------------------------------------------------------------------------
 
     def _list(self) -> list[FileInfo]:
-        secrets = self._storage.secrets()
-        found = [file for uri in self._inputs for file in list_inputs(uri, self._storage, secrets)]
+        inputs, storage = self._request.inputs, self._request.storage
+        found = [file for uri in inputs for file in list_inputs(uri, storage, storage.secrets())]
         return distinct(found, self.source)
 
     def _scan(self, files: Sequence[FileInfo]) -> Scanned:
@@ -122,7 +117,7 @@ class Planner:
     # --- the manifest ---------------------------------------------------------------------------------------------
 
     def _manifest(self, plan: Plan, scanned: Scanned, old: Manifest | None = None) -> Manifest:
-        given, estimator = self._options, self._estimator
+        given, estimator = self._options, self._request.estimator
         self._check_columns(scanned)
         names = scanned.schema.names
         asked = (*(given.keep_columns or ()), *(name for name in names if name == given.filename_column))
@@ -133,7 +128,7 @@ class Planner:
         plan = with_template(plan, old.template if old and old.task == kind else None)
         spec = plan[-1].spec
         return Manifest(
-            input=self._inputs,
+            input=self._request.inputs,
             text_column=None if given.text_template else given.text_column,
             text_template=given.text_template,
             keep_columns=kept,
@@ -235,28 +230,63 @@ def limited(manifest: Manifest, state: OutputState, limit: int | None) -> Manife
     for unit in state.units:
         end = before + unit.n_rows
         if before < limit < end:
-            if unit.part_name in state.parts:
+            if unit.key in state.summaries:
                 return manifest
             return replace(manifest, cuts=(*manifest.cuts, (unit.number, unit.start + limit - before)))
         before = end
     return manifest
 
 
-def remaining_calls(wanted: int, state: OutputState, *, retry_errors: bool) -> deque[Call]:
-    """Return the units that are still to be done, up to the row `wanted`; also those with failed rows to ask again."""
-    calls: deque[Call] = deque()
+class Calls(deque[Call]):
+    """Calls that wait. A unit that nobody has begun is its number until its turn comes: there may be a million.
+
+    Parameters
+    ----------
+    waiting : iterable of Call or int
+        In their order.
+    units : sequence of Unit
+        What the numbers stand for.
+    """
+
+    def __init__(self, waiting: Iterable[Any], units: Sequence[Unit]) -> None:
+        super().__init__(waiting)
+        self._units = units
+
+    def popleft(self) -> Call:
+        """Return the first, which no longer waits."""
+        return self._call(super().popleft())
+
+    def __getitem__(self, i: SupportsIndex) -> Call:  # type: ignore[override]  # a deque has no slices
+        return self._call(super().__getitem__(i))
+
+    def __iter__(self) -> Iterator[Call]:
+        return map(self._call, super().__iter__())
+
+    def _call(self, waiting: Any) -> Call:
+        return Call(self._units[waiting]) if isinstance(waiting, int) else waiting
+
+
+def remaining_calls(wanted: int, state: OutputState, *, retry_before: float = 0.0) -> Calls:
+    """Return the units that are still to be done, up to the row `wanted`.
+
+    Also those with failed rows to ask again, where they were done before `retry_before`, in seconds since 1970.
+    """
+    found: list[Call | int] = []
     before = 0
-    for unit in state.units:
+    for number, unit in enumerate(state.units):
         if before >= wanted:
             break
         before += unit.n_rows
-        resumes = unit.key in state.journals
-        if unit.part_name not in state.parts:
-            lost = state.lost.get(unit.key)
-            calls.append(Call(unit, resumes, before=lost.progress.bill() if lost else None))
-        elif retry_errors and set(state.summaries[unit.key].errors) - {"missing_text"}:
-            calls.append(Call(unit, resumes, retries=True))
-    return calls
+        key = unit.key
+        resumes = key in state.journals
+        if key not in state.summaries:
+            lost = state.lost.get(key)
+            found.append(
+                Call(unit, resumes, before=lost.progress.bill() if lost else None) if resumes or lost else number
+            )
+        elif state.summaries[key].started < retry_before and set(state.summaries[key].errors) - {"missing_text"}:
+            found.append(Call(unit, resumes, retries=True))
+    return Calls(found, state.units)
 
 
 def _refuse_changed(old: Manifest, files: Sequence[FileInfo]) -> None:

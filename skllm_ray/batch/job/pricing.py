@@ -53,7 +53,7 @@ class Pricing:
     @property
     def dearest(self) -> Price | None:
         """The most that a token costs of any of the models; None where nothing is known."""
-        known = [price for step in self.plan if (price := step.spec.capabilities.price) is not None]
+        known = [price.long or price for step in self.plan if (price := step.spec.capabilities.price) is not None]
         return Price(max(one.input for one in known), max(one.output for one in known)) if known else None
 
     def terms(self, outage_s: float | None = None) -> tuple[Terms, ...]:
@@ -71,10 +71,14 @@ class Pricing:
         given = self._options
         if given.input_price is None and given.output_price is None:
             return spec
-        known = spec.capabilities.price or Price(0.0)
+        return spec.with_price(self._given(spec.capabilities.price or Price(0.0)))
+
+    def _given(self, known: Price) -> Price:
+        given = self._options
         paid_in = known.input if given.input_price is None else given.input_price
         paid_out = known.output if given.output_price is None else given.output_price
-        return spec.with_price(Price(paid_in, paid_out, as_of=f"{datetime.now(UTC):%Y-%m-%d}"))
+        long = None if known.long is None else self._given(known.long)
+        return Price(paid_in, paid_out, None, f"{datetime.now(UTC):%Y-%m-%d}", long, known.long_above)
 
     def _check_half(self, known: Price | None) -> None:
         """Raise where half of a price is given, and nobody knows the other half."""

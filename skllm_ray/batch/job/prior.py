@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from skllm_ray.batch.job.driver import Outcome
 from skllm_ray.batch.job.journalled_backend import JournalledBackend
-from skllm_ray.batch.job.worker import Call, UnitWork
+from skllm_ray.batch.job.worker import Begun, Call, UnitWork
 from skllm_ray.batch.output.part import PRIOR, PRIOR_PART, OldPart, UnitSummary
 from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import Folder
@@ -50,9 +50,15 @@ class PriorWork(UnitWork):
 
     _counts_rows: ClassVar[bool] = False
 
-    def _read(self, call: Call, secrets: Any) -> pa.Table:
+    def read(self, call: Call, secrets: Any) -> pa.Table:
+        """Return no rows: the texts are the prior's own."""
         del call, secrets
         return pa.table({})
+
+    def ask(self, begun: Begun, backends: list[JournalledBackend]) -> None:
+        """Ask about the prior's texts."""
+        del begun
+        ask_prior(self.plan, backends)
 
     def _answers(
         self,

@@ -9,18 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from skllm_ray.batch.output.budget import Progress, Snapshot
+from skllm_ray.batch.job.budget import Snapshot
+from skllm_ray.batch.output.progress import Progress
 from skllm_ray.execution.cluster_status import ClusterStatus
 from skllm_ray.plain_text import printable
 
 if TYPE_CHECKING:
+    from skllm_ray.execution.pool_state import Standing
     from skllm_ray.execution.rate_limiter import BucketInfo
 
 _LINE_S: Final = 10.0
 _WINDOW_S: Final = 60.0
 _KINDS: Final = 4
 _FULL: Final = 0.9
-_PACED: Final = 0.5  # of what a quota gives in the job's time
 
 
 @dataclass
@@ -40,6 +41,10 @@ class State:
     reason: str = ""
     """Why the first row failed that did."""
     status: ClusterStatus = field(default_factory=ClusterStatus)
+    delivery: str = ""
+    """How the batches at the provider stand, if there are any."""
+    delivered: Progress = field(default_factory=Progress)
+    """What they have used and cost in this run."""
     began: float = field(default_factory=time.monotonic)
     _past: deque[tuple[float, int]] = field(default_factory=deque)
     _before: Progress = field(default_factory=Progress)
@@ -84,15 +89,18 @@ class State:
 
     def facts(self) -> dict[str, str]:
         """Return what is worth telling, in words."""
-        done = self.progress
+        done = Progress()
+        for part in (self.progress, self.delivered):
+            done.add(part)
         found = {
+            "batches": self.delivery,
             "rate": f"{self.rate:,.1f} rows/s",
             "tokens": f"{done.prompt_tokens:,} in, {done.completion_tokens:,} out",
             "cost": cost_of(done),
-            "workers": f"{self.n_tasks} at {self.n_units - self.units_done:,} of {self.n_units:,} units",
+            "workers": f"{self.n_tasks} at {self.n_units - self.units_done:,} of {self.n_units:,} parts",
         }
         if self.status.replicas:
-            found["replicas"] = "; ".join(_replicas(*one) for one in self.status.replicas)
+            found["replicas"] = "; ".join(replicas_in_words(*one) for one in self.status.replicas)
         if done.reused or done.duplicates:
             found["not asked again"] = f"{done.reused:,} paid before, {done.duplicates:,} same texts"
         if done.errors:
@@ -103,8 +111,7 @@ class State:
         if self.stopped:
             found["stopping"] = self.stopped
         elif self.waiting_for or self.status.quotas:
-            age_s = time.monotonic() - self.began
-            reasons = [self.waiting_for, *(held_up(bucket, age_s) for bucket in self.status.quotas)]
+            reasons = [self.waiting_for, *map(held_up, self.status.quotas)]
             found["held up"] = "; ".join(filter(None, reasons))
         return {name: printable(value) for name, value in found.items() if value}
 
@@ -216,38 +223,40 @@ def open_screen(show: bool) -> Screen:
     return LiveScreen() if show and sys.stderr.isatty() else NoScreen()
 
 
-def held_up(bucket: BucketInfo, age_s: float) -> str:
-    """Return which limit makes requests wait; empty where that is not known.
-
-    Parameters
-    ----------
-    bucket : BucketInfo
-        The limit, and what is used of it.
-    age_s : float
-        For how long the job has run, in seconds: a quota of a minute cannot be used up in less.
-    """
+def held_up(bucket: BucketInfo) -> str:
+    """Return which limit makes requests wait; empty where that is not known."""
     if bucket.paused_s:
         return f"waiting for quota: the server refuses, for {span(bucket.paused_s)} more; {bucket.waiting:,} waiting"
     if not bucket.waiting:
         return ""
     limits = (
-        (bucket.requests_used, bucket.requests_per_minute, "requests/min"),
-        (bucket.tokens_used, bucket.tokens_per_minute, "tokens/min"),
+        (bucket.requests_used, bucket.requests_per_minute, "requests"),
+        (bucket.tokens_used, bucket.tokens_per_minute, "tokens"),
     )
-    full = [f"{n:,} of {most:,} {what}" for n, most, what in limits if most and n >= _FULL * most]
+    full = [f"{n:,} of {most:,} {what}/min" for n, most, what in limits if most and n >= _FULL * most]
     if full:
         return f"waiting for quota: {', '.join(full)}; {bucket.waiting:,} waiting"
     if bucket.in_flight >= _FULL * bucket.concurrency:
         declared = bucket.max_concurrency is not None
         why = "max_concurrency" if declared else "answers: as many requests are in flight as the server has taken well"
         return f"waiting for {why}: {bucket.in_flight:,} of {bucket.concurrency:,} requests in flight"
-    share = min(1.0, age_s / _WINDOW_S)
-    paced = [f"{most:,} {what}" for n, most, what in limits if most and n >= _PACED * share * most]
+    paced = [f"{most:,} {what}/min" for _, most, what in limits if most and what in bucket.paced_by]
     return f"keeping to the pace of {', '.join(paced)}; {bucket.waiting:,} waiting" if paced else ""
 
 
-def _replicas(model: str, n: int, n_nodes: int) -> str:
-    return f"{n:,} of {model} on {n_nodes:,} node{'s' if n_nodes != 1 else ''}"
+def replicas_in_words(model: str, now: Standing) -> str:
+    """Return how many replicas a model has, and how many come and go.
+
+    Examples
+    --------
+    >>> from skllm_ray.execution.pool_state import Standing
+    >>> replicas_in_words("gguf::demo", Standing(replicas=3, nodes=2, waiting=1, leaving=1))
+    '3 of gguf::demo on 2 nodes (1 waiting for room, 1 leaving)'
+    """
+    moving = ((now.waiting, "waiting for room"), (now.loading, "loading"), (now.leaving, "leaving"))
+    told = ", ".join(f"{n:,} {what}" for n, what in moving if n)
+    nodes = f"{now.nodes:,} node{'s' if now.nodes != 1 else ''}"
+    return f"{now.replicas:,} of {model} on {nodes}" + (f" ({told})" if told else "")
 
 
 def cost_of(done: Progress) -> str:
@@ -259,8 +268,8 @@ def cost_of(done: Progress) -> str:
     ('1.5000 USD', 'price not known', '1.5000 USD and more of unknown price')
     """
     if done.unpriced and not done.cost_usd:
-        return "price not known"
-    lost = f", and up to {done.unknown_usd:,.4f} for lost requests" if done.unknown_usd else ""
+        return "price not known" + (f", counted as {done.unknown_usd:,.4f} USD" if done.unknown_usd else "")
+    lost = f", and up to {done.unknown_usd:,.4f} for requests whose cost nobody told" if done.unknown_usd else ""
     return f"{done.cost_usd:,.4f} USD" + (" and more of unknown price" if done.unpriced else "") + lost
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from skllm_ray.batch.output.budget import Progress
+from skllm_ray.batch.output.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,11 @@ class JobResult:
     this_run : Progress
         Counts of this run alone.
     unknown_usd : float
-        What was perhaps paid for requests whose answers never arrived; counted against a budget.
+        The most that requests cost whose answers never arrived, or told no tokens; counted against a budget.
+    set_aside_usd : float
+        What batches that are still at the provider may cost; counted against a budget.
+    delivered : str
+        How much came by batches, and what that and the rest cost; empty where nothing did.
     seconds : float
         How long this run took.
     wanted : int
@@ -67,6 +71,8 @@ class JobResult:
     reasons: dict[str, str] = field(default_factory=dict)
     in_vain: bool = False
     signal: int = 0
+    set_aside_usd: float = 0.0
+    delivered: str = ""
     promise: dict[str, str] = field(default_factory=dict)
     alarm: bool = False
 

@@ -19,7 +19,7 @@ class UnitStopped(Exception):  # noqa: N818  it is a state of the unit as much a
     Parameters
     ----------
     kind : str
-        "fatal", "outage", "budget", "overtaken" or "stopped".
+        "fatal", "outage", "budget", "overtaken", "stopped" or "moved".
     reason : str
         What the user is told.
     """
@@ -40,10 +40,13 @@ class UnitGuard:
     stopped : callable
         Returns why the job was told to stop; empty where it was not. It may take time: a thread asks it every second,
         from the first request on.
+    leaves : callable, optional
+        Returns whether this node is about to go, so that the unit is to go on elsewhere.
     """
 
-    def __init__(self, fence: Fence, stopped: Callable[[], str]) -> None:
+    def __init__(self, fence: Fence, stopped: Callable[[], str], leaves: Callable[[], bool] = lambda: False) -> None:
         self._fence = fence
+        self._leaves = leaves
         self._stopped = stopped
         self._reason: tuple[str, str] | None = None
         self._ended = threading.Event()
@@ -62,6 +65,8 @@ class UnitGuard:
                 self._fence.check()
             except OutputInUseError as error:
                 self._reason = "overtaken", str(error)
+        if self._reason is None and self._leaves():
+            self._reason = "moved", "its node is about to go"
         if self._reason is not None:
             raise UnitStopped(*self._reason)
 

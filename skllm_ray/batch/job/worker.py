@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Final
 
@@ -17,23 +17,24 @@ import pyarrow.compute as pc
 
 from skllm_ray.batch.input.files import read, short
 from skllm_ray.batch.input.text_template import template_fields, texts_of
+from skllm_ray.batch.job.budget import SharedLedger
 from skllm_ray.batch.job.journalled_backend import JournalledBackend
 from skllm_ray.batch.job.journalled_plan import journalled
 from skllm_ray.batch.job.options import RowReading
 from skllm_ray.batch.job.terms import Terms
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
-from skllm_ray.batch.output.budget import SPENT, Progress, SharedLedger
 from skllm_ray.batch.output.fence import Fence
 from skllm_ray.batch.output.journal import Answer, Journal
 from skllm_ray.batch.output.manifest import Manifest, read_schema
 from skllm_ray.batch.output.part import JOURNAL, PART_META, SYSTEM, OldPart, UnitSummary, summary_of, table_bytes
+from skllm_ray.batch.output.progress import SPENT, Progress
 from skllm_ray.batch.output.stages import count_stages
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution.block import Backends, process
 from skllm_ray.execution.plan import Block, Plan, row_step
-from skllm_ray.execution.unit_runner import node_name
+from skllm_ray.execution.unit_runner import node_name, this_node_is_draining
 from skllm_ray.plain_text import whole
 from skllm_ray.tasks.base import Row
 
@@ -42,7 +43,7 @@ _REASON: Final = 500  # characters
 _KEPT_ERRORS: Final = frozenset({"missing_text"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """What is to be done with a unit."""
 
@@ -66,12 +67,12 @@ class Unfinished:
     """Why a unit has no part."""
 
     kind: str
-    """"fatal", "outage", "budget", "overtaken", "stopped", "unreadable", "storage" or "crashed"."""
+    """"fatal", "outage", "budget", "overtaken", "stopped", "moved", "unreadable", "storage" or "crashed"."""
     reason: str
 
 
 @dataclass(frozen=True)
-class _Begun:
+class Begun:
     """A unit whose rows are read and whose journal is open."""
 
     call: Call
@@ -97,6 +98,8 @@ class UnitWork:
     """The rules for each step's model."""
     token: str = ""
     """The run's, in the output's lock."""
+    priority: int = 0
+    """Among jobs that share a local model."""
     known: Mapping[str, Answer] = field(default_factory=dict)
     """Answers that were paid for already, beside the units, by the keys that journals have."""
 
@@ -110,7 +113,7 @@ class UnitWork:
         """Do a unit."""
         output = open_folder(self.output_uri, self.options, secrets)
         fence = Fence(output.below(SYSTEM), self.token)
-        with UnitGuard(fence, ledger.stopped) as guard:
+        with UnitGuard(fence, ledger.stopped, this_node_is_draining) as guard:
             try:
                 guard.check()
                 return self._do(call, backends, (ledger, guard), (output, secrets))
@@ -128,30 +131,38 @@ class UnitWork:
     ) -> UnitSummary | Unfinished:
         output, secrets = place
         begun = self._begin(call, output, secrets)
-        if not isinstance(begun, _Begun):
+        if not isinstance(begun, Begun):
             return begun
-        journal, guard = begun.journal, rules[1]
+        journal = begun.journal
         try:
-            summary, part = self._process(begun, backends, rules)
-            guard.check()
-            output.write(call.unit.part_name, part)
-            guard.check()  # a journal that another run uses by now is left to it
+            done = self._finish(begun, backends, rules, output)
         except UnitStopped as stop:
-            return _unfinished(journal, stop.kind, stop.reason)
+            return unfinished(journal, stop.kind, stop.reason)
         except OSError as error:
-            return _unfinished(journal, "storage", short(error))
+            return unfinished(journal, "storage", short(error))
         except ClusterError:  # what the job shares has died: the unit is done again
             journal.close(keep=True)
             raise
         except SkllmRayError as error:
-            return _unfinished(journal, "fatal", str(error))
+            return unfinished(journal, "fatal", str(error))
         except BaseException:  # cancelled: what was paid for is kept
             journal.close(keep=True)
             raise
-        journal.close(keep=False)
+        journal.close(keep=isinstance(done, Unfinished))
+        return done
+
+    def _finish(
+        self, begun: Begun, backends: Backends, rules: tuple[SharedLedger, UnitGuard], output: Folder
+    ) -> UnitSummary | Unfinished:
+        """Ask about a unit's rows, and write its part."""
+        guard = rules[1]
+        summary, part = self._process(begun, backends, rules)
+        guard.check()
+        output.write(begun.call.unit.part_name, part)
+        guard.check()  # a journal that another run uses by now is left to it
         return summary
 
-    def _begin(self, call: Call, output: Folder, secrets: Mapping[str, Secret]) -> _Begun | UnitSummary | Unfinished:
+    def _begin(self, call: Call, output: Folder, secrets: Mapping[str, Secret]) -> Begun | UnitSummary | Unfinished:
         """Read a unit's rows and open its journal; return what became of it where it is done, or cannot begin."""
         folder = output.below(f"{JOURNAL}/{call.key}")
         if call.resumes and not call.retries:
@@ -163,7 +174,7 @@ class UnitWork:
                 folder.delete("")
                 return done
         try:
-            table = self._read(call, secrets)
+            table = self.read(call, secrets)
             old = OldPart.read(output, call.unit) if call.retries else None
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             return Unfinished("unreadable", short(error))
@@ -172,10 +183,10 @@ class UnitWork:
             journal.resumed = {**self.known, **journal.resumed}
         except OSError as error:
             return Unfinished("storage", short(error))
-        return _Begun(call, table, old, journal)
+        return Begun(call, table, old, journal)
 
     def _process(
-        self, begun: _Begun, backends: Backends, rules: tuple[SharedLedger, UnitGuard]
+        self, begun: Begun, backends: Backends, rules: tuple[SharedLedger, UnitGuard]
     ) -> tuple[UnitSummary, pa.Buffer]:
         """Ask, and return the unit's part with its summary."""
         started, clock = time.time(), time.perf_counter()
@@ -209,7 +220,7 @@ class UnitWork:
         return replace(summary, size=part.size), part
 
     def _journalled(
-        self, begun: _Begun, backends: Backends, rules: tuple[SharedLedger, UnitGuard]
+        self, begun: Begun, backends: Backends, rules: tuple[SharedLedger, UnitGuard]
     ) -> list[JournalledBackend]:
         ledger, guard = rules
         worker = f"{begun.call.key} {uuid.uuid4().hex[:6]}"
@@ -219,9 +230,14 @@ class UnitWork:
     _counts_rows: ClassVar[bool] = True
     """Whether an answer is a row's result."""
 
-    def _read(self, call: Call, secrets: Mapping[str, Secret]) -> pa.Table:
+    def read(self, call: Call, secrets: Mapping[str, Secret]) -> pa.Table:
+        """Return a unit's rows."""
         source = open_folder(self.input_uri, self.options, secrets)
         return read(source, call.unit, self._columns, self._input_schema)
+
+    def ask(self, begun: Begun, backends: list[JournalledBackend]) -> None:
+        """Ask all that can be asked of a unit now, for the journal alone."""
+        self._answers(begun.call, begun.table, begun.old, backends)
 
     def _answers(
         self,
@@ -231,7 +247,7 @@ class UnitWork:
         backends: list[JournalledBackend],
     ) -> tuple[pa.Table, list[Row[Any]]]:
         """Return the unit's part, and the rows that were asked for it."""
-        asked = Block(self._texts(table), call.unit.positions)
+        asked = Block(texts_of(table, self.manifest.text_column, self.manifest.text_template), call.unit.positions)
         if old is not None:
             return self._mend(old.table, asked, table, backends)
         found, rows = self._ask(asked, backends)
@@ -269,9 +285,6 @@ class UnitWork:
     ) -> list[Row[Any]]:
         """Process those rows of a block that have a text."""
         return process(Block(texts, block.take(places).positions), self.plan, backends)
-
-    def _texts(self, table: pa.Table) -> Sequence[Any]:
-        return texts_of(table, self.manifest.text_column, self.manifest.text_template)
 
     def _table(self, table: pa.Table, found: Mapping[str, pa.Array]) -> pa.Table:
         """Return a part: the input's columns, then ours, in the one schema that all parts have.
@@ -322,7 +335,7 @@ class UnitWork:
 
     def _serialise(self, table: pa.Table, summary: UnitSummary) -> pa.Buffer:
         told = {
-            **asdict(summary),
+            **summary.dump(),
             "version": self.manifest.version,
             "prompt": self.manifest.prompt,
             "question": self.manifest.question,
@@ -347,7 +360,8 @@ class UnitWork:
         return read_schema(self.manifest.input_schema)
 
 
-def _unfinished(journal: Journal, kind: str, reason: str) -> Unfinished:
+def unfinished(journal: Journal, kind: str, reason: str) -> Unfinished:
+    """Return why a unit has no part; what was paid for is kept."""
     try:
         journal.close(keep=True)
     except OSError as error:

@@ -1,6 +1,7 @@
-"""Writing a job's output: parts, the journal, the budget, the lock and the manifest.
+"""Writing a job's output: parts, the journal, the lock and the manifest.
 
-A job may die at any line, and every answer costs money. Three promises follow, and the files here keep them.
+A job may die at any line, and every answer costs money. Three promises follow, and the files here keep them,
+with the budget (``batch/job/budget.py``).
 
 1. *Nothing is paid for twice.* Answers that arrive one by one are in the unit's journal after 64 of them or after two
    seconds. A run that goes on takes them from there. A part, once written, is not asked for again, but for its failed
@@ -9,7 +10,7 @@ A job may die at any line, and every answer costs money. Three promises follow, 
    tokens than a text has bytes, and the answer has a bound. What is set aside and what is spent are together never more
    than the budget. A server that takes more than was set aside for a request ends the job.
 3. *What is not known counts as spent.* A request whose worker died, or whose answer was lost, may have been paid for.
-   It counts at the most that it can cost, in this run and in every later one.
+   So may one whose answer tells no tokens. It counts at the most that it can cost, in this run and in every later one.
 
 The order of the steps makes this safe. A worker sets the money aside (*reserve*), writes down what it is about to ask
 and what that may cost (*intend*), and asks whether the money is still set aside (*confirm*). Only then does it send.
@@ -25,7 +26,7 @@ A ledger is a plain object under a lock, in one process for all workers. It is n
 change need a lock that works on every object store, and the journals tell the same. A journal is a folder of small
 files, each written whole and never changed, because object stores can do that.
 
-What a worker tells the ledger (``budget.Ledger``):
+What a worker tells the ledger (``batch.job.budget.Ledger``):
 
 =============  =====================================  ==========================================================
 Message        When                                   Effect
@@ -38,7 +39,7 @@ Message        When                                   Effect
 ``confirm``    when they are written down             True where the money is still set aside; else the worker
                                                       writes that they cost nothing, and reserves anew.
 ``settle``     when all of them have an end           What was set aside becomes what was spent: the price of
-                                                      answers, and the most for those that were perhaps paid for.
+                                                      answers, and the most for those whose price nobody told.
 ``forget``     the driver has seen the worker die     What it had set aside for the unit becomes spent.
 ``report``     once a second, and at the unit's end   Adds counts for the progress display. Where nearly all rows
                                                       fail, it tells the job to stop.
@@ -52,8 +53,10 @@ What stands in a line of a journal (``journal.Journal``):
 Line           When                                   Effect on a later run
 =============  =====================================  ==========================================================
 ``i``          about to ask                           Without one of the lines below, the most counts as spent.
-``k``          an answer                              It is taken over, and counts with its own price. With ``f`` it
-                                                      is a copy for another unit, and counts nothing.
+``k``          an answer                              It is taken over, and counts with its own price; where that is
+                                                      not known, the most still counts. With ``f`` it is a copy for
+                                                      another unit, and counts nothing.
+``e``          a failure for good, of a batch         The row has failed so; it counts with its own price.
 ``s``          an end without a good answer           What it cost, and may have cost, counts; it is asked again.
 =============  =====================================  ==========================================================
 

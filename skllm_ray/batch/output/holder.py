@@ -37,13 +37,15 @@ class Holder:
     """When the process began, so that another one with its number is not taken for it."""
     locked: bool = False
     """Whether the run holds the lock of the operating system besides, which ends with its process."""
+    watches: bool = False
+    """Whether it is the watcher of a job's batches, which a driver of its cluster takes the place of."""
     text: bytes = b""
     """The file itself."""
 
     @classmethod
-    def of_this_process(cls, token: str, beat: int, *, locked: bool) -> Holder:
+    def of_this_process(cls, token: str, beat: int, *, locked: bool, watches: bool = False) -> Holder:
         """Return what this process writes."""
-        return cls(token, beat, socket.gethostname(), _boot(), os.getpid(), _state_of(os.getpid())[1], locked)
+        return cls(token, beat, socket.gethostname(), _boot(), os.getpid(), _state_of(os.getpid())[1], locked, watches)
 
     @classmethod
     def parse(cls, text: bytes) -> Holder:
@@ -90,7 +92,8 @@ class Holder:
             return "a process that its lock does not name"
         stopped = self.is_alive_here and _state_of(self.pid)[0] in "Tt"
         more = f", which is stopped (kill -CONT {self.pid} lets it go on)" if stopped else ""
-        return f"process {self.pid} on {self.host}{more}"
+        what = "the watcher of its batches, process" if self.watches else "process"
+        return f"{what} {self.pid} on {self.host}{more}"
 
 
 @lru_cache(maxsize=64)

@@ -18,15 +18,15 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from skllm_ray.batch.output.budget import Progress
 from skllm_ray.batch.output.part import is_amount
+from skllm_ray.batch.output.progress import Progress
 from skllm_ray.batch.storage import Folder
-from skllm_ray.tasks.base import Embedding, Reply, Usage
+from skllm_ray.tasks.base import Embedding, Reply, RowError, Usage
 
 SEGMENT_REPLIES: Final = 64
 """Replies in a segment, at most, where they arrive one by one."""
@@ -59,6 +59,8 @@ class Journal:
         What earlier attempts paid.
     attempts : list of str
         All attempts whose costs a part tells when it is made from this journal.
+    tried : Counter of str
+        How often each request was about to be asked, by the key's hash, as far as it was written down.
     """
 
     def __init__(self, folder: Folder, *, resumes: bool, settled: Collection[str] = ()) -> None:
@@ -78,11 +80,13 @@ class Journal:
         self.resumed: dict[str, Answer] = {}
         self.before = Progress()
         self.attempts = [*settled, self._run]
+        self.tried: Counter[str] = Counter()
         if resumes:
             lines = [(run, told) for run, told in _lines(folder) if run not in settled]
-            for told in (told for _, told in lines if "k" in told):
+            for told in (told for _, told in lines):
+                self.tried.update(key for key, _ in told.get("i", ()))
                 with suppress(ValueError):  # a vector that is none of ours
-                    self.resumed[told["k"]] = _load(told)
+                    self.resumed |= _held(told)
             for run, bill in _paid(lines).items():
                 self.before.add(bill)
                 self.attempts.append(run)
@@ -90,12 +94,12 @@ class Journal:
     def intend(self, costs: Mapping[str, float]) -> None:
         """Write down what is about to be asked, and what each request may cost, in US dollars."""
         if any(costs.values()):
-            self._write([{"i": [(digest(key), cost) for key, cost in costs.items()]}])
+            self._write([intent_line({digest(key): cost for key, cost in costs.items()})])
 
     def settle(self, costs: Mapping[str, tuple[float, float]]) -> None:
         """Write down what requests without a good answer did cost, and may have cost, in US dollars."""
         if costs:
-            self._write([{"s": [(digest(key), *pair) for key, pair in costs.items()]}])
+            self._write([end_line({digest(key): pair for key, pair in costs.items()})])
 
     def add(self, answers: Mapping[str, Answer], *, urgent: bool, free: bool = False) -> None:
         """Take answers that are no errors; nothing is paid for those that are `free`.
@@ -163,18 +167,48 @@ class Journal:
             pending, self._pending, self._n_pending = self._pending, [], 0
             self._flushed_at = time.monotonic()
         if pending:
-            self._write({"k": digest(key), **_dump(told, free)} for some, free in pending for key, told in some.items())
+            self._write(answer_line(digest(key), told, free) for some, free in pending for key, told in some.items())
 
     def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines)
         with self._state:
             self._number += 1
-            name = f"{self._run}-{self._number:06d}.jsonl"
+            number = self._number
             self._written = True
         try:
-            self._folder.write(name, text.encode())
+            write_segment(self._folder, self._run, number, lines)
         except OSError as error:
             self._failure = error
+
+
+def write_segment(folder: Folder, run: str, number: int, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write some lines of an attempt. The same number again takes the place of what it wrote before."""
+    text = "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines)
+    folder.write(f"{run}-{number:06d}.jsonl", text.encode())
+
+
+def intent_line(costs: Mapping[str, float]) -> dict[str, Any]:
+    """Return the line that tells what is about to be asked, by the keys' hashes, and what that may cost."""
+    return {"i": list(costs.items())}
+
+
+def end_line(costs: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """Return the line that tells what requests without an answer cost, and may have cost."""
+    return {"s": [(key, *pair) for key, pair in costs.items()]}
+
+
+def answer_line(key: str, answer: Answer, free: bool = False) -> dict[str, Any]:
+    """Return the line that tells an answer, or a failure that asking again would not mend."""
+    if answer.error is None:
+        return {"k": key, **_dump(answer, free)}
+    error = answer.error
+    told = {"e": key, "x": [error.kind, error.message], "u": _told(answer.usage)}
+    return {**told, "m": answer.model, "a": answer.attempts, "v": isinstance(answer, Embedding)}
+
+
+def intents(folder: Folder, name: str) -> dict[str, float]:
+    """Return what a file of a journal tells was about to be asked, by the keys' hashes, and what that may cost."""
+    told = [_line(line) for line in folder.read_if_there(name).splitlines()]
+    return {key: cost for one in told for key, cost in one.get("i", ())}
 
 
 def digest(key: str) -> str:
@@ -195,7 +229,7 @@ def split(folder: Folder, into: Sequence[Folder]) -> None:
     for name in sorted(folder.names()):
         text = folder.read(name)
         told = [_line(line) for line in text.splitlines()]
-        free = "".join(json.dumps({**line, "f": 1}) + "\n" for line in told if "k" in line).encode()
+        free = "".join(json.dumps({**line, "f": 1}) + "\n" for line in told if "k" in line or "e" in line).encode()
         for place, target in enumerate(into):
             if place == 0 or free:
                 target.write(name, free if place else text)
@@ -216,8 +250,9 @@ def _paid(lines: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Progress]
     most: dict[tuple[str, str], float] = {}
     for run, told in lines:
         found = bills[run]
-        if "k" in told and "f" not in told:
-            asked[run, told["k"]] -= 1
+        if ("k" in told or "e" in told) and "f" not in told:
+            is_known = not told["a"] or told["u"][3] is not None or ("e" in told and not any(told["u"][:3]))
+            asked[run, told.get("k") or told["e"]] -= is_known  # else the most that it may have cost still counts
             usage = Usage(*told["u"]) if told["a"] else Usage(cost_usd=0.0)  # a reply cache had it
             found.add(
                 Progress(
@@ -226,7 +261,7 @@ def _paid(lines: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Progress]
                     completion_tokens=usage.completion_tokens,
                     cached_tokens=usage.cached_tokens,
                     cost_usd=usage.cost_usd or 0.0,
-                    unpriced=int(usage.cost_usd is None),
+                    unpriced=int(usage.cost_usd is None and ("k" in told or usage != Usage())),
                 )
             )
         for key, cost, unknown in told.get("s", ()):
@@ -254,6 +289,11 @@ def _is_sound(told: Mapping[str, Any]) -> bool:
     """Return whether a line's parts are sound; raise ``KeyError`` or ``TypeError`` where one is missing."""
     amounts = [cost for _, cost in told.get("i", ())]
     amounts += [part for _, *parts in told.get("s", ()) for part in parts]
+    if "e" in told:
+        amounts += [*told["u"][:3], told["a"], told["u"][3] or 0.0]
+        return all(isinstance(text, str) for text in (told["e"], *told["x"], told["m"])) and all(
+            map(is_amount, amounts)
+        )
     if "k" in told:
         amounts += [*told["u"][:3], told["a"], told["u"][3] or 0.0, told.get("b") or 0.0]
         texts = [told["k"], told["m"], told["v"] if "v" in told else told["t"] or ""]
@@ -272,13 +312,28 @@ def unpacked(told: Mapping[str, Any]) -> Answer:
     return _load(told)
 
 
+def _held(told: Mapping[str, Any]) -> dict[str, Answer]:
+    """Return what a line answers, by the key's hash; nothing where it answers nothing."""
+    if "e" in told:
+        kind, message = told["x"]
+        kinds = Embedding if told["v"] else Reply
+        failed = kinds(usage=Usage(*told["u"]), error=RowError(kind, message), attempts=told["a"], model=told["m"])
+        return {told["e"]: failed}
+    return {told["k"]: _load(told)} if "k" in told else {}
+
+
 def _dump(answer: Answer, free: bool) -> dict[str, Any]:
     usage = replace(answer.usage, cost_usd=0.0) if free else answer.usage
-    told: dict[str, Any] = {"u": list(asdict(usage).values()), "m": answer.model, "a": answer.attempts}
+    told: dict[str, Any] = {"u": _told(usage), "m": answer.model, "a": answer.attempts}
     if isinstance(answer, Reply):
-        return {**told, "t": answer.text, "l": answer.log_probs, "b": answer.label_mass}
+        told |= {"t": answer.text, "l": answer.log_probs, "b": answer.label_mass}
+        return told if answer.token_log_probs is None else {**told, "p": answer.token_log_probs}
     vector = np.asarray(answer.vector, np.float32)
     return {**told, "v": base64.b64encode(vector.tobytes()).decode()}
+
+
+def _told(usage: Usage) -> list[Any]:
+    return [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.cost_usd]
 
 
 def _load(told: Mapping[str, Any]) -> Answer:
@@ -288,4 +343,5 @@ def _load(told: Mapping[str, Any]) -> Answer:
         return Embedding(vector, usage, None, told["a"], told["m"])
     log_probs = None if told["l"] is None else tuple(told["l"])
     mass = told.get("b")  # the first release wrote none
-    return Reply(told["t"], log_probs, usage, None, told["a"], told["m"], mass)
+    tokens = tuple((end, log_prob) for end, log_prob in told["p"]) if told.get("p") else None
+    return Reply(told["t"], log_probs, usage, None, told["a"], told["m"], mass, tokens)

@@ -14,7 +14,7 @@ import filelock
 
 from skllm_ray.batch.output.fence import LOCK_FILE, Fence, clock, heartbeat_s
 from skllm_ray.batch.output.holder import Holder, is_on_local_disk
-from skllm_ray.batch.storage import Folder
+from skllm_ray.batch.storage import Folder, first_look
 from skllm_ray.errors import OutputInUseError
 
 _DEAD_AFTER: Final = 4  # heartbeats without a change
@@ -38,6 +38,8 @@ class OutputLock:
     ----------
     folder : Folder
         Where the lock lies.
+    watches : bool, default=False
+        Whether this run is that of the watcher of a job's batches.
 
     Attributes
     ----------
@@ -45,8 +47,9 @@ class OutputLock:
         Names this run.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, *, watches: bool = False) -> None:
         self._folder = folder
+        self._watches = watches
         self.token = uuid.uuid4().hex
         self._heartbeat_s = heartbeat_s()
         self._exclusive = folder.is_local and is_on_local_disk(folder.path)
@@ -56,10 +59,13 @@ class OutputLock:
         self._thread = threading.Thread(target=self._show_life, name="skllm-ray-lock", daemon=True)
 
     def __enter__(self) -> Self:
-        self._os_lock = self._lock_here()
-        self._mine = Holder.of_this_process(self.token, 0, locked=self._os_lock is not None)
+        at = f"output folder {self._folder.path!r}"
+        with first_look(at):
+            self._os_lock = self._lock_here()
+        self._mine = Holder.of_this_process(self.token, 0, locked=self._os_lock is not None, watches=self._watches)
         try:
-            self._take()
+            with first_look(at):
+                self._take()
         except BaseException:
             self._unlock_here()
             raise
@@ -185,7 +191,7 @@ def _in_use(held: Holder | None, *, just: bool = False) -> OutputInUseError:
             f"Another run has just begun on this output{'' if held is None else f': {held}'}.",
             "Wait until it has ended.",
         )
-    return OutputInUseError(
-        f"Another run writes to this output: {held}.",
-        "Wait until it has ended, or stop it; the same command then goes on where it was.",
-    )
+    hint = "Wait until it has ended, or stop it; the same command then goes on where it was."
+    if held.watches:
+        hint = "In its cluster the same command takes its place; `skllm-ray batches cancel OUTPUT` ends it elsewhere."
+    return OutputInUseError(f"Another run writes to this output: {held}.", hint)

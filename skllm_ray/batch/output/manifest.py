@@ -22,7 +22,8 @@ from skllm_ray.errors import OutputMismatchError
 from skllm_ray.execution.plan import Plan
 from skllm_ray.tasks.base import FollowUpTask
 
-_NAME: Final = "manifest.json"
+MANIFEST: Final = "manifest.json"
+"""Its name."""
 _FORMAT: Final = 1
 _PRIVATE: Final = frozenset({"key", "org", "verbose"})
 _PROBE: Final = "⟦probe⟧"
@@ -93,7 +94,7 @@ class Manifest:
             text = json.dumps(told, ensure_ascii=False, indent=1).encode()
         except UnicodeEncodeError:  # half of a character, such as in a prompt of the user's
             text = json.dumps(told, indent=1).encode()
-        folder.write(_NAME, text)
+        folder.write(MANIFEST, text)
 
     def check_same(self, other: Manifest) -> None:
         """Raise unless `other` asks the same question of the same model and writes the same columns.
@@ -132,7 +133,7 @@ def load_manifest(folder: Folder) -> Manifest | None:
         If it is of a later version of this library, or damaged.
     """
     try:
-        told = json.loads(folder.read(_NAME))
+        told = json.loads(folder.read(MANIFEST))
         if told.pop("format", None) != _FORMAT:
             raise OutputMismatchError("The output was begun by another version of skllm_ray.", "Use that version.")
         told["files"] = tuple(InputFile.load(file) for file in told["files"])
@@ -146,7 +147,7 @@ def load_manifest(folder: Folder) -> Manifest | None:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OutputMismatchError(
-            f"{folder.at(_NAME)}, which tells what job the output holds, is damaged ({type(error).__name__}).",
+            f"{folder.at(MANIFEST)}, which tells what job the output holds, is damaged ({type(error).__name__}).",
             "Bring it back from a copy, or write to another output; the finished parts stay as they are.",
         ) from None
 

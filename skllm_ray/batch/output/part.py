@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skllm_ray.batch.input.files import Unit
-from skllm_ray.batch.output.budget import SPENT, Progress
+from skllm_ray.batch.output.progress import SPENT, Progress
 from skllm_ray.batch.storage import Folder
 
 SYSTEM: Final = "_skllm_ray"
@@ -33,7 +34,7 @@ PART_META: Final = b"skllm_ray"
 """Where a part tells of itself."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UnitSummary:
     """What became of a unit."""
 
@@ -71,6 +72,19 @@ class UnitSummary:
     """Of a cascade, its rows by what answered them."""
     audit_differs: int = 0
     """Audited rows whose kept label would have differed."""
+    audit_failed: int = 0
+    """Audited rows to which the strong model gave no valid answer."""
+
+    def __post_init__(self) -> None:
+        """Share what many have alike: a job may have a million of them."""
+        for name in ("file", "node", "model"):
+            object.__setattr__(self, name, sys.intern(getattr(self, name)))
+        for name in ("errors", "reasons", "stages"):
+            object.__setattr__(self, name, getattr(self, name) or _NOTHING)
+
+    def dump(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @property
     def progress(self) -> Progress:
@@ -92,13 +106,14 @@ class UnitSummary:
         held = {name: told[name] for name in cls.__dataclass_fields__ if name not in _LATER or name in told}
         found = cls(**{**held, "attempts": tuple(held["attempts"])})
         numbers = [getattr(found, name) for name in (*_COUNTED, "started", "seconds", "size")]
-        numbers += [*found.errors.values(), *found.stages.values(), found.audit_differs]
+        numbers += [*found.errors.values(), *found.stages.values(), found.audit_differs, found.audit_failed]
         if not all(is_amount(one) for one in numbers) or not isinstance(found.unit, str):
             raise KeyError("a count")
         return found
 
 
-_LATER: Final = frozenset({"reasons", "label_mass", "stages", "audit_differs"})
+_NOTHING: Final[dict[str, Any]] = {}
+_LATER: Final = frozenset({"reasons", "label_mass", "stages", "audit_differs", "audit_failed"})
 """What the first release's summaries lack."""
 _COUNTED: Final = ("rows", "reused", "duplicates", *SPENT)
 

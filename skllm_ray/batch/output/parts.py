@@ -9,24 +9,27 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
+from itertools import islice
+from typing import Final, TypeVar
 
 from skllm_ray.batch.input.files import Unit
-from skllm_ray.batch.output.budget import Progress
 from skllm_ray.batch.output.journal import paid, split
 from skllm_ray.batch.output.part import BESIDE, JOURNAL, SYSTEM, UnitSummary, summary_of
+from skllm_ray.batch.output.progress import Progress
 from skllm_ray.batch.storage import Folder
 from skllm_ray.config import Price
 
 _DONE: Final = f"{SYSTEM}/done"
 _SAVE_S: Final = 5.0
 _COMPACT_FILES: Final = 50
+_LINES: Final = 10_000  # in a file of the log
 _THREADS: Final = 16
 _PART: Final = re.compile(r"part-(\d+-\d+-\d+)\.parquet")
 _TORN: Final = re.compile(r"\.part-[\w.-]+\.tmp")
 _KEY: Final = re.compile(r"(\d+)-(\d+)-(\d+)")
+T = TypeVar("T")
 
 
 class OutputState:
@@ -44,8 +47,6 @@ class OutputState:
 
     Attributes
     ----------
-    parts : set of str
-        The names of the finished units' parts.
     summaries : dict of str to UnitSummary
         The finished units, by key.
     lost : dict of str to UnitSummary
@@ -59,26 +60,26 @@ class OutputState:
         self.units = units
         self.journals: dict[str, dict[str, Progress]] = {}
         self.read_journals()  # before the parts: a unit that ends meanwhile is then found in one of them, or in both
-        sizes = {found[1]: size for name, size in output.names().items() if (found := _PART.fullmatch(name))}
         self._run = uuid.uuid4().hex[:8]
         self._number = 0
-        self._unsaved: list[UnitSummary] = []
         self._saved_at = time.monotonic()
-        logged = self._logged()
-        known = {key: logged[key] for key, size in sizes.items() if key in logged and logged[key].size == size}
-        unknown = [key for key in sizes if key not in known]
+        logged, known, unknown = self._logged(), dict[str, UnitSummary](), list[str]()
+        for name, size in output.names().items():
+            found = _PART.fullmatch(name)
+            one = logged.get(found[1]) if found else None
+            if one is not None and one.size == size:
+                known[one.unit] = one
+            elif found:
+                unknown.append(found[1])
         with ThreadPoolExecutor(_THREADS) as pool:
             looked_into = list(pool.map(lambda key: summary_of(output, f"part-{key}.parquet"), unknown))
-        for one in looked_into:
-            if one is not None:  # else it is damaged, and done again
-                known[one.unit] = one
-                self._unsaved.append(one)
+        self._unsaved = [one for one in looked_into if one is not None]  # else it is damaged, and done again
+        known |= {one.unit: one for one in self._unsaved}
         beside = {key: summary_of(output, name) for key, name in BESIDE.items()}
         known |= {key: one for key, one in beside.items() if one is not None}
         self.lost = {key: one for key, one in logged.items() if key not in known}
         self._known = known
-        self.summaries = {unit.key: known[unit.key] for unit in units if unit.key in known}
-        self.parts = {unit.part_name for unit in units if unit.key in known}
+        self.summaries = {one.unit: one for unit in units if (one := known.get(unit.key)) is not None}
 
     @property
     def rows_done(self) -> int:
@@ -123,6 +124,7 @@ class OutputState:
 
     def add(self, summary: UnitSummary) -> None:
         """Take a unit's summary, to be saved soon."""
+        summary = replace(summary)  # it came from another process, and shares nothing yet
         self._known[summary.unit] = summary
         self.lost.pop(summary.unit, None)
         self._unsaved.append(summary)
@@ -144,12 +146,14 @@ class OutputState:
         for name in (name for name in self.output.names() if _TORN.fullmatch(name)):  # killed while it was written
             self.output.delete(name)
         names = sorted(self.output.below(_DONE).names())
-        if len(names) > _COMPACT_FILES:
+        if len(names) > _COMPACT_FILES + 2 * len(self._known) // _LINES:
             self._write([*self.lost.values(), *self._known.values()])
             for name in names:
                 self.output.below(_DONE).delete(name)
-        for key in sorted(set(self.journals) - {unit.key for unit in self.units}):  # a limit has cut its unit in two
-            into = [unit.key for unit in self.units if _overlap(unit.key, key) and unit.part_name not in self.parts]
+        for key in sorted(
+            set(self.journals) - {unit.key for unit in self.units} if self.journals else ()
+        ):  # a limit has cut its unit in two
+            into = [unit.key for unit in self.units if overlap(unit.key, key) and unit.key not in self.summaries]
             if into:
                 split(self._journal(key), [self._journal(one) for one in into])
         self.read_journals()
@@ -170,20 +174,32 @@ class OutputState:
 
     def _logged(self) -> dict[str, UnitSummary]:
         folder = self.output.below(_DONE)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            texts = list(pool.map(folder.read_if_there, sorted(folder.names())))
         found: dict[str, UnitSummary] = {}
-        for line in (line for text in texts for line in text.splitlines()):
+        for line in (line for text in _read_all(folder) for line in text.splitlines()):
             with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # the part itself tells
                 one = UnitSummary.load(json.loads(line))
                 found[one.unit] = one
         return found
 
     def _write(self, summaries: Iterable[UnitSummary]) -> None:
-        self._number += 1
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{self._run}-{self._number:05d}.jsonl"
-        text = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in summaries)
-        self.output.below(_DONE).write(name, text.encode("utf-8", "replace"))
+        for some in _batched(summaries, _LINES):
+            self._number += 1
+            name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{self._run}-{self._number:05d}.jsonl"
+            text = "".join(json.dumps(one.dump(), ensure_ascii=False) + "\n" for one in some)
+            self.output.below(_DONE).write(name, text.encode("utf-8", "replace"))
+
+
+def _read_all(folder: Folder) -> Iterator[bytes]:
+    """Yield the files of a folder, some of them at a time."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for some in _batched(sorted(folder.names()), _THREADS):
+            yield from pool.map(folder.read_if_there, some)
+
+
+def _batched(items: Iterable[T], n: int) -> Iterator[list[T]]:
+    left = iter(items)
+    while some := list(islice(left, n)):
+        yield some
 
 
 def _sum(bills: Iterable[Progress]) -> Progress:
@@ -198,7 +214,7 @@ def _usd(bill: Progress, price: Price | None) -> float:
     return max(bill.cost_usd, by_tokens) + bill.unknown_usd
 
 
-def _overlap(one: str, other: str) -> bool:
+def overlap(one: str, other: str) -> bool:
     """Return whether two units have rows in common."""
     (a, start, n), (b, start_b, n_b) = (_numbers(key) for key in (one, other))
     return a == b and start < start_b + n_b and start_b < start + n

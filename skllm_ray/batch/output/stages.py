@@ -22,10 +22,11 @@ def count_stages(table: pa.Table, prefix: str) -> dict[str, Any]:
         return {}
     stages = table.column(f"{prefix}stage")
     audited = table.filter(pc.fill_null(pc.equal(stages, "audit"), False))
-    labels = (audited.column(f"{prefix}{name}").to_pylist() for name in ("prediction", "fast_label"))
-    differ = sum(strong is not None and _other(strong, fast) for strong, fast in zip(*labels, strict=True))
+    names = ("valid", "prediction", "fast_label")
+    answers = zip(*(audited.column(f"{prefix}{name}").to_pylist() for name in names), strict=True)
+    told = [_other(strong, fast) for valid, strong, fast in answers if valid]
     counts = {one["values"]: one["counts"] for one in pc.value_counts(stages.drop_null()).to_pylist()}
-    return {"stages": counts, "audit_differs": differ}
+    return {"stages": counts, "audit_differs": sum(told), "audit_failed": audited.num_rows - len(told)}
 
 
 def _other(one: Any, other: Any) -> bool:

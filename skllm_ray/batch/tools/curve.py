@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from skllm_ray.batch.promise import PromiseFacts
+from skllm_ray.batch.tools.plots import BLUE, ORANGE, axes_of, figure_of, svg_of
 
-_BLUE, _ORANGE = "#3b7dd8", "#d9822b"  # told apart with any colour vision
 _PERCENT: Final = 100
 
 
-def curve_plot(
-    promise: PromiseFacts,
-    figure_of: Callable[[float, float], Any],
-    axes_of: Callable[..., Any],
-    svg_of: Callable[[Any, str], str],
-) -> str:
-    """Return the curve of a promise's sample as SVG, with what was promised and where the threshold lies.
-
-    Parameters
-    ----------
-    promise : PromiseFacts
-        How it stands.
-    figure_of, axes_of, svg_of : callable
-        Make the page's figures, axes and SVG.
-    """
+def curve_plot(promise: PromiseFacts) -> str:
+    """Return the curve of a promise's sample as SVG, with what was promised and where the threshold lies."""
     figure, certificate = figure_of(7.2, 2.6), promise.certified.certificate
     axes = axes_of(figure)
     points = [(0.0, 0.0), *promise.curve()]
     kept, differ = ([_PERCENT * value for value in column] for column in zip(*points, strict=True))
-    axes.plot(kept, differ, color=_BLUE, drawstyle="steps-post")
-    axes.axhline(_PERCENT * certificate.max_disagreement, color=_ORANGE, linestyle="--", linewidth=1)
+    axes.plot(kept, differ, color=BLUE, drawstyle="steps-post")
+    axes.axhline(_PERCENT * certificate.max_disagreement, color=ORANGE, linestyle="--", linewidth=1)
     here = _PERCENT * float(certificate.keeps(promise.certified.scores).mean())
-    axes.axvline(here, color=_ORANGE, linewidth=1)
+    axes.axvline(here, color=ORANGE, linewidth=1)
     axes.set_xlabel("% of the sampled rows whose fast label would be kept", fontsize=9)
     axes.set_ylabel("% that differ", fontsize=9)
     axes.set_xlim(0, _PERCENT)

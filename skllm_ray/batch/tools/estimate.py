@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from skllm_ray.batch.job.asker import Asked, ask_rows
 from skllm_ray.batch.job.job import Job
 from skllm_ray.batch.output.manifest import Manifest
 from skllm_ray.batch.tools.sampling import Sample, draw
-from skllm_ray.batch.tools.step_estimate import Pair, StepEstimate, estimate_step
+from skllm_ray.batch.tools.step_estimate import Pair, StepEstimate, Way, estimate_step
 from skllm_ray.config import Price
+from skllm_ray.execution.cluster_status import loaded_replicas
+from skllm_ray.llm.base import StatefulSpec
+
+_HOUR: Final = 3600.0
+_WAYS: Final[Mapping[Way, tuple[str, str]]] = {
+    "cached input": ("… with cached input", "if the provider keeps what all prompts begin with"),
+    "flex": ("… at the flex tier", "slower, and not for every model"),
+    "batch": ("… as batches", "answers come within a day"),
+}
+"""What each way is called, and what it takes."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +30,9 @@ class Estimate:
     """What the rest of a job takes. Pairs are the lowest and the highest likely value."""
 
     rows_total: int
+    """In the input."""
     rows_left: int
+    """Rows that it is about: those that a run would do, or as many as were asked for."""
     requests: int
     """At most: it is not known beforehand how many rows a later step takes."""
     prompt_tokens: tuple[int, int]
@@ -47,26 +61,39 @@ class Estimate:
     fewest_requests: int = 0
     strong_share: tuple[float, float] | None = None
     """Of a cascade: the share of the rows that the strong model is asked about, its sample included."""
+    other_ways_usd: Mapping[Way, tuple[float, float]] = field(default_factory=dict)
+    """What it costs with the provider's cache, at its flex tier or as a batch, as far as they exist and are known."""
+    beginning_tokens: int = 0
+    """Tokens with which all prompts begin alike: what a provider may keep in its cache."""
+    model_hours: tuple[float, float] | None = None
+    """Hours of a local model in an actor, those of all its actors added up; None before a sample."""
+    gpus: float = 0.0
+    """GPUs of each of its actors."""
 
     @property
     def sample_mostly_failed(self) -> bool:
         """Whether more than half of the sample failed: a run would end so too."""
         return 2 * self.sample_failed > self.sample_rows
 
+    def _told_rows(self) -> str:
+        if self.rows_left > self.rows_total:
+            return f"{self.rows_left:,}, as if they were like the {self.rows_total:,} of the input"
+        return f"{self.rows_left:,} left of {self.rows_total:,}"
+
     def facts(self) -> dict[str, str]:
-        """Return it in words."""
+        """Return it in words, with no more digits than are known."""
         found = {
-            "rows": f"{self.rows_left:,} left of {self.rows_total:,}",
-            "requests": _range((self.fewest_requests, self.requests)),
+            "rows": self._told_rows(),
+            "not asked": f"{self.missing:.1%} without a text, {self.duplicates:.1%} with the same text as another row",
+            "requests": told((self.fewest_requests, self.requests)),
             "strong model": _told_share(self.strong_share, self.sample_rows),
-            "not asked": f"{self.missing:.1%} without a text, {self.duplicates:.1%} same as another of their unit",
-            "prompt tokens": _range(self.prompt_tokens) + (f" ({self.how})" if self.how else ""),
-            "completion tokens": _range(self.completion_tokens),
-            "cost": "price not known: give --input-price and --output-price"
-            if self.cost_usd is None
-            else f"{_range(self.cost_usd, 4)} USD",
+            "prompt tokens": told(self.prompt_tokens) + (f" ({self.how})" if self.how else ""),
+            "answer tokens": told(self.completion_tokens),
+            "cost": _told_cost(self.cost_usd),
+            **{_WAYS[way][0]: f"{told(cost)} USD: {_WAYS[way][1]}" for way, cost in self.other_ways_usd.items()},
             "duration": "not known before a --sample, or a limit" if self.seconds is None else _times(self.seconds),
             "limited by": self.limited_by,
+            "model time": _told_hours(self.model_hours, self.gpus),
         }
         if self.sample_rows:
             cost = "price not known" if self.sample_cost_usd is None else f"{self.sample_cost_usd:,.4f} USD"
@@ -77,7 +104,7 @@ class Estimate:
         return {name: value for name, value in found.items() if value}
 
 
-def estimate_job(job: Job, sample: int | None = None) -> Estimate:
+def estimate_job(job: Job, sample: int | None = None, as_if_rows: int | None = None) -> Estimate:
     """Return what the rest of `job` takes.
 
     Parameters
@@ -86,10 +113,12 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
         Not run by this.
     sample : int or None, default=None
         Rows to ask the model, at its price, so that tokens and speed are measured; None asks nothing.
+    as_if_rows : int or None, default=None
+        Tell what so many rows like these would take; None takes the rows that are left.
     """
     manifest = job.manifest()
     left = job.left(manifest)
-    rows_left = sum(rows for _, rows in left)
+    rows_left = as_if_rows or sum(rows for _, rows in left)
     drawn = draw(job, manifest, [unit for unit, _ in left])
     texts = list(dict.fromkeys(text for text in drawn.texts if text is not None and text.strip()))
     if not texts:
@@ -117,12 +146,21 @@ def estimate_job(job: Job, sample: int | None = None) -> Estimate:
         missing=drawn.missing,
         how=", ".join(dict.fromkeys(step.how for step in steps)),
         limited_by=limited_by,
-        sample_rows=len(asked.rows),
-        sample_cost_usd=_sample_cost(job, asked),
-        sample_failed=asked.failures.total() + asked.n_invalid,
-        sample_reason=asked.reason,
-        sample_stopped=asked.stopped,
+        **_of_sample(job, asked),
+        other_ways_usd=_other_ways(steps),
+        beginning_tokens=round(min((step.beginning for step in steps), default=0.0)),
+        **_model_time(job, seconds if asked.rows_per_s else None),
     )
+
+
+def _of_sample(job: Job, asked: Asked) -> dict[str, Any]:
+    return {
+        "sample_rows": len(asked.rows),
+        "sample_cost_usd": _sample_cost(job, asked),
+        "sample_failed": asked.failures.total() + asked.n_invalid,
+        "sample_reason": asked.reason,
+        "sample_stopped": asked.stopped,
+    }
 
 
 def _told_share(share: tuple[float, float] | None, n_asked: int) -> str:
@@ -155,9 +193,59 @@ def _duration(steps: list[StepEstimate], n_rows: int, rows_per_s: float | None) 
     return ((low, high) if why else None), why
 
 
-def _range(pair: tuple[Any, Any], digits: int = 0) -> str:
-    low, high = (f"{value:,.{digits}f}" for value in pair)
-    return low if low == high else f"{low} to {high}"
+def _other_ways(steps: list[StepEstimate]) -> dict[Way, Pair]:
+    """Return what all steps cost by each way that one of them can go; the others go as they are."""
+    found: dict[Way, Pair] = {}
+    for way in _WAYS:
+        costs = [step.ways.get(way, step.cost_usd) for step in steps]
+        if any(way in step.ways for step in steps) and None not in costs:
+            found[way] = sum(c[0] for c in costs if c), sum(c[1] for c in costs if c)
+    return found
+
+
+def _model_time(job: Job, seconds: Pair | None) -> dict[str, Any]:
+    """Return how long the actors of the local models are taken, if a sample told how fast they are."""
+    local = [step.spec for step in job.plan if isinstance(step.spec, StatefulSpec)]
+    if not local or seconds is None:
+        return {}
+    n_actors = sum(max(1, len(loaded_replicas(name))) for name in {spec.model for spec in local})
+    low, high = (n_actors * value / _HOUR for value in seconds)
+    return {"model_hours": (low, high), "gpus": max(spec.placement.num_gpus for spec in local)}
+
+
+def _told_cost(cost: Pair | None) -> str:
+    if cost is None:
+        return "price not known: give --input-price and --output-price"
+    return f"{told(cost)} USD" if cost != (0.0, 0.0) else "nothing is paid by the token"
+
+
+def _told_hours(hours: Pair | None, gpus: float) -> str:
+    if hours is None:
+        return ""
+    low, high = hours
+    kind = "GPU-hours" if gpus else "hours of a model on CPUs"
+    return f"{told((low * (gpus or 1), high * (gpus or 1)))} {kind}, its actors added up"
+
+
+def told(pair: tuple[float, float]) -> str:
+    """Return a range of amounts with the digits that are known: about as many as tell its ends apart.
+
+    Examples
+    --------
+    >>> told((10_734.2, 17_890.3)), told((12.31, 12.94)), told((0.00123, 0.00177)), told((480, 480))
+    ('11,000 to 18,000', '12.3 to 12.9', '0.0012 to 0.0018', '480')
+    """
+    low, high = pair
+    if high <= low:
+        return f"{low:,.0f}" if float(low).is_integer() else f"{low:,.{max(2, 2 - _power(low))}f}"
+    power = min(_power(high - low), _power(high) - 1)
+    shown = [f"{round(value, -power):,.{max(0, -power)}f}" for value in pair]
+    return shown[0] if shown[0] == shown[1] else " to ".join(shown)
+
+
+def _power(value: float) -> int:
+    """Return the place of a number's first digit: 0 for 1 to 9, -1 for tenths."""
+    return math.floor(math.log10(value)) if value > 0 else 0
 
 
 def _times(pair: tuple[float, float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -16,14 +15,17 @@ from skllm_ray.batch.tools.scores import (
     Difference,
     Labels,
     LabelScore,
+    accuracy_interval,
     calibration_error,
     certainty,
     label_scores,
     macro_f1,
     majority_share,
     paired_difference,
+    pairs_of,
     top_confusions,
 )
+from skllm_ray.batch.tools.truth import true_labels
 from skllm_ray.config import Price
 from skllm_ray.errors import InputError
 from skllm_ray.execution.plan import label_probability
@@ -31,7 +33,6 @@ from skllm_ray.tasks.base import Choices, Row
 from skllm_ray.tasks.cot import CoTTask, MultiLabelCoTTask
 
 _ENOUGH_UNITS: Final = 64
-_LEVEL: Final = 0.95
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,10 @@ def compare_models(jobs: Mapping[str, Job], label_column: str, sample: int = 200
             f"{type(first.plan[-1].task).__name__} gives no labels to compare.", "evaluate takes tasks that classify."
         )
     manifest = first.manifest()
-    drawn = draw(first, manifest, list(first.units(manifest)), label_column, seed, _ENOUGH_UNITS)
+    drawn = draw(first, manifest, first.units(manifest), label_column, seed, _ENOUGH_UNITS)
     names = dict(zip(manifest.labels or (), choices.labels, strict=False))  # by what the column may hold in their place
     labelled = [
-        (text, _true_labels(label, choices, names))
+        (text, true_labels(label, choices.labels, names, several=choices.multiple))
         for text, label in zip(drawn.texts, drawn.extra, strict=True)
         if text is not None and text.strip() and label is not None
     ][:sample]
@@ -186,19 +187,17 @@ def _evaluate(
     choices: Choices,
     probabilities: list[float],
 ) -> Evaluation:
-    from scipy.stats import binomtest
-
     is_right = _right(truth, answers)
-    right = sum(is_right)
-    interval = binomtest(right, len(truth)).proportion_ci(_LEVEL, "wilson")
-    scores, bins = label_scores(truth, answers), certainty(probabilities, is_right)
+    low, high = accuracy_interval(sum(is_right), len(truth))
+    pairs = pairs_of(truth, answers)
+    scores, bins = label_scores(pairs), certainty(probabilities, is_right)
     names = sorted({label for labels in (*truth, *answers) for label in labels or ()})
     return Evaluation(
         model=model,
         rows=len(truth),
-        accuracy=right / len(truth),
-        low=float(interval.low),
-        high=float(interval.high),
+        accuracy=sum(is_right) / len(truth),
+        low=low,
+        high=high,
         failed=sum(answer is None for answer in answers),
         foreign=sum(not labels <= set(choices.labels) for labels in truth),
         labels=names,
@@ -209,25 +208,13 @@ def _evaluate(
         errors=asked.failures.total(),
         reason=asked.reason,
         stopped=asked.stopped,
-        baseline=majority_share(truth),
+        baseline=majority_share(pairs),
         macro_f1=macro_f1(scores),
         scores=scores,
-        confusions=[] if choices.multiple else top_confusions(truth, answers),
+        confusions=[] if choices.multiple else top_confusions(pairs),
         certainty=bins,
         calibration_error=calibration_error(bins),
     )
-
-
-def _true_labels(told: Any, choices: Choices, names: Mapping[str, str]) -> Labels:
-    if not choices.multiple or str(told) in choices.labels:
-        return frozenset([names.get(str(told), str(told))])
-    if isinstance(told, str):
-        try:
-            told = json.loads(told)
-        except ValueError:
-            told = told.split(",")
-    several = (str(label).strip() for label in (told if isinstance(told, list) else [told]))
-    return frozenset(label for label in several if label)
 
 
 def _labels_of(job: Job, row: Row[Any]) -> Labels | None:

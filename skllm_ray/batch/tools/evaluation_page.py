@@ -23,6 +23,19 @@ def difference(value: Difference | None) -> str:
     return f"{100 * value.difference:+.1f} [{100 * value.low:+.0f}, {100 * value.high:+.0f}]"
 
 
+def cost(usd_per_1000: float | None) -> str:
+    """Return what a thousand rows cost in US dollars: a provider's charge, which local models have not.
+
+    Examples
+    --------
+    >>> cost(0.0123), cost(0.0), cost(None)
+    ('0.0123', 'no charge', 'not known')
+    """
+    if usd_per_1000 is None:
+        return "not known"
+    return f"{usd_per_1000:,.4f}" if usd_per_1000 else "no charge"
+
+
 def span(value: CertaintyBin) -> str:
     """Return the probabilities of a bin."""
     return f"{value.low:.0%} and more" if value.high == 1.0 else f"{value.low:.0%} to {value.high:.0%}"
@@ -44,6 +57,7 @@ def write_html(found: Comparison, path: str) -> None:
         made=made,
         share=share,
         difference=difference,
+        cost=cost,
         span=span,
     )
     Path(path).write_text(page, "utf-8")

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from skllm_ray.batch.job.certify import agrees
+from skllm_ray.batch.job.certificate import agrees, fast_rows
 from skllm_ray.cascade import certify, sample_size
-from skllm_ray.execution.plan import Promised, label_probability
+from skllm_ray.execution.plan import Promised, Step, label_probability
 from skllm_ray.tasks.base import Row
 
 
-def promised_share(promise: Promised, rows: Sequence[Row[Any]], n_rows: int) -> tuple[float, float]:
+def promised_share(promise: Promised, rows: Sequence[Row[Any]], n_rows: int, strong: Step) -> tuple[float, float]:
     """Return the lowest and the highest likely share of rows that the strong model is asked about.
 
     At least, the fast one keeps what a certificate of these rows alone would let it keep: the job's own sample is
@@ -28,13 +28,15 @@ def promised_share(promise: Promised, rows: Sequence[Row[Any]], n_rows: int) -> 
         The pilot, about which both models were asked; may be empty.
     n_rows : int
         Rows of the job.
+    strong : Step
+        What the strong model is asked.
     """
     n_rows = max(n_rows, len(rows), 1)
     sampled = (sample_size(n_rows) if promise.n_samples is None else min(promise.n_samples, n_rows)) / n_rows
     if not rows:
         return sampled, 1.0
-    scores = label_probability([row if row.replaced is None else row.replaced for row in rows])
-    agree = np.asarray([agrees(row) for row in rows], bool)
+    scores = label_probability(fast_rows(rows))
+    agree = np.asarray([agrees(row, strong) for row in rows], bool)
     certificate = certify(
         scores, agree, n_rows, max_disagreement=promise.max_disagreement, confidence=promise.confidence,
         tie_breakers=np.arange(len(rows)),

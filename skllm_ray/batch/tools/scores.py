@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 Labels = frozenset[str]
 """A row's labels; one where the task asks for one."""
+Pairs = Mapping[tuple[Labels, Labels | None], int]
+"""How many rows have a truth and an answer; None where there is no valid answer."""
 
 _LEVEL: Final = 0.95
 _BINS: Final = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -75,18 +80,28 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def label_scores(truth: Sequence[Labels], answers: Sequence[Labels | None]) -> list[LabelScore]:
+def pairs_of(truth: Sequence[Labels], answers: Sequence[Labels | None]) -> Counter[tuple[Labels, Labels | None]]:
+    """Return how many rows have each truth with each answer."""
+    return Counter(zip(truth, answers, strict=True))
+
+
+def label_scores(pairs: Pairs) -> list[LabelScore]:
     """Return the scores of each label that stands in the truth or in an answer, the commonest in truth first.
 
     Examples
     --------
     >>> a, b = frozenset("a"), frozenset("b")
-    >>> [(one.label, one.precision, one.recall) for one in label_scores([a, a, b], [a, b, b])]
+    >>> [(one.label, one.precision, one.recall) for one in label_scores(pairs_of([a, a, b], [a, b, b]))]
     [('a', 1.0, 0.5), ('b', 0.5, 1.0)]
     """
-    in_truth = Counter(label for labels in truth for label in labels)
-    in_answers = Counter(label for labels in answers for label in labels or ())
-    right = Counter(label for one, other in zip(truth, answers, strict=True) for label in one & (other or Labels()))
+    in_truth: Counter[str] = Counter()
+    in_answers: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for (true, answer), rows in pairs.items():
+        found = answer or Labels()
+        in_truth.update(dict.fromkeys(true, rows))
+        in_answers.update(dict.fromkeys(found, rows))
+        right.update(dict.fromkeys(true & found, rows))
     names = sorted(in_truth | in_answers, key=lambda label: (-in_truth[label], label))
     return [_score(label, in_truth[label], in_answers[label], right[label]) for label in names]
 
@@ -106,20 +121,67 @@ def macro_f1(scores: Sequence[LabelScore]) -> float:
     return sum(one.f1 for one in scores) / max(1, len(scores))
 
 
-def majority_share(truth: Sequence[Labels]) -> float:
+def majority_share(pairs: Pairs) -> float:
     """Return the accuracy of whoever always answers what is true most often."""
-    return Counter(truth).most_common(1)[0][1] / len(truth)
+    of_truth: Counter[Labels] = Counter()
+    for (true, _), rows in pairs.items():
+        of_truth[true] += rows
+    return max(of_truth.values()) / of_truth.total()
 
 
-def top_confusions(truth: Sequence[Labels], answers: Sequence[Labels | None], n: int = 10) -> list[Confusion]:
+def right_rows(pairs: Pairs) -> int:
+    """Return how many rows have the right answer."""
+    return sum(rows for (true, answer), rows in pairs.items() if true == answer)
+
+
+def accuracy_interval(right: int, rows: int) -> tuple[float, float]:
+    """Return the 95% interval of an accuracy (Wilson's)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, rows).proportion_ci(_LEVEL, "wilson")
+    return float(interval.low), float(interval.high)
+
+
+def top_confusions(pairs: Pairs, n: int = 10) -> list[Confusion]:
     """Return the commonest mistakes, of rows with one label each; rows without a valid answer are one of them."""
-    pairs = Counter(
-        (next(iter(true)), None if answer is None else next(iter(answer)))
-        for true, answer in zip(truth, answers, strict=True)
+    wrong = [
+        Confusion(_name(true), None if answer is None else _name(answer), rows)
+        for (true, answer), rows in pairs.items()
         if true != answer
-    )
-    order = sorted(pairs.items(), key=lambda item: (-item[1], item[0][0], item[0][1] or ""))
-    return [Confusion(true, answer, count) for (true, answer), count in order[:n]]
+    ]
+    return sorted(wrong, key=lambda one: (-one.rows, one.truth, one.answer or ""))[:n]
+
+
+def _name(labels: Labels) -> str:
+    return ", ".join(sorted(labels))
+
+
+class CertaintyCounts:
+    """How often answers are right, by their probability, counted a block of rows at a time."""
+
+    def __init__(self) -> None:
+        self._rows, self._right = (np.zeros(len(_BINS) - 1, np.int64) for _ in range(2))
+        self._sums = np.zeros(len(_BINS) - 1)
+
+    def add(self, probabilities: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> None:
+        """Count some rows; those whose probability is not from 0 to 1 are left out."""
+        known = (probabilities >= 0) & (probabilities <= 1)
+        places = np.digitize(probabilities[known], _BINS[1:-1])
+        self._rows += self._count(places)
+        self._right += self._count(places, right[known]).astype(np.int64)
+        self._sums += self._count(places, probabilities[known])
+
+    def bins(self) -> list[CertaintyBin]:
+        """Return the ranges that hold rows, the lowest first."""
+        return [
+            CertaintyBin(low, high, int(n), float(total / n), float(right / n))
+            for (low, high), n, total, right in zip(pairwise(_BINS), self._rows, self._sums, self._right, strict=True)
+            if n
+        ]
+
+    @staticmethod
+    def _count(places: npt.NDArray[np.int64], weights: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        return np.bincount(places, weights, minlength=len(_BINS) - 1)
 
 
 def certainty(probabilities: Sequence[float], right: Sequence[bool]) -> list[CertaintyBin]:
@@ -132,14 +194,9 @@ def certainty(probabilities: Sequence[float], right: Sequence[bool]) -> list[Cer
     right : sequence of bool
         Whether each answer is right.
     """
-    known = [(p, ok) for p, ok in zip(probabilities, right, strict=True) if 0 <= p <= 1]
-    found = []
-    for low, high in pairwise(_BINS):
-        of_these = [(p, ok) for p, ok in known if low <= p < high or p == high == 1.0]
-        if of_these:
-            n = len(of_these)
-            found.append(CertaintyBin(low, high, n, sum(p for p, _ in of_these) / n, sum(ok for _, ok in of_these) / n))
-    return found
+    counts = CertaintyCounts()
+    counts.add(np.asarray(probabilities, float), np.asarray(right, bool))
+    return counts.bins()
 
 
 def calibration_error(bins: Sequence[CertaintyBin]) -> float | None:

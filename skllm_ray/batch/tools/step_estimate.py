@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, Final, Literal
 
 from skllm_ray.batch.tools.pilot import promised_share
-from skllm_ray.config import RateLimit
-from skllm_ray.execution.plan import Plan, Promised, Step
+from skllm_ray.config import Price, RateLimit
+from skllm_ray.execution.plan import Plan, Promised, Step, leading_step
 from skllm_ray.llm.registry import count_prompt_tokens
+from skllm_ray.llm.tiers import at_tier
 from skllm_ray.tasks.base import ChatRequest, Row, Usage
 from skllm_ray.tasks.embedding import EmbeddingTask
 
 _COUNTED: Final = 500
+_BYTES: Final = 4
+"""Of a token, about."""
+_CACHED_BY: Final = 128
+_LEAST_CACHED: Final[Mapping[str, int]] = {"openai": 1024, "google": 4096}
+"""Tokens from which on providers keep the beginning of a prompt; at Google it depends on the model, and this is enough
+for all."""
+Way = Literal["cached input", "flex", "batch"]
+"""Other ways to pay for the same rows."""
 _SECONDS_A_MINUTE: Final = 60.0
 
 Pair = tuple[float, float]
@@ -37,6 +47,10 @@ class StepEstimate:
     """How tokens were counted."""
     share: Pair | None = None
     """Of a cascade's strong model: the share of the rows that it is asked about."""
+    ways: Mapping[Way, Pair] = field(default_factory=dict)
+    """What it costs by other ways than at once and uncached, as far as they exist and their prices are known."""
+    beginning: float = 0.0
+    """Tokens with which all prompts begin alike."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +89,19 @@ def estimate_step(
     of_prior = sum(count_prompt_tokens(step.spec, step.task.render(prior))[0]) if prior else 0
     used = [(text, _used(row, number)) for text, row in zip(texts, asked, strict=False) if row.error is None]
     measured = _measured(step, [(text, usage) for text, usage in used if usage is not None])
-    promise = next((one for one in step.takes if isinstance(one, Promised)), None)
+    takes = plan[leading_step(plan, number)].takes
+    promise = next((one for one in takes if isinstance(one, Promised)), None)
     if promise is not None:
-        low, high = promised_share(promise, asked, n_rows)
+        low, high = promised_share(promise, asked, n_rows, plan[-1])
     else:
-        low, high = _share(step, [usage is not None for _, usage in used])
-    n_requests = low * n_rows + len(prior), high * n_rows + len(prior)
-    slack = 0.02 if own else 0.25
-    prompts = [_prompt_tokens(share * n_rows, counted, of_prior, measured, slack) for share in (low, high)]
+        low, high = _share([usage is not None for _, usage in used]) if takes else (1.0, 1.0)
+    more = len(prior) + (0 if promise is None else promise.n_repeats)
+    n_requests = low * n_rows + more, high * n_rows + more
+    price = step.spec.capabilities.price
+    ratio, slack = (measured.prompt_ratio, 0.03) if measured else (1.0, 0.02 if own else 0.25)
+    beginning = ratio * _same_beginning(requests) / _BYTES
+    sizes = [n * ratio * (1 - slack) for n in counted], [n * ratio * (1 + slack) for n in counted]
+    prompts = [_prompt_tokens(n - len(prior), counted, of_prior, ratio, slack) for n in n_requests]
     prompt = prompts[0][0], prompts[1][1]
     answers = _answers(step, requests, texts, measured)
     completion = n_requests[0] * answers[0], n_requests[1] * answers[1]
@@ -90,7 +109,9 @@ def estimate_step(
         requests=n_requests,
         prompt_tokens=prompt,
         completion_tokens=completion,
-        cost_usd=_cost(step, prompt, completion),
+        cost_usd=_cost(price, sizes, prompt, completion),
+        ways=_ways(step, beginning, slack, (n_requests, sizes, prompt, completion)),
+        beginning=beginning,
         seconds=_duration(step, n_requests, prompt, completion),
         share=None if promise is None else (low, high),
         how="measured on the sample" if measured else "counted by the model's tokenizer" if own else "4 bytes a token",
@@ -102,10 +123,8 @@ def _used(row: Row[Any], number: int) -> Usage | None:
     return row.by_step[number] if row.by_step else row.reply.usage
 
 
-def _share(step: Step, taken: Sequence[bool]) -> Pair:
-    """Return the share of the rows that a step takes: all, or nobody knows before some were asked."""
-    if not step.takes:
-        return 1.0, 1.0
+def _share(taken: Sequence[bool]) -> Pair:
+    """Return the share of the rows that a step takes; nobody knows before some were asked."""
     if not taken:
         return 0.0, 1.0
     from scipy.stats import binomtest
@@ -114,16 +133,14 @@ def _share(step: Step, taken: Sequence[bool]) -> Pair:
     return float(interval.low), float(interval.high)
 
 
-def _prompt_tokens(
-    n_rows: float, counted: Sequence[int], of_prior: int, measured: _Measured | None, slack: float
-) -> Pair:
+def _prompt_tokens(n_rows: float, counted: Sequence[int], of_prior: int, ratio: float, slack: float) -> Pair:
     """Return the prompt tokens of some rows and of the labels' prior.
 
-    `counted` are the tokens of some rows; `slack` is how far that count may be from the model's own.
+    `counted` are the tokens of some rows, `ratio` is that of the model's own count to it, and `slack` how far it may be
+    from that.
     """
     per_row = statistics.fmean(counted)
     spread = 2 * statistics.pstdev(counted) / math.sqrt(len(counted))
-    ratio, slack = (measured.prompt_ratio, 0.03) if measured else (1.0, slack)
     low, high = (per_row - spread) * ratio * (1 - slack), (per_row + spread) * ratio * (1 + slack)
     more = of_prior * ratio * (1 - slack), of_prior * ratio * (1 + slack)
     return n_rows * max(0.0, low) + more[0], n_rows * high + more[1]
@@ -173,10 +190,48 @@ def _duration(step: Step, n_requests: Pair, prompt: Pair, completion: Pair) -> t
     return low, high, why
 
 
-def _cost(step: Step, prompt: Pair, completion: Pair) -> Pair | None:
-    price = step.spec.capabilities.price
+def _same_beginning(requests: Sequence[ChatRequest]) -> int:
+    """Return with how many bytes all prompts begin alike."""
+    prompts = ["".join(message["content"] for message in request.messages) for request in requests]
+    first, last = min(prompts), max(prompts)  # all others begin as these two do
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return len("".join(one for one, _ in same).encode("utf-8", "replace"))
+
+
+def _ways(step: Step, beginning: float, slack: float, sizes: tuple[Pair, Any, Pair, Pair]) -> dict[Way, Pair]:
+    """Return what a step costs by each other way; nothing where nothing is paid, or nobody knows."""
+    price, vendor = step.spec.capabilities.price, step.spec.vendor
+    if price is None or not price.input or vendor is None:
+        return {}
+    n_requests, some, prompt, completion = sizes
+    found: dict[Way, Pair | None] = {}
+    if price.cached_input is not None and beginning >= _LEAST_CACHED[vendor]:
+        each = (price.input - price.cached_input) / 1e6
+        cached = [beginning * (1 + off) // _CACHED_BY * _CACHED_BY for off in (-slack, slack)]
+        whole = _cost(price, some, prompt, completion) or (0.0, 0.0)
+        low, high = (cost - n * tokens * each for cost, n, tokens in zip(whole, n_requests, cached, strict=True))
+        found["cached input"] = low, high
+    if not isinstance(step.task, EmbeddingTask):
+        found["flex"] = _cost(at_tier(price, "flex", vendor), some, prompt, completion)
+    found["batch"] = _cost(at_tier(price, "batch", vendor), some, prompt, completion)
+    return {name: cost for name, cost in found.items() if cost is not None}
+
+
+def _cost(price: Price | None, sizes: Sequence[Sequence[float]], prompt: Pair, completion: Pair) -> Pair | None:
+    """Return the cost of all rows; `sizes` are prompt tokens of some, the fewest and the most that they may be."""
     if price is None:
         return None
-    price = replace(price, cached_input=None)
-    low, high = (price.cost_usd(round(p), round(c)) for p, c in zip(prompt, completion, strict=True))
+    rates = [_mean_price(price, some) for some in sizes]
+    low, high = (one.cost_usd(round(p), round(c)) for one, p, c in zip(rates, prompt, completion, strict=True))
     return low, high
+
+
+def _mean_price(price: Price, sizes: Sequence[float]) -> Price:
+    """Return what a token costs on the average over prompts of these sizes, none of them cached."""
+    each = [price.at(n) for n in sizes]
+    if not sum(sizes):
+        return Price(price.input, price.output)
+    return Price(
+        sum(one.input * n for one, n in zip(each, sizes, strict=True)) / sum(sizes),
+        statistics.fmean(one.output for one in each),
+    )
