@@ -9,19 +9,34 @@ import click
 
 from skllm_ray import __version__
 from skllm_ray.cli.batch import commands
+from skllm_ray.cli.batches import batches
+from skllm_ray.cli.grouped import Commands
+from skllm_ray.cli.labels import labels
 from skllm_ray.cli.models import models
+from skllm_ray.cli.review import review
 from skllm_ray.cli.tune import tune
 from skllm_ray.errors import SkllmRayError
 from skllm_ray.plain_text import cell
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    examples=[
+        "skllm-ray demo",
+        "skllm-ray estimate classify --input tickets.csv --labels billing,delivery --model gpt-5.4-mini",
+        "skllm-ray run --help",
+    ],
+)
 @click.version_option(__version__, prog_name="skllm-ray")
 def main() -> None:
-    """scikit-llm's scikit-learn API for language models, on a Ray cluster."""
+    """Classify and rewrite texts with language models, a few or millions, on one machine or on a Ray cluster."""
 
 
+main.add_command(batches)
 main.add_command(models)
+main.add_command(labels)
+main.add_command(review)
 main.add_command(tune)
 for command in commands():
     main.add_command(command)
@@ -33,7 +48,7 @@ for command in commands():
 @click.option("--rows", default=480, show_default=True, type=click.IntRange(10), help="Reviews to classify.")
 @click.option("--address", default=None, help="A Ray cluster's address; by default RAY_ADDRESS, else this machine.")
 def demo(actors: int, model: str, rows: int, address: str | None) -> None:
-    """Classify built-in customer reviews with model actors and show how well it went."""
+    """Classify customer reviews and show how well it went."""
     from skllm_ray.cli.demo import run_demo
 
     try:
@@ -45,10 +60,10 @@ def demo(actors: int, model: str, rows: int, address: str | None) -> None:
 @main.command()
 @click.option("--address", default=None, help="A Ray cluster's address; by default RAY_ADDRESS, else this machine.")
 def doctor(address: str | None) -> None:
-    """Check what a first call needs: Ray, llama.cpp, memory, disk, keys, servers.
+    """Check whether this machine has what a first call needs.
 
-    Each line is fine, or says what mends it. No Ray is started and no model is asked. Exit code 1: something keeps
-    every call from working.
+    It looks at Ray, llama.cpp, memory, disk, keys and servers. Each line is fine, or says what mends it. No Ray is
+    started and no model is asked. Exit code 1: something keeps every call from working.
     """
     from skllm_ray.cli.doctor import show
 
@@ -60,7 +75,10 @@ def doctor(address: str | None) -> None:
 @click.option("--address", default=None, help="A Ray cluster's address; by default RAY_ADDRESS, else this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines rather than a table.")
 def limits(address: str | None, as_json: bool) -> None:
-    """Show the API limits that the cluster's jobs share: quota, used in the last 60 s, waiting, 429 answers."""
+    """Show the API limits that all jobs of a cluster share.
+
+    For each: the quota, what was used of it in the last 60 s, what waits, and how often the server refused.
+    """
     import skllm_ray
     from skllm_ray.execution.rate_limiter import show_limits
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from skllm_ray.cli.grouped import Examples
+from skllm_ray.cli.job_flags import from_json, job_options
 from skllm_ray.errors import SkllmRayError
 from skllm_ray.plain_text import cell, printable
 
@@ -31,35 +32,48 @@ _TERMINATED: Final = frozenset({signal.SIGTERM, 128 + signal.SIGTERM})
 _INTERRUPTED: Final = "Interrupted. What was paid for is kept; the same command goes on."
 
 
-class _LazyOptions(click.Command):
+TASK: Final = click.argument("task", required=False, metavar="TASK", type=click.Choice(_TASKS))
+
+
+class LazyOptions(Examples):
     """A command whose options are the fields of a job file, looked up when they are needed: pydantic takes time."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the options."""
         if not any(param.name == "input" for param in self.params):
-            self.params += _options()
+            self.params += job_options()
         return super().get_params(ctx)
 
 
-@click.command(cls=_LazyOptions)
-@click.argument("task", required=False, type=click.Choice(_TASKS))
+@click.command(
+    cls=LazyOptions,
+    examples=[
+        "skllm-ray run classify --input tickets.csv --output out/ --labels billing,delivery,other \\\n"
+        "    --model gpt-5.4-mini --budget-usd 5",
+        "skllm-ray run --config job.yaml",
+    ],
+)
+@TASK
 @click.option("--config", type=click.Path(dir_okay=False), help="A YAML file with these settings; flags win over it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def run(config: str | None, as_json: bool, **given: Any) -> None:
-    """Ask a model about every row of some files, and write Parquet parts.
+    """Ask a model about every row of some files.
 
-    The same command goes on after any interruption. Exit code 0: all rows are done, be it with a result or an error;
-    3: something remains, the same command does it; 4: more than half of the rows failed; 130 or 143: interrupted;
-    1 or 2: nothing could be done as asked.
+    TASK is classify, multilabel, cot, few-shot, summarize, translate, ner or embed. The answers are Parquet files in
+    the folder --output. Stop it at any time: the same command goes on, and what was paid for is not asked again.
+
+    Exit code 0: all rows are done, some perhaps with an error. 3: rows remain, and the same command does them. 4: more
+    than half of the rows failed. 130 or 143: interrupted. 1 or 2: the command cannot work as it is.
     """
-    with _messages():
+    with messages():
         from skllm_ray.batch import LineScreen, job_for, open_screen
 
-        job = _job(config, given)
+        job = job_of(config, given)
         screen = open_screen(True)
         if not sys.stderr.isatty():
             screen = LineScreen(lambda line: click.echo(printable(line), err=True))
-        with _ray(job):
-            result = job_for(_prepare(job), job.input, job.output or "", **_batch_options(job)).run(screen)
+        with ray_of(job):
+            result = job_for(prepared(job), job.input, job.output or "", **batch_options(job)).run(screen)
     if as_json:
         click.echo(json.dumps({**vars(result), "complete": result.complete}, default=vars))
     else:
@@ -73,31 +87,50 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
         sys.exit(_UNFINISHED)
 
 
-@click.command(cls=_LazyOptions)
-@click.argument("task", required=False, type=click.Choice(_TASKS))
+@click.command(
+    cls=LazyOptions,
+    examples=[
+        "skllm-ray estimate classify --input tickets.csv --labels billing,delivery --model gpt-5.4-mini",
+        "skllm-ray estimate classify … --sample 200             # asks 200 rows: this costs a little, and tells more",
+        "skllm-ray estimate classify … --as-if-rows 4000000     # four million rows like those of the input",
+    ],
+)
+@TASK
 @click.option("--config", type=click.Path(dir_okay=False), help="A YAML file with these settings; flags win over it.")
 @click.option("--sample", type=click.IntRange(1), default=None, help="Ask so many rows, which costs, to know better.")
+@click.option("--as-if-rows", type=click.IntRange(1), default=None, help="Tell it for so many rows like these.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def estimate(config: str | None, sample: int | None, as_json: bool, **given: Any) -> None:
-    """Tell what a job would take: rows, tokens, cost, time. Asks nothing, unless --sample says so."""
-    with _messages():
+def estimate(config: str | None, sample: int | None, as_if_rows: int | None, as_json: bool, **given: Any) -> None:
+    """Tell what a job would take: rows, tokens, cost, time.
+
+    Nothing is asked and no key is needed, unless --sample says how many rows to ask. TASK and the options are those of
+    the command run.
+    """
+    with messages(), keyless() if sample is None else nullcontext():
         from skllm_ray.batch import job_for
         from skllm_ray.batch.tools.estimate import estimate_job
 
-        job = _job(config, given, needs_output=False)
-        with _ray(job):
-            made = job_for(_prepare(job), job.input, job.output or "/nowhere", **_batch_options(job))
-            found = estimate_job(made, sample)
+        job = job_of(config, given, needs_output=False)
+        with ray_of(job):
+            made = job_for(prepared(job), job.input, job.output or "/nowhere", **batch_options(job))
+            found = estimate_job(made, sample, as_if_rows)
     if as_json:
         click.echo(json.dumps(asdict(found)))
     else:
-        _table("Estimate", found.facts())
+        show_table("Estimate", found.facts())
     if found.sample_mostly_failed:
         sys.exit(_MOSTLY_FAILED)
 
 
-@click.command(cls=_LazyOptions)
-@click.argument("task", required=False, type=click.Choice(_TASKS))
+@click.command(
+    cls=LazyOptions,
+    examples=[
+        "skllm-ray evaluate classify --input sample.csv --label-column truth --labels billing,delivery \\\n"
+        "    --models gpt-5.4-mini,gguf::qwen3-4b --html evaluation.html",
+        "skllm-ray evaluate classify … --prompts short.txt,long.txt --sample 400",
+    ],
+)
+@TASK
 @click.option("--config", type=click.Path(dir_okay=False), help="A YAML file with these settings; flags win over it.")
 @click.option("--models", default=None, help="Models to compare, separated by commas; by default the job's.")
 @click.option(
@@ -110,8 +143,12 @@ def estimate(config: str | None, sample: int | None, as_json: bool, **given: Any
 @click.option("--csv", type=click.Path(dir_okay=False), default=None, help="Write all figures, a line for each label.")
 @click.option("--rows", type=click.Path(dir_okay=False), default=None, help="Write each row with every answer, as CSV.")
 def evaluate(config: str | None, sample: int, seed: int, as_json: bool, **given: Any) -> None:
-    """Compare models and prompts on labelled rows (--label-column) before the big job: quality, cost, speed."""
-    with _messages():
+    """Compare models and prompts on labelled rows.
+
+    For each: how good, at what cost, how fast. --label-column names the column with the true labels. TASK and the
+    other options are those of the command run.
+    """
+    with messages():
         from skllm_ray.batch import job_for
         from skllm_ray.batch.tools.evaluate import compare_models
         from skllm_ray.cli.evaluation import candidates, checked_files, show
@@ -119,13 +156,16 @@ def evaluate(config: str | None, sample: int, seed: int, as_json: bool, **given:
 
         write = checked_files(**{kind: given.pop(kind) for kind in ("html", "csv", "rows")})
         models, prompts = given.pop("models"), given.pop("prompts")
-        job = without_fast(_job(config, given, needs_output=False))
-        with _ray(job):
+        asked = job_of(config, given, needs_output=False)
+        if asked.fast_model is not None:
+            click.echo("evaluate asks the strong model alone; name the fast one in --models to compare both.", err=True)
+        job = without_fast(asked)
+        with ray_of(job):
             jobs = {}
             for name, (told, model) in candidates(job, models, prompts).items():
-                made = _prepare(told, model)
+                made = prepared(told, model)
                 key = name if model or prompts else str(made.model)
-                jobs[key] = job_for(made, job.input, "/nowhere", **_batch_options(job))
+                jobs[key] = job_for(made, job.input, "/nowhere", **batch_options(job))
             compared = compare_models(jobs, job.label_column, sample, seed)
         write(compared)
     if as_json:
@@ -136,22 +176,32 @@ def evaluate(config: str | None, sample: int, seed: int, as_json: bool, **given:
         sys.exit(_MOSTLY_FAILED)
 
 
-@click.command()
+@click.command(
+    cls=Examples,
+    examples=["skllm-ray report out/", "skllm-ray report out/ --label-column truth --to tickets.html"],
+)
 @click.argument("output")
 @click.option("--to", default=None, type=click.Path(dir_okay=False), help="The page; by default report.html here.")
+@click.option("--label-column", default=None, help="A column of the input with true labels: how good are the answers?")
+@click.option("--rows", default=20_000, show_default=True, type=click.IntRange(0), help="Rows to search in the page.")
 @click.option("--storage-options", default=None, help="JSON: what opens the filesystem.")
-def report(output: str, to: str | None, storage_options: str | None) -> None:
-    """Write an HTML page about the job whose parts are in OUTPUT."""
-    with _messages():
+def report(output: str, to: str | None, label_column: str | None, rows: int, storage_options: str | None) -> None:
+    """Write a web page about a job, finished or not.
+
+    OUTPUT is the folder of the job. The page is one file. Open it in a browser: it shows the answers, how sure the
+    model was, what failed, and the rows, to search and to filter. With --label-column it also shows what is right.
+    """
+    with messages():
         from skllm_ray.batch.tools.report import write_report
 
-        path = write_report(output, to or "report.html", _json("storage-options", storage_options))
+        opens = from_json("storage-options", storage_options)
+        path = write_report(output, to or "report.html", opens, label_column=label_column, rows=rows)
     click.echo(f"wrote {printable(path)}")
 
 
 @click.command("job-schema")
 def schema() -> None:
-    """Print the JSON schema of a job file, for editors and checks."""
+    """Print the JSON schema of a job file, for editors."""
     from skllm_ray.cli.job_file import job_schema
 
     click.echo(json.dumps(job_schema(), indent=2))
@@ -160,100 +210,53 @@ def schema() -> None:
 # --- inside -------------------------------------------------------------------------------------------------------
 
 
-def _options() -> list[click.Parameter]:
-    """Return an option for each field of a job file that a flag can say."""
-    from skllm_ray.batch.job.options import JobOptions
-    from skllm_ray.cli.job_file import JobFile
-
-    found: list[click.Parameter] = []
-    own = {
-        name: field for name, field in JobFile.model_fields.items() if name not in {*JobOptions.model_fields, "task"}
-    }
-    for name, field in {**own, **JobOptions.model_fields}.items():  # what is asked, then how
-        kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
-        kind = kinds[0] if get_origin(field.annotation) is not None and len(kinds) == 1 else field.annotation
-        shown = "" if field.default in (None, "", [], False) else f"  [default: {field.default}]"
-        options: dict[str, Any] = {"help": f"{field.description}{shown}", "default": None}
-        if name in {"keep_replies", "on_error"}:
-            options["type"] = click.Choice(get_args(field.annotation))
-        elif name == "input":  # a path may hold a comma
-            options.update(multiple=True, callback=_as_list, metavar="PATH", help=f"{field.description} Several times.")
-        elif name == "text_template":
-            options.update(callback=_unescaped, help=rf"{field.description} \n is a line break, \\ a backslash.")
-        elif get_origin(kind) is dict or kind is dict or "dict" in str(kind):
-            options.update(callback=_from_json, metavar="JSON")
-        elif "list" in str(field.annotation):
-            options.update(multiple=True, callback=_as_list, metavar="TEXT[,TEXT…]")
-        elif kind is bool:
-            options.update(is_flag=True)
-        elif kind in {int, float}:
-            options["type"] = kind
-        found.append(click.Option([f"--{name.replace('_', '-')}"], **options))
-    return found
-
-
-def _as_list(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[str] | None:
-    del ctx
-    if not value:
-        return None
-    if param.name == "input":
-        return list(value)
-    return [part.strip() for one in value for part in one.split(",") if part.strip()]
-
-
-def _unescaped(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    r"""Return a flag's text with ``\n``, ``\t`` and ``\\`` as what they stand for: shells leave them as they are."""
-    del ctx, param
-    if value is None:
-        return None
-    return re.sub(r"\\([nt\\])", lambda found: {"n": "\n", "t": "\t"}.get(found[1], "\\"), value)
-
-
-def _from_json(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
-    del ctx
-    return _json(str(param.name), value)
-
-
-def _json(name: str, value: str | None) -> Any:
-    """Return the JSON in `value`, or in the file that it names after an ``@``; its text appears in no message."""
-    if value is None:
-        return None
-    try:
-        if value.startswith("@"):
-            with click.open_file(value[1:]) as file:
-                value = file.read()
-        return json.loads(value)
-    except (OSError, ValueError):
-        raise click.BadParameter("it must be JSON, or @FILE with JSON.", param_hint=f"--{name}") from None
-
-
-def _job(config: str | None, given: Mapping[str, Any], *, needs_output: bool = True) -> JobFile:
+def job_of(
+    config: str | None, given: Mapping[str, Any], *, needs_output: bool = True, needs_input: bool = True
+) -> JobFile:
+    """Return the settings in a file, under the flags that were given."""
     from skllm_ray.cli.job_file import read_job
     from skllm_ray.errors import ConfigurationError
 
     said = {name: value for name, value in given.items() if value is not None and value is not False}
     job = read_job(config, said)
-    if not job.input:
+    if needs_input and not job.input:
         raise ConfigurationError("input is missing.", "Name files, a folder or a pattern: --input 'in/*.parquet'.")
     if needs_output and not job.output:
         raise ConfigurationError("output is missing.", "Name a folder for the parts: --output out.")
     return job
 
 
-def _prepare(job: JobFile, model: str | None = None) -> Any:
+def prepared(job: JobFile, model: str | None = None) -> Any:
+    """Return the fitted estimator that a job describes."""
     from skllm_ray.cli.job_file import prepare
 
     return prepare(job, model)
 
 
-def _batch_options(job: JobFile) -> dict[str, Any]:
+def batch_options(job: JobFile) -> dict[str, Any]:
+    """Return how a job reads, writes and spends."""
     from skllm_ray.batch.job.options import JobOptions
 
     return {name: getattr(job, name) for name in JobOptions.model_fields}
 
 
 @contextmanager
-def _ray(job: JobFile) -> Iterator[None]:
+def keyless() -> Iterator[None]:
+    """Put something in the place of a key that is missing: nobody is asked."""
+    from skllm_ray.config import SKLLMConfig
+
+    missing = SKLLMConfig.get_openai_key() is None
+    if missing:
+        SKLLMConfig.set_openai_key("nobody-is-asked")
+    try:
+        yield
+    finally:
+        if missing:
+            SKLLMConfig.reset_openai_key()
+
+
+@contextmanager
+def ray_of(job: JobFile) -> Iterator[None]:
     """Be in the cluster that the job names; a process that `ray job submit` started finds its own."""
     import skllm_ray
 
@@ -276,11 +279,17 @@ def _show(result: JobResult) -> None:
         "tokens": f"{total.prompt_tokens:,} in, {total.completion_tokens:,} out",
         "cost": cost_of(total),
         "not in a part yet": f"{pending.asked:,} answers that are paid for, {cost_of(pending)}",
+        "delivered by": result.delivered,
+        "in live batches": f"at most {result.set_aside_usd:,.4f} USD, which counts as spent",
         "this run": f"{result.this_run.rows:,} rows in {result.seconds:,.1f} s",
         "output": result.output,
     }
     if not pending.asked:
         del facts["not in a part yet"]
+    if not result.delivered:
+        del facts["delivered by"]
+    if not result.set_aside_usd:
+        del facts["in live batches"]
     if result.reasons:
         facts["first reasons"] = "\n".join(f"{kind}: {reason}" for kind, reason in sorted(result.reasons.items()))
     facts |= result.promise
@@ -291,10 +300,11 @@ def _show(result: JobResult) -> None:
     if result.next_step:
         facts["next"] = result.next_step
     title = "Most rows failed" if result.mostly_failed else "Done" if result.complete else "Not all is done"
-    _table(title, facts)
+    show_table(title, facts)
 
 
-def _table(title: str, facts: Mapping[str, str]) -> None:
+def show_table(title: str, facts: Mapping[str, str]) -> None:
+    """Print facts by their names."""
     from rich.console import Console
     from rich.table import Table
 
@@ -307,7 +317,7 @@ def _table(title: str, facts: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _messages() -> Iterator[None]:
+def messages() -> Iterator[None]:
     """Turn this library's errors into a line, and Ctrl-C and SIGTERM into a word on how to go on."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminated)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from skllm_ray.batch.tools.evaluation_page import difference, share, span, write_csv, write_html, write_rows
+from skllm_ray.batch.tools.evaluation_page import cost, difference, share, span, write_csv, write_html, write_rows
 from skllm_ray.batch.tools.pages import require_pages
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.plain_text import cell
@@ -139,7 +139,7 @@ def _candidates(found: list[Evaluation]) -> Any:
         figures += [share(one.macro_f1), *([_marked(one)] if compared else [])]
         if one.errors == one.rows:
             figures = ["not known"] * len(figures)
-        figures.append("not known" if one.usd_per_1000 is None else f"{one.usd_per_1000:,.4f}")
+        figures.append(cost(one.usd_per_1000))
         figures.append("not known" if one.rows_per_s is None else f"{one.rows_per_s:,.1f}")
         table.add_row(cell(one.model), *figures)
     return table

@@ -26,15 +26,18 @@ Task = Literal["classify", "multilabel", "cot", "few-shot", "summarize", "transl
 _FITTED: Final = frozenset({
     "task", "labels", "labels_file", "label_descriptions", "default_label", "max_labels", "examples", "n_examples",
     "max_words", "focus", "language", "entities", "prompt_template", "request_options", "on_error", "random_state",
+    "label_prior",
 })  # fmt: skip
 """Settings that a fitted estimator has already."""
 _OF_FAST: Final = frozenset({
     "fast_request_options", "fast_input_price", "fast_output_price", "max_disagreement", "confidence", "n_samples",
-    "audit_share",
+    "audit_share", "n_repeats", "score",
 })  # fmt: skip
 """Settings that say something of a fast model alone."""
 _CASCADING: Final = frozenset({"classify", "multilabel", "few-shot"})
 """Tasks that can have a fast model."""
+_WITH_PRIOR: Final = ("classify", "few-shot")
+"""Tasks whose scores can be freed of the labels' prior."""
 
 
 class JobFile(JobOptions):
@@ -58,6 +61,8 @@ class JobFile(JobOptions):
     max_disagreement: float = Field(0.05, gt=0, lt=1, description="fast model: the most rows with another label.")
     confidence: float = Field(0.95, gt=0, lt=1, description="fast model: how sure that is.")
     n_samples: int | None = Field(None, ge=1, description="fast model: rows that both models are asked about.")
+    score: Literal["probability", "learned"] = Field("probability", description="fast model: by what it is kept.")
+    n_repeats: int = Field(0, ge=0, description="fast model: sampled rows that the strong one is asked about twice.")
     audit_share: float = Field(0.005, ge=0, lt=1, description="fast model: kept rows that are checked all the same.")
 
     labels: list[str] = Field([], description="The candidate labels.")
@@ -68,6 +73,9 @@ class JobFile(JobOptions):
     examples: str | None = Field(None, description="few-shot: a CSV, JSONL or Parquet file with labelled texts.")
     label_column: str = Field("label", description="few-shot and evaluate: the column with the labels.")
     n_examples: int | None = Field(None, ge=1, description="few-shot: nearest examples of each label; all by default.")
+    label_prior: Literal["uniform"] | None = Field(
+        None, description="classify and few-shot: 'uniform' removes the model's liking for some labels."
+    )
     max_words: int = Field(15, ge=1, description="summarize: about how many words.")
     focus: str | None = Field(None, description="summarize: what to look at.")
     language: str = Field("English", description="translate: into which language.")
@@ -135,6 +143,10 @@ def prepare(job: JobFile, model: str | None = None) -> Any:
         made = _loaded(job, model)
         SKLLMConfig._adopt(vars(made).get("_settings"))  # the job's own settings go over those that it came with
     elif job.task is not None:
+        if job.label_prior is not None and job.task not in _WITH_PRIOR:
+            raise ConfigurationError(
+                f"label_prior is given beside {job.task}.", f"It goes with {' and '.join(_WITH_PRIOR)} alone."
+            )
         made = _MAKERS[job.task](job, model) if job.fast_model is None else _cascade(job, model)
     else:
         raise ConfigurationError("task is missing.", "Name one, such as classify, or give an estimator.")
@@ -197,12 +209,14 @@ def _cascade(job: JobFile, model: str | None) -> Any:
         confidence=job.confidence,
         n_samples=job.n_samples,
         audit_share=job.audit_share,
+        n_repeats=job.n_repeats,
+        score=job.score,
         random_state=job.random_state,
     )
 
 
 def _classify(job: JobFile, model: str | None) -> Any:
-    return _classifier(job, model, "ZeroShot{}Classifier").fit(None, _labels(job))
+    return _classifier(job, model, "ZeroShot{}Classifier", label_prior=job.label_prior).fit(None, _labels(job))
 
 
 def _multilabel(job: JobFile, model: str | None) -> Any:
@@ -218,9 +232,10 @@ def _few_shot(job: JobFile, model: str | None) -> Any:
     if job.examples is None:
         raise ConfigurationError("examples is missing.", "few-shot takes a file with labelled texts: --examples FILE.")
     texts, labels = _examples(job, job.examples)
+    more: dict[str, Any] = {"label_prior": job.label_prior}
     if job.n_examples is None:
-        return _classifier(job, model, "FewShot{}Classifier").fit(texts, labels)
-    more: dict[str, Any] = {"n_examples": job.n_examples}
+        return _classifier(job, model, "FewShot{}Classifier", **more).fit(texts, labels)
+    more["n_examples"] = job.n_examples
     if model is not None and not _is_vertex(model) and provider_of(model).embedder == "itself":
         more["vectorizer"] = vectorization.GPTVectorizer(model=model)
     return _classifier(job, model, "DynamicFewShot{}Classifier", **more).fit(texts, labels)
@@ -285,7 +300,8 @@ def _is_vertex(model: str | None) -> bool:
     return model is not None and family_of(model) == "vertex"
 
 
-def _labels(job: JobFile) -> list[str]:
+def labels_given(job: JobFile) -> list[str]:
+    """Return the candidate labels as they were given, repeated ones too."""
     labels = list(job.labels)
     if job.labels_file is not None:
         try:
@@ -295,6 +311,11 @@ def _labels(job: JobFile) -> list[str]:
                 f"labels_file={job.labels_file!r} cannot be read: {why_unreadable(error)}."
             ) from None
         labels += [line.strip() for line in lines if line.strip()]
+    return labels
+
+
+def _labels(job: JobFile) -> list[str]:
+    labels = labels_given(job)
     if not labels:
         raise ConfigurationError(f"labels is missing: {job.task} needs the candidate labels.", "--labels a,b,c")
     return labels

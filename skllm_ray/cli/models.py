@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from skllm_ray.errors import SkllmRayError
+from skllm_ray.cli.plain_errors import plain_errors
 from skllm_ray.plain_text import cell, printable
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def list_(as_json: bool) -> None:
     """List the models that have a short name."""
     from skllm_ray.llm.gpt.clients.llama_cpp.catalog import RECOMMENDED, supported_models
 
-    with _messages():
+    with plain_errors():
         rows = [(name, model, _is_here(name)) for name, model in supported_models.items()]
     if as_json:
         for name, model, here in rows:
@@ -72,7 +71,7 @@ def show(name: str, n_ctx: int | None, as_json: bool) -> None:
     """
     from skllm_ray.llm.gpt.clients.llama_cpp.catalog import supported_models
 
-    with _messages():
+    with plain_errors():
         found = _described(name, n_ctx)
     known = supported_models.get(name)
     if found is not None:
@@ -85,16 +84,37 @@ def show(name: str, n_ctx: int | None, as_json: bool) -> None:
 
 @models.command()
 @_NAME
-def pull(name: str) -> None:
+@click.option("--on-cluster", is_flag=True, help="Bring it to all nodes of the Ray cluster, from one another.")
+@click.option("--address", default=None, help="With --on-cluster: the cluster's address, where not the one found here.")
+def pull(name: str, on_cluster: bool, address: str | None) -> None:
     """Download the model NAME, all its parts, and check its SHA-256."""
     from skllm_ray.config import SKLLMConfig
     from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_name
     from skllm_ray.llm.gpt.clients.llama_cpp.download import local_file
 
-    with _messages():
+    if address is not None and not on_cluster:
+        raise click.UsageError("--address is the cluster's of --on-cluster, which is not given.")
+    with plain_errors():
         check_name(name)
+        if on_cluster:
+            _pull_on_cluster(name, address)
+            return
         path = local_file(name, SKLLMConfig.get_gguf_download_path())
         click.echo(printable(f"{path} is here and whole."))
+
+
+def _pull_on_cluster(name: str, address: str | None) -> None:
+    from skllm_ray.config import SKLLMConfig
+    from skllm_ray.execution import session
+    from skllm_ray.execution.weights import Fetched, warm_nodes
+
+    def tell(one: Fetched) -> None:
+        how = "was here" if one.source == "here" else f"from {one.source}, {one.seconds:,.1f} s"
+        click.echo(printable(f"{one.node}: {one.path} ({how})"))
+
+    session.init(address)
+    found = warm_nodes(name, SKLLMConfig.get_gguf_download_path(), tell)
+    click.echo(f"{name} is whole on {len(found)} node(s).")
 
 
 @models.command()
@@ -107,7 +127,7 @@ def check(file: str, n_ctx: int | None, as_json: bool) -> None:
     FILE is a path, a short name, or owner/repo/file.gguf.
     """
     name = file
-    with _messages():
+    with plain_errors():
         found = _described(name, n_ctx)
     if found is None:
         raise _absent(name)
@@ -183,11 +203,3 @@ def _rows(found: ModelDescription) -> Iterator[tuple[str, str]]:
         yield "note", found.notice
     if found.tail:
         yield "labels are scored after", found.tail
-
-
-@contextmanager
-def _messages() -> Iterator[None]:
-    try:
-        yield
-    except SkllmRayError as error:
-        raise click.ClickException(printable(error)) from None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from skllm_ray.errors import SkllmRayError
+from skllm_ray.cli.plain_errors import plain_errors
 from skllm_ray.plain_text import cell, printable
 
 if TYPE_CHECKING:
@@ -24,7 +23,10 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON lines r
 
 @click.group()
 def tune() -> None:
-    """Submit tuning jobs and follow them: every job is submitted once, whatever breaks."""
+    """Submit tuning jobs and follow them.
+
+    Every job is submitted once, whatever breaks.
+    """
 
 
 @tune.command()
@@ -50,7 +52,7 @@ def submit(
     from skllm_ray import classification, text2text, tuning
     from skllm_ray.cli.labelled_file import read_columns
 
-    with _messages():
+    with plain_errors(TimeoutError, TypeError):
         texts, answers = read_columns(data, {"text_column": text_column, "answer_column": answer_column}, "data")
         made = getattr(classification if estimator in _CLASSIFIERS else text2text, estimator)()
         if base_model:
@@ -72,7 +74,7 @@ def list_(store: str | None, as_json: bool, address: str | None) -> None:
     from skllm_ray import tuning
     from skllm_ray.execution import session
 
-    with _messages():
+    with plain_errors(TimeoutError, TypeError):
         if address:
             session.init(address)
         jobs = tuning.list_jobs(store=store)
@@ -142,17 +144,8 @@ def forget(name: str, store: str | None) -> None:
 def _do(what: Callable[[Any], TuningJob]) -> None:
     from skllm_ray import tuning
 
-    with _messages():
+    with plain_errors(TimeoutError, TypeError):
         _show(what(tuning))
-
-
-@contextmanager
-def _messages() -> Iterator[None]:
-    """Turn the library's errors into messages, without a trace."""
-    try:
-        yield
-    except (SkllmRayError, TimeoutError, TypeError) as error:
-        raise click.ClickException(printable(error)) from None
 
 
 def _show(job: TuningJob) -> None:
