@@ -29,6 +29,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from skllm_ray.plain_text import printable, without_passwords
@@ -181,8 +184,26 @@ class SkllmRayWarning(UserWarning):
 _INNER: Final = {"skllm_ray", "sklearn", "joblib"}
 
 
+_collected: ContextVar[list[str] | None] = ContextVar("skllm_ray_warnings", default=None)
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Keep what this thread warns of meanwhile, for the thread that the user called."""
+    messages: list[str] = []
+    token = _collected.set(messages)
+    try:
+        yield messages
+    finally:
+        _collected.reset(token)
+
+
 def warn(message: str) -> None:
     """Warn with `SkllmRayWarning`, attributed to the user's own line, however deep in the library the reason lies."""
+    messages = _collected.get()
+    if messages is not None:
+        messages.append(message)
+        return
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INNER:
         level, frame = level + 1, frame.f_back

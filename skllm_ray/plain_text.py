@@ -13,6 +13,11 @@ _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u2
 
 _HALF: Final = re.compile("[\ud800-\udfff]")
 _PASSWORD: Final = re.compile(r"(?<=://)([^/\s:@'\"]*):[^/\s@'\"]+@")
+_PARAMETER = re.compile(
+    r"([?&;](?:[\w.-]*(?:secret|token(?!s)|password|signature|api[_-]?key|account[_-]?key)[\w.-]*|sig|key|code|pwd)=)"
+    r"[^&\s'\"#;,]+",
+    re.IGNORECASE,
+)
 
 
 def whole(text: str) -> str:
@@ -42,14 +47,18 @@ def has_half(value: object) -> bool:
 
 
 def without_passwords(text: str) -> str:
-    """Return a text in which addresses show stars in place of their passwords.
+    """Return a text in which addresses show stars in place of their passwords, keys and signatures.
 
     Examples
     --------
     >>> without_passwords("output='s3://AKIA:secret@bucket/out' is there")
     "output='s3://AKIA:***@bucket/out' is there"
+    >>> without_passwords("az://c/in.csv?sv=2024&sig=a%2Bb, s3://b/in.csv?access_key=AKIA&secret_key=x&region=eu")
+    'az://c/in.csv?sv=2024&sig=***, s3://b/in.csv?access_key=AKIA&secret_key=***&region=eu'
     """
-    return _PASSWORD.sub(r"\1:***@", text) if "://" in text else text
+    if "://" not in text:
+        return text
+    return _PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
 
 
 def printable(text: object) -> str:

@@ -25,10 +25,9 @@ def trusted_types() -> list[str]:
     import skllm_ray.classification as classification
     import skllm_ray.text2text as text2text
     import skllm_ray.vectorization as vectorization
-    from skllm_ray.cascade import Audit, Certificate
+    from skllm_ray.cascade import AgreementScore, Audit, Certificate
     from skllm_ray.llm.base import Placement
     from skllm_ray.memory import IndexConstructor, SklearnMemoryIndex
-    from skllm_ray.models._base.agreement import AgreementScore
     from skllm_ray.models._base.student import WordCharacters, words_and_pairs
     from skllm_ray.models._base.taught import TaughtRows
     from skllm_ray.models._base.transformer_backend import TransformerSpec

@@ -7,11 +7,12 @@ from skllm_ray.config.process_state import Settings
 from skllm_ray.config.resolve import resolve_secret
 from skllm_ray.config.secret import Secret
 from skllm_ray.config.settings import SKLLMConfig
-from skllm_ray.config.values import GGUFResources, Price, RateLimit, SecretRef, Timeouts, lasting
+from skllm_ray.config.values import Confidence, GGUFResources, Price, RateLimit, SecretRef, Timeouts, lasting
 
 _Settings = Settings  # the first release's pickles name it so
 
 __all__ = [
+    "Confidence",
     "GGUFResources",
     "Price",
     "RateLimit",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from skllm_ray.config.secret import Secret, _text
@@ -130,3 +132,9 @@ def _from_environment(name: str) -> Secret | None:
         return Secret(Path(path).read_text().strip()) or None
     except (OSError, UnicodeDecodeError) as error:
         raise MissingKeyError(f"{name}_FILE={path} cannot be read: {type(error).__name__}.") from None
+
+
+def _one_of(name: str, value: object, allowed: Sequence[str]) -> Any:
+    if value not in allowed:
+        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
+    return value

@@ -36,6 +36,11 @@ class EndpointSettings:
         write("openai_key", checked_key("key", key))
 
     @staticmethod
+    def reset_openai_key() -> None:
+        """Forget the key that was set here; one in the environment counts as before."""
+        write("openai_key", None)
+
+    @staticmethod
     def get_openai_key(*, include_standard_env: bool = True) -> Secret | None:
         """Return the API key, or None. It prints as stars; ``.reveal()`` gives the text.
 

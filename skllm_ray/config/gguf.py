@@ -53,9 +53,10 @@ class GGUFSettings:
         max_replicas: int | None = None,
         num_gpus: float | None = None,
         num_cpus: float | None = None,
+        cpu_replicas: int = 0,
         n_ctx: int | None = None,
         keep_alive_s: float | None = None,
-        placement_timeout_s: float = 60.0,
+        placement_timeout_s: float | None = None,
     ) -> None:
         """Set how many actors hold a GGUF model and what each takes of the cluster.
 
@@ -66,14 +67,19 @@ class GGUFSettings:
         min_replicas : int, default=1
             Actors that must find room; a ``PlacementError`` otherwise.
         max_replicas : int or None, default=None
-            Actors that there may be; None means one for each node, or `min_replicas` if that is more. As many are
-            started as the cluster has room for, and more when a later call finds room.
+            Actors that there may be. With a number, Ray's autoscaler is asked for the nodes of as many as have rows to
+            do, and what they no longer do is given back. None means one for each node, or `min_replicas` if that is
+            more: as many are started as the cluster has room for, and more when there is room later.
         num_gpus : float or None, default=None
             GPUs per actor: a fraction shares a GPU, above 1 splits the model. None means 1 if
             GPU layers are set, else 0.
         num_cpus : float or None, default=None
             CPUs, and as many llama.cpp threads, per actor. None means as many threads as the largest node has CPUs,
             eight at most, and one CPU less than that, which is left for reading and writing Datasets.
+        cpu_replicas : int, default=0
+            Actors without a GPU that may work beside those with one, where CPUs are free and rows wait: each gets as
+            many rows as its measured speed allows. They load no layer to a GPU, they need not come, no node is asked
+            for them, and they leave where others need their CPUs. A model without GPUs has none of them.
         n_ctx : int or None, default=None
             Tokens of llama.cpp's context, of at least 32: the longest prompt with its answer that fits, and what the
             rows decoded together share. Its memory grows with it. None takes a catalogue model's own length, else what
@@ -81,8 +87,9 @@ class GGUFSettings:
         keep_alive_s : float or None, default=None
             How long, in seconds, an idle model stays loaded when the driver has ended, so that the cluster's next job
             finds it. All jobs share such a model. None unloads it with the driver.
-        placement_timeout_s : float, default=60.0
-            How long, in seconds, actors may wait for room. A cluster that starts nodes on demand may need minutes.
+        placement_timeout_s : float or None, default=None
+            How long, in seconds, actors may wait for room. None means a minute, or 20 minutes where an autoscaler runs,
+            which may bring a node.
 
         Raises
         ------
@@ -94,9 +101,12 @@ class GGUFSettings:
             max_replicas=None if max_replicas is None else _at_least("max_replicas", max_replicas, min_replicas),
             num_gpus=None if num_gpus is None else _number("num_gpus", num_gpus),
             num_cpus=None if num_cpus is None else _number("num_cpus", num_cpus),
+            cpu_replicas=_at_least("cpu_replicas", cpu_replicas, 0),
             n_ctx=None if n_ctx is None else _at_least("n_ctx", n_ctx, 32),
             keep_alive_s=None if keep_alive_s is None else _number("keep_alive_s", keep_alive_s),
-            placement_timeout_s=_number("placement_timeout_s", placement_timeout_s),
+            placement_timeout_s=(
+                None if placement_timeout_s is None else _number("placement_timeout_s", placement_timeout_s)
+            ),
         )
         if resources.num_gpus is not None and resources.num_gpus > 1 and resources.num_gpus % 1:
             raise ConfigurationError(f"num_gpus={num_gpus}: above 1, Ray takes whole GPUs only.", "Pass 2, not 1.5.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import get_args
 
-from skllm_ray.config.checks import _at_least, _flag, _number, _path, _seconds
+from skllm_ray.config.checks import _at_least, _flag, _number, _one_of, _path, _seconds
 from skllm_ray.config.process_state import bare, current, optional, read, write, write_for
 from skllm_ray.config.secret import _text
-from skllm_ray.config.values import Price, RateLimit, Timeouts
+from skllm_ray.config.values import Confidence, Price, RateLimit, Timeouts
 
 
 class LimitSettings:
@@ -137,6 +138,37 @@ class LimitSettings:
         value = read("reply_cache_max_bytes")
         number = int(value) if isinstance(value, str) and value.isdecimal() else value
         return _at_least("reply_cache_max_bytes", number, 100_000)
+
+    @staticmethod
+    def set_confidence(mode: Confidence) -> None:
+        """Set whether calls that show probabilities ask API models for them.
+
+        These are ``predict_details``, Datasets with ``details=True`` and batch jobs. `predict` asks for none, and
+        ``predict_proba`` always does. A server that gives none is asked without, and ``probability`` is NaN.
+
+        Parameters
+        ----------
+        mode : {"auto", "written", "off"}
+            "auto", the default, scores every label exactly where a server can, and otherwise reads the
+            log-probabilities of the answer that it writes; "written" does only the latter; "off" asks for none.
+            Log-probabilities cost no tokens, and about 0.1 kB for each token of an answer, some 2 kB for a label's.
+            Of GGUF models, "off" spares the fields of extractions and entities alone: labels always have theirs.
+
+        Examples
+        --------
+        >>> from skllm_ray.config import SKLLMConfig
+        >>> SKLLMConfig.set_confidence("off")
+        >>> SKLLMConfig.get_confidence()
+        'off'
+        >>> SKLLMConfig.reset()
+        """
+        write("confidence", _one_of("confidence", mode, get_args(Confidence)))
+
+    @staticmethod
+    def get_confidence() -> Confidence:
+        """Return whether calls that show probabilities ask API models for them."""
+        found: Confidence = _one_of("confidence", read("confidence"), get_args(Confidence))
+        return found
 
     @staticmethod
     def set_show_progress(show: bool) -> None:

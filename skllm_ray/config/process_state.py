@@ -40,6 +40,7 @@ class Settings:
     prices: tuple[tuple[str, Price], ...] = ()
     gguf_resources: tuple[tuple[str | None, GGUFResources], ...] = ()
     extra_headers: tuple[tuple[str, Secret], ...] = ()
+    confidence: str | None = None
 
 
 ENV = {
@@ -58,6 +59,7 @@ ENV = {
     "show_progress": "SKLLM_CONFIG_SHOW_PROGRESS",
     "reply_cache": "SKLLM_CONFIG_REPLY_CACHE",
     "reply_cache_max_bytes": "SKLLM_CONFIG_REPLY_CACHE_MAX_BYTES",
+    "confidence": "SKLLM_CONFIG_CONFIDENCE",
     "secret_resolver": "SKLLM_CONFIG_SECRET_RESOLVER",
 }
 DEFAULTS: dict[str, Any] = {
@@ -68,6 +70,7 @@ DEFAULTS: dict[str, Any] = {
     "gguf_verbose": False,
     "show_progress": True,
     "reply_cache_max_bytes": 1_000_000_000,
+    "confidence": "auto",
 }
 
 OPENAI_KEY_ENV = (ENV["openai_key"], "OPENAI_API_KEY")

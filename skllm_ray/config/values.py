@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 C = TypeVar("C")
+
+Confidence: TypeAlias = Literal["auto", "written", "off"]
+"""How calls that merely show probabilities may get them."""
 
 
 def lasting(cls: type[C]) -> type[C]:
@@ -78,6 +81,9 @@ class Price:
     --------
     >>> Price(0.75, 4.5, 0.075).cost_usd(1_000_000, 100_000)
     1.2
+    >>> dear = Price(2.5, 15.0, long=Price(5.0, 22.5), long_above=272_000)
+    >>> dear.cost_usd(272_000, 0), dear.cost_usd(272_001, 0)
+    (0.68, 1.360005)
     """
 
     input: float
@@ -86,9 +92,23 @@ class Price:
     """For the input that the provider had cached; None is the price of other input."""
     as_of: str = ""
     """The day on which this was the price, such as ``2026-11-23``, or the release of a price list that has it."""
+    long: Price | None = None
+    """The higher price of all tokens of a request with a long prompt; None where its length changes nothing."""
+    long_above: int = 0
+    """The most prompt tokens, cached ones included, that a request may have for the usual price."""
+
+    def at(self, prompt_tokens: float) -> Price:
+        """Return the price that holds for a request with so many prompt tokens."""
+        return self if self.long is None or prompt_tokens <= self.long_above else self.long
 
     def cost_usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
-        """Return the price of a reply; `cached_tokens` are a part of `prompt_tokens`."""
+        """Return the price of one reply; `cached_tokens` are a part of `prompt_tokens`.
+
+        Add up the prices of replies rather than price their sums: a long prompt costs more a token.
+        """
+        price = self.at(prompt_tokens)
+        if price is not self:
+            return price.cost_usd(prompt_tokens, completion_tokens, cached_tokens)
         cached = self.input if self.cached_input is None else self.cached_input
         fresh = prompt_tokens - cached_tokens
         return (fresh * self.input + cached_tokens * cached + completion_tokens * self.output) / 1e6
@@ -105,5 +125,6 @@ class GGUFResources:
     num_cpus: float | None = None
     n_ctx: int | None = None
     keep_alive_s: float | None = None
-    placement_timeout_s: float = field(default=60.0, compare=False)
+    cpu_replicas: int = 0
+    placement_timeout_s: float | None = field(default=None, compare=False)
     """Concerns waiting alone: a loaded model need not be loaded anew when it changes."""
