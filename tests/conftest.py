@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,16 @@ from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.llm.rate_limit import installed
 
 CLUSTER = Path(__file__).parent / "cluster"
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C as ever, also where a shell started the tests in the background and had them ignore it.
+
+    And let what tests start run as they do.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets workers starve beside tests of other processes
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -75,8 +86,12 @@ def _forget_servers() -> None:
 
 
 @pytest.fixture
-def local_mode() -> Iterator[None]:
-    """Everything runs in this process; a Ray that other tests started is left alone."""
+def local_mode(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything runs in this process, commands too, which end with a shutdown that would leave this mode.
+
+    A Ray that other tests started is left alone.
+    """
+    monkeypatch.setattr(skllm_ray, "shutdown", ModelCache.clear)
     skllm_ray.init(local_mode=True)
     yield
     ray_state._state["local_mode"] = False

@@ -6,8 +6,11 @@ import hashlib
 import json
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+_PIECE = 1 << 20
 
 
 class Hub:
@@ -27,6 +30,8 @@ class Hub:
         What is sent in the content's place: a transfer that damages the file.
     parts : dict of str to bytes, optional
         The repository's files, in place of the one file ``model.gguf``.
+    bytes_per_s : float, optional
+        How much it sends in a second, to all that ask together.
     """
 
     def __init__(
@@ -38,9 +43,12 @@ class Hub:
         token: str = "",
         served: bytes | None = None,
         parts: dict[str, bytes] | None = None,
+        bytes_per_s: float = float("inf"),
     ) -> None:
         self.files = parts or {"model.gguf": content}
         self.served = served
+        self.bytes_per_s, self._free_at = bytes_per_s, 0.0
+        self._digests = {name: hashlib.sha256(held).hexdigest() for name, held in self.files.items()}
         self.cut_after, self.n_cuts, self.token = cut_after, n_cuts, token
         self.ranges: list[str | None] = []
         self.n_bytes = 0
@@ -90,7 +98,7 @@ class Hub:
                 self.ranges.append(wanted)
             if wanted:
                 start = int(wanted.removeprefix("bytes=").partition("-")[0])
-        digest = hashlib.sha256(content).hexdigest()
+        digest = self._digests[name]
         extra = {
             "ETag": f'"{digest}"',
             "X-Linked-Etag": f'"{digest}"',
@@ -109,12 +117,22 @@ class Hub:
             self.n_cuts -= cut
         if cut:
             part = part[: self.cut_after]
-        handler.wfile.write(part)
+        for begin in range(0, len(part), _PIECE):
+            self._wait(len(part[begin : begin + _PIECE]))
+            handler.wfile.write(part[begin : begin + _PIECE])
         self.n_bytes += len(part)
         if cut:
             handler.wfile.flush()
             handler.connection.shutdown(socket.SHUT_WR)  # what was written still arrives
             handler.close_connection = True
+
+    def _wait(self, n: int) -> None:
+        """Wait until some bytes may be sent."""
+        with self.lock:
+            self._free_at = max(self._free_at, time.monotonic()) + n / self.bytes_per_s
+            wait_s = self._free_at - time.monotonic()
+        if wait_s > 0.01:
+            time.sleep(wait_s)
 
     def _list(self, handler: BaseHTTPRequestHandler) -> None:
         rows = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -41,14 +42,14 @@ LAYERS = {
     },
     "tuning": {"execution.tuning_jobs", "execution.tuning_watcher", "llm.tuning", "errors"},
     "batch": {
-        "", "batch", "cascade", "tasks", "llm.registry", "llm.base", "llm.cancellation", "execution", "config",
-        "errors", "plain_text",
+        "", "batch", "cascade", "tasks", "llm.registry", "llm.base", "llm.cancellation", "llm.submissions",
+        "llm.provider_batches", "llm.tiers", "execution", "config", "errors", "plain_text",
     },
     "testing": {"testing", "llm.base", "tasks.base", "config", "errors"},
     "testing_tuning": {"testing"},
     "cli": {
         "", "cli", "batch", "classification", "config", "datasets", "errors", "execution.cluster_status",
-        "execution.health", "execution.model_actor", "execution.rate_limiter", "execution.session",
+        "execution.health", "execution.model_actor", "execution.rate_limiter", "execution.session", "execution.weights",
         "llm.api.reachability", "llm.gpt.clients.llama_cpp", "llm.registry", "models", "plain_text", "text2text",
         "tuning", "vectorization",
     },
@@ -167,6 +168,16 @@ def test_the_table_can_refuse():
     assert not reaches("tasks", "skllm_ray.llm.base.Reply")
     assert not reaches("models", "skllm_ray.llm.gpt.clients.openai.spec.OpenAISpec")
     assert not reaches("config", "skllm_ray.init")
+
+
+def test_what_contributing_names_is_where_it_says():
+    table = (ROOT.parent / "CONTRIBUTING.md").read_text("utf-8").partition("## Where to find it")[2].partition("## ")[0]
+    places = re.findall(r"`([\w/]+\.py)`(?: `(\w+)`)?", table)
+    assert len(places) > 10
+    for path, name in places:
+        file = ROOT.parent / path if path.startswith("tests/") else ROOT / path
+        assert file.is_file(), path
+        assert not name or re.search(rf"^(class|def|async def)? ?{name}\b", file.read_text("utf-8"), re.MULTILINE), name
 
 
 def test_the_library_never_prints():

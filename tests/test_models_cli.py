@@ -16,6 +16,7 @@ from rich.console import Console
 from skllm_ray.cli import main
 from skllm_ray.cli.demo import DemoResult, render
 from skllm_ray.config import SKLLMConfig
+from skllm_ray.execution.weights import Fetched
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE, supported_models
 from tests.cluster.scripts import environment
 from tests.hub import Hub
@@ -95,3 +96,27 @@ def test_what_a_file_or_a_name_says_is_shown_and_not_obeyed(monkeypatch, tmp_pat
     shown = Console(record=True, width=200, file=io.StringIO())
     shown.print(render(DemoResult(pd.DataFrame([row]), [hostile, "[/b]"], [], 1, 1, 1, 1), model))
     assert "[/red]" in (text := shown.export_text()) and "\x1b[35m" not in text
+
+
+def test_pull_on_cluster_tells_how_the_files_came_to_each_node(monkeypatch):
+    joined = []
+
+    def warm(name, folder, tell):
+        found = [Fetched("10.0.0.1", "/m", 20.0, "the hub"), Fetched("10.0.0.2", "/m", 4.0, "a node")]
+        for one in (*found, Fetched("10.0.0.3", "/m", 0.0, "here")):
+            tell(one)
+        return [*found, None]
+
+    monkeypatch.setattr("skllm_ray.execution.session.init", joined.append)
+    monkeypatch.setattr("skllm_ray.execution.weights.warm_nodes", warm)
+    done = CliRunner().invoke(main, ["models", "pull", "qwen3-4b", "--on-cluster", "--address", "10.0.0.1:6379"])
+    assert done.exit_code == 0, done.output
+    assert joined == ["10.0.0.1:6379"]
+    assert done.output.splitlines() == [
+        "10.0.0.1: /m (from the hub, 20.0 s)",
+        "10.0.0.2: /m (from a node, 4.0 s)",
+        "10.0.0.3: /m (was here)",
+        "qwen3-4b is whole on 3 node(s).",
+    ]
+    refused = CliRunner().invoke(main, ["models", "pull", "qwen3-4b", "--address", "10.0.0.1:6379"])
+    assert refused.exit_code == 2 and "--on-cluster" in refused.output

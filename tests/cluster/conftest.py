@@ -18,14 +18,14 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests that share a Ray follow upon one another, and try each test of this folder twice.
+    """Let the tests that share a Ray follow upon one another, and try each test of this folder up to three times.
 
     Real processes on a busy machine miss a deadline now and then. pytest's summary tells how many tests were tried
     again, so that one that often is does not stay unseen.
     """
     ours = [item for item in items if item.path.parent == HERE]
     for item in ours:
-        item.add_marker(pytest.mark.flaky(reruns=1))
+        item.add_marker(pytest.mark.flaky(reruns=2))
     places = [place for place, item in enumerate(items) if item.path.parent == HERE]
     for place, item in zip(places, sorted(ours, key=shares_ray, reverse=True), strict=True):
         items[place] = item

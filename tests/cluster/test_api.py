@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import warnings
 from collections import Counter
 
 import pytest
+import ray
 
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import JobFailedError, SkllmRayWarning
 from skllm_ray.testing import ChatServer, StatusFault, WireFault, prompt_of
+from tests.cluster.scripts import run_script
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 
 KEY = "sk-planted-0123456789abcdef"
+LIMITS = """
+import os
+from skllm_ray.cli import main
+for more in [], ["--json"]:
+    main(["limits", "--address", os.environ["address"], *more], standalone_mode=False)
+    print("as JSON" * (not more), flush=True)
+"""
 
 
 def by_parity(body: dict) -> str | StatusFault:
@@ -36,6 +46,21 @@ def test_many_rows_in_order_with_a_key_of_the_estimators_own() -> None:
     assert table["prediction"].tolist() == expected
     assert table["error_kind"].dropna().to_dict() == {5: "bad_request"}
     assert KEY not in table.to_csv()
+
+
+def test_the_command_shows_the_limits() -> None:
+    with ChatServer(by_parity, key=KEY) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        SKLLMConfig.set_rate_limit("custom_url::shown", requests_per_minute=60_000)
+        clf = ZeroShotGPTClassifier(model="custom_url::shown", key=KEY).fit(None, ["even", "odd"])
+        clf.predict([f"number {i}" for i in range(300, 700)])
+        address = ray.get_runtime_context().gcs_address
+        told = run_script(LIMITS, address=address).stdout
+    table, _, lines = told.partition("as JSON\n")
+    assert "400 / 60000" in table
+    (bucket,) = [one for one in map(json.loads, filter(None, lines.splitlines())) if "shown" in one["bucket"].split()]
+    assert (bucket["requests_used"], bucket["refusals"]) == (400, 0)
+    assert KEY not in table + lines
 
 
 def test_a_refused_key_stops_the_call() -> None:
@@ -142,3 +167,19 @@ def test_what_a_server_refuses_is_told_once_and_learnt_once_by_each_worker() -> 
             clf.predict_proba(rows[:300])
             clf.predict(rows[:20])
         assert refused["temperature"] == before
+
+
+def test_calls_of_several_blocks_leave_no_thread_behind() -> None:
+    with ChatServer(by_parity) as server:
+        SKLLMConfig.set_gpt_url(server.url)
+        clf = ZeroShotGPTClassifier(model="custom_url::threads").fit(None, ["even", "odd"])
+        texts = [f"number {i}" for i in range(10, 310)]
+
+        def threads() -> Counter[str]:
+            clf.predict(texts)
+            return Counter(
+                thread.name for thread in threading.enumerate() if "(" not in thread.name
+            )  # not the server's
+
+        before = threads()
+        assert [threads() - before for _ in range(4)][-1].total() <= 1  # Ray Data's own, of an executor that is ending

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -65,6 +66,32 @@ def test_a_dataset_is_counted_sampled_and_labelled(strong):
     assert set(found.columns) == {"text", "at", "prediction", "stage", "score", "fast_label", "strong_label", "error"}
 
 
+@pytest.mark.slow
+def test_kept_rows_of_a_dataset_are_audited_and_add_up_however_often_it_is_read(strong):
+    server, teacher = strong
+    texts = [f"row {i} of the file" for i in range(1000)]
+    ds = ray.data.from_items([{"text": text, "at": i} for i, text in enumerate([*texts, None])]).repartition(3)
+    clf = CascadeClassifier(student(texts[:500]), teacher, audit_share=0.2)
+    lazy = clf.predict_dataset(ds, details=True, on_error="coerce")
+    assert clf.audit_.n_audited == 0
+    found = lazy.to_pandas().sort_values("at")
+    stages = found["stage"].value_counts()
+    audited = found[found["stage"] == "audit"]
+    assert len(audited) > 100 and (audited["prediction"] == audited["strong_label"]).all()
+    assert server.n_requests == stages["sample"] + stages.get("strong", 0) + stages["audit"]
+    told = clf.audit_
+    assert (told.n_rows, told.n_kept, told.n_audited) == (1000, stages["fast"] + stages["audit"], stages["audit"])
+    assert told.n_disagreed == (audited["fast_label"] != audited["strong_label"]).sum()
+    lazy.materialize()
+    assert clf.audit_ == told == pickle.loads(pickle.dumps(clf)).audit_
+    before = clf.certificate_
+    more = [f"row {i} of another" for i in range(3000, 3400)]
+    clf.calibrate(texts[:300]).predict_dataset(ray.data.from_items([{"text": text} for text in more])).materialize()
+    assert clf.certificate_ != before and clf.audit_.n_rows == 400
+    clf.predict(more[:100])
+    assert clf.audit_.n_rows == 500
+
+
 def test_a_calibrated_cascade_reads_a_dataset_once(strong):
     server, teacher = strong
     texts = [f"row {i} of the file" for i in range(1500)]
@@ -76,6 +103,7 @@ def test_a_calibrated_cascade_reads_a_dataset_once(strong):
     assert found["prediction"].tolist() == clf.predict(found["text"]).tolist()
 
 
+@pytest.mark.slow
 def test_language_models_on_both_sides(strong):
     _, teacher = strong
     texts = [f"row {i} of the file" for i in range(400)]

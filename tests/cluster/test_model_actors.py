@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,45 +20,23 @@ from skllm_ray.errors import ClusterError, ModelLoadError
 from skllm_ray.execution import model_pool
 from skllm_ray.execution.plan import Step
 from skllm_ray.execution.runner import run
-from skllm_ray.llm.base import Backend, Capabilities, Placement, StatefulSpec
+from skllm_ray.llm.base import Backend, Placement
 from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
 from skllm_ray.tasks.classification import ZeroShotTask
-from skllm_ray.testing import FakeSpec
+from tests.execution.stateful import PlainSpec
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 
-ONE = Placement(num_cpus=1, max_replicas=1)
-
 
 @dataclass(frozen=True)
-class Spec(StatefulSpec):
-    """A model that answers after a while, and dies of poison, as `folder` says."""
+class Spec(PlainSpec):
+    """A model that answers after a while, holds its answers back, and dies of poison, as `folder` says."""
 
-    folder: str
-    block_s: float = 0.05
     key: str = "stand-in"
     model: str = "gguf::stand-in"
-    n_threads: int = 1
-    placement: Placement = ONE
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return replace(FakeSpec(str).capabilities, stateful=True)
-
-    @property
-    def identity(self) -> str:
-        return self.key
-
-    @property
-    def packages(self) -> tuple[str, ...]:
-        return ()
-
-    def for_replica(self, n_threads: int) -> Spec:
-        return replace(self, n_threads=n_threads)
-
-    def check(self) -> None:
-        pass
+    folder: str = ""
+    block_s: float = 0.05
 
     def open(self, resolve_secret: object) -> StandIn:
         if Path(self.folder, "damaged").exists():
@@ -83,6 +62,8 @@ class StandIn(Backend):
         with self._lock:
             Path(self._spec.folder, "busy").touch()
             time.sleep(self._spec.block_s)
+            while Path(self._spec.folder, "held").exists():
+                time.sleep(0.02)
             if any("POISON" in request.messages[-1]["content"] for request in requests):
                 os.kill(os.getpid(), signal.SIGKILL)
             return [Reply('{"label": "good"}')] * len(requests)
@@ -97,7 +78,7 @@ class StandIn(Backend):
 @pytest.fixture
 def spec(tmp_path: Path) -> Any:
     ModelCache.clear()
-    yield Spec(str(tmp_path))
+    yield Spec(folder=str(tmp_path))
     ModelCache.clear()
 
 
@@ -124,6 +105,20 @@ def at_once(*functions: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.join()
     return found
+
+
+@contextmanager
+def held(spec: Spec) -> Iterator[None]:
+    """Let the model answer nothing meanwhile: what happens then happens to requests in flight, on any machine."""
+    Path(spec.folder, "held").touch()
+    yield
+    Path(spec.folder, "held").unlink()
+
+
+def loaded_last(spec: Spec) -> int:
+    """Return the process of the model that was loaded last."""
+    found = max(Path(spec.folder).glob("loaded *"), key=lambda path: path.stat().st_mtime)
+    return int(found.name.split()[1])
 
 
 def pid_of(spec: Spec) -> int:
@@ -163,15 +158,16 @@ def test_it_is_killed_twice_below_a_dataset(spec: Spec) -> None:
     ask(spec, 1)
 
     def kill_twice() -> None:
-        for _ in range(2):
-            when_busy(spec, lambda: os.kill(pid_of(spec), signal.SIGKILL))()
+        with held(spec):
+            for _ in range(2):
+                when_busy(spec, lambda: os.kill(loaded_last(spec), signal.SIGKILL))()
 
     labels, killed = at_once(lambda: ask(spec, 300), kill_twice)
     assert labels == ["good"] * 300
     assert killed is None
 
 
-@pytest.mark.parametrize("n", [1, 600])
+@pytest.mark.parametrize("n", [1, pytest.param(600, marks=pytest.mark.slow)])
 def test_a_row_that_kills_its_model_costs_itself_alone(spec: Spec, n: int) -> None:
     """Of 600 rows two blocks are in flight: the innocent one dies along and is not blamed."""
     poison = n // 7
@@ -190,12 +186,12 @@ def test_innocent_rows_beside_a_poisoned_block_are_not_blamed(spec: Spec) -> Non
 
 def test_the_pool_itself_is_killed(spec: Spec) -> None:
     ask(spec, 1)
-    pid = ray.get(model_pool._pool("job").__ray_call__.remote(lambda pool: os.getpid()))
+    pid = ray.get(model_pool.pool_of("job").__ray_call__.remote(lambda pool: os.getpid()))
     labels, _ = at_once(lambda: ask(spec, 300), when_busy(spec, lambda: os.kill(pid, signal.SIGKILL)))
     assert labels == ["good"] * 300
-    ray.kill(model_pool._pool("job"))  # for good: Ray does not start it again
+    ray.kill(model_pool.pool_of("job"))  # for good: Ray does not start it again
     assert ask(spec, 2) == ["good"] * 2
-    ray.kill(model_pool._pool("job"))
+    ray.kill(model_pool.pool_of("job"))
     assert ModelCache.clear() == []
     assert ask(spec, 2) == ["good"] * 2
 
@@ -204,7 +200,8 @@ def test_loading_that_dies_is_tried_again_and_loading_that_fails_for_good_is_an_
     Path(spec.folder, "dies once").touch()
     assert ask(spec, 1) == ["good"]
     Path(spec.folder, "damaged").touch()
-    found = at_once(lambda: ask(spec, 300), when_busy(spec, lambda: os.kill(pid_of(spec), signal.SIGKILL)))
+    with held(spec):
+        found = at_once(lambda: ask(spec, 300), when_busy(spec, lambda: os.kill(loaded_last(spec), signal.SIGKILL)))
     assert isinstance(found[0], ModelLoadError)
     with pytest.raises(ModelLoadError, match="damaged"):
         ask(spec, 1)
@@ -227,7 +224,8 @@ def test_threads_that_ask_at_once_share_one_actor(spec: Spec) -> None:
 @pytest.mark.parametrize("n", [3, 300])
 def test_a_model_that_is_cleared_under_a_call_ends_it_with_an_error_of_ours(spec: Spec, n: int) -> None:
     ask(spec, 1)
-    found, freed = at_once(lambda: ask(spec, n), when_busy(spec, ModelCache.clear))
+    with held(spec):
+        found, freed = at_once(lambda: ask(spec, n), when_busy(spec, ModelCache.clear))
     assert isinstance(found, ClusterError) and "unloaded while it was in use" in str(found)
     assert len(freed) == 1
     assert ask(spec, n) == ["good"] * n
@@ -248,3 +246,17 @@ def test_a_cancelled_task_leaves_the_pool_as_it_was(spec: Spec) -> None:
     when_busy(spec, lambda: ray.cancel(running))()
     assert ask(spec, 300) == ["good"] * 300
     assert pid_of(spec) == first
+
+
+def test_a_model_that_nobody_uses_makes_room_for_another_and_comes_back(spec: Spec) -> None:
+    """Each takes all CPUs."""
+    all_cpus = Placement(num_cpus=ray.cluster_resources()["CPU"], max_replicas=1)
+    first, second = (replace(spec, key=key, placement=all_cpus) for key in ("first", "second"))
+    assert ask(first, 2) == ["good"] * 2
+    pid, held = pid_of(first), model_pool.connect(first)  # type: ignore[arg-type]
+    assert ask(second, 2) == ["good"] * 2
+    assert held.replicas() == []
+    ModelCache.remove("second")
+    (reply,) = held.complete([ChatRequest(({"role": "user", "content": "text"},))])  # whoever held it asks on
+    assert reply.error is None
+    assert pid_of(first) != pid

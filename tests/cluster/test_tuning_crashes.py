@@ -261,6 +261,7 @@ def until(condition, timeout_s: float = 60) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_new_driver_predicts_with_what_a_killed_one_tuned(worlds, monkeypatch) -> None:
     skllm_ray.shutdown()
     world: World = worlds("vertex")

@@ -35,6 +35,11 @@ def _cluster(name: str) -> dict[str, Any]:
     return found
 
 
+def manifest_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest of a cluster that `spec` describes."""
+    return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "x"}, "spec": spec}
+
+
 def _strict(schema: Any) -> Any:
     """Return an OpenAPI v3 schema as a JSON schema that refuses fields which it does not name."""
     if isinstance(schema, list):

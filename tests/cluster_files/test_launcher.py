@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import runpy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,53 +130,3 @@ def test_the_dashboard_and_the_job_server_are_not_open(name: str) -> None:
     assert "--dashboard-host=127.0.0.1" in start
     assert "0.0.0.0" not in start
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in start
-
-
-class _Cluster:
-    """Stands for Ray: a cluster whose GPUs come one by one."""
-
-    def __init__(self, gpus: int) -> None:
-        self.most, self.now, self.asked, self.ran = gpus, 0, [], []
-
-    def request_resources(self, bundles: list[dict[str, float]]) -> None:
-        self.asked.append(bundles)
-
-    def cluster_resources(self) -> dict[str, float]:
-        self.now = min(self.now + 1, self.most)
-        return {"CPU": 2.0, "GPU": float(self.now)} if self.now else {"CPU": 2.0}
-
-
-@pytest.fixture
-def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[..., _Cluster]:
-    def wait(arguments: list[str], gpus: int) -> _Cluster:
-        cluster = _Cluster(gpus)
-        monkeypatch.setattr("ray.init", lambda *_, **__: None)
-        monkeypatch.setattr("ray.shutdown", lambda: None)
-        monkeypatch.setattr("ray.cluster_resources", cluster.cluster_resources)
-        monkeypatch.setattr("ray.autoscaler.sdk.request_resources", cluster.request_resources)
-        monkeypatch.setattr("signal.signal", lambda *_: None)
-        monkeypatch.setattr("time.sleep", lambda _: None)
-        monkeypatch.setattr("os.execvp", lambda file, arguments: cluster.ran.append(arguments))
-        monkeypatch.setattr("sys.argv", ["wait_for_gpus.py", *arguments])
-        runpy.run_path(str(CLUSTER / "wait_for_gpus.py"), run_name="__main__")
-        return cluster
-
-    return wait
-
-
-def test_the_command_runs_when_the_gpus_are_here(wait: Callable[..., _Cluster]) -> None:
-    cluster = wait(["3", "skllm-ray", "run", "classify", "--limit", "5"], gpus=3)
-    assert cluster.asked == [[{"GPU": 1}] * 3, []]  # the last one withdraws the request
-    assert cluster.ran == [["skllm-ray", "run", "classify", "--limit", "5"]]
-
-
-def test_the_command_runs_with_fewer_gpus_when_time_is_up(wait: Callable[..., _Cluster]) -> None:
-    cluster = wait(["--timeout", "0.05", "3", "skllm-ray", "run"], gpus=2)
-    assert cluster.ran == [["skllm-ray", "run"]]
-    assert cluster.asked[-1] == []
-
-
-def test_the_command_does_not_run_without_any_gpu(wait: Callable[..., _Cluster]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        wait(["--timeout", "0.05", "1", "skllm-ray", "run"], gpus=0)
-    assert stopped.value.code == 75

@@ -78,3 +78,39 @@ def llama_server() -> Iterator[str]:
     command += ["--n_ctx", "1024", "--n_threads", "1", "--logits_all", "true", "--embedding", "true"]
     with serving(command, f"http://127.0.0.1:{port}", "/v1/models") as url:
         yield url
+
+
+LLAMA = FOLDER / "llama-server" / "bin" / "python"
+_SERVE = """
+import sys, time, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port = sys.argv[1], int(sys.argv[2])
+params.n_ctx, params.n_parallel, params.use_jinja = 4096, 2, True
+params.cpuparams.n_threads = 2
+server = xllamacpp.Server(params)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="session")
+def native_server() -> Iterator[str]:
+    """llama.cpp's own server, in C++, with the demo model."""
+    if not LLAMA.exists():
+        pytest.skip(
+            f"{LLAMA} is missing: run `make conformance`, which installs xllamacpp, llama.cpp's server in a wheel"
+        )
+    port = free_port()
+    with serving([str(LLAMA), "-c", _SERVE, str(DEMO_FILE), str(port)], f"http://127.0.0.1:{port}", "/health") as url:
+        yield url
+
+
+@pytest.fixture
+def vllm_server() -> str:
+    """A vLLM server, which takes minutes to start on a CPU: whoever has one says where."""
+    url = os.environ.get("SKLLM_RAY_VLLM_URL")
+    if not url:
+        pytest.skip(
+            "SKLLM_RAY_VLLM_URL is not set: start `vllm serve MODEL` with the weights of SKLLM_RAY_VLLM_GGUF, "
+            "and give its address, http://127.0.0.1:8000/v1"
+        )
+    return url
