@@ -10,7 +10,7 @@ LOWEST_VENV ?= .venv-lowest
 export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test conformance test-slow test-lowest check format docs bench-gguf bench-api bench-scale demo-model clean
+.PHONY: help setup demo test conformance gateways test-slow test-lowest check format docs bench-gguf bench-api bench-scale demo-model clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,11 +35,21 @@ test: setup ## Run the tests
 conformance: setup .conformance/gemma3-270m.gguf ## Test a real model, and servers that others wrote
 	-npm install --silent --no-fund --no-audit --prefix .conformance @copilotkit/aimock@1.43.0
 	-$(BIN)/pip install --quiet gcp-storage-emulator
+	-$(PYTHON) -m venv .conformance/llmock && .conformance/llmock/bin/pip install --quiet llmock
+	-$(PYTHON) -m venv .conformance/llama-server && .conformance/llama-server/bin/pip install --quiet xllamacpp
+	-$(PYTHON) -m venv .conformance/litellm && .conformance/litellm/bin/pip install --quiet 'litellm[proxy]'
 	-$(BIN)/pip download --quiet --no-deps --no-binary :all: -d .conformance \
 		llama-cpp-python==$$($(BIN)/python -c 'import llama_cpp; print(llama_cpp.__version__)')
 	-mkdir -p .conformance/llama.cpp && tar -xzf .conformance/llama_cpp_python-*.tar.gz -C .conformance/llama.cpp \
 		--strip-components=3 --wildcards '*/vendor/llama.cpp/models/templates/*.jinja'
 	$(BIN)/pytest -q -rs tests/conformance
+
+gateways: setup ## LiteLLM's proxy, aimock and llmock: 429s, an outage of a minute, a wrong key, a wrong model
+	npm install --silent --no-fund --no-audit --prefix .conformance @copilotkit/aimock@1.43.0
+	$(PYTHON) -m venv .conformance/llmock && .conformance/llmock/bin/pip install --quiet llmock
+	$(PYTHON) -m venv .conformance/litellm && .conformance/litellm/bin/pip install --quiet 'litellm[proxy]'
+	$(BIN)/python -m benchmarks.gateways --outage-s 60 --aimock .conformance/node_modules/.bin/llmock \
+		--llmock .conformance/llmock/bin/llmock --litellm .conformance/litellm/bin/litellm
 
 # A real model that the package index carries: Gemma 3 270M (Gemma's terms of use), 253 MB in parts.
 .conformance/gemma3-270m.gguf:

@@ -54,7 +54,10 @@ class Answering(asyncio.Protocol):
             if len(self.buffer) < end + 4 + length:
                 return
             self.buffer = self.buffer[end + 4 + length :]
-            asyncio.get_running_loop().call_later(self.latency_s, self.transport.write, self.answer)
+            self.asked()
+
+    def asked(self) -> None:
+        asyncio.get_running_loop().call_later(self.latency_s, self.transport.write, self.answer)
 
 
 async def serve(latency_s: float) -> None:
