@@ -6,8 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST_VENV ?= .venv-lowest
 
-# llama.cpp's parts that this project does not use are left out, which shortens its build.
-export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF
+# llama.cpp's parts that this project does not use are left out, which shortens its build, and AMX, whose set-up GCC
+# compiles away: https://github.com/ggml-org/llama.cpp/pull/26954
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
+	-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test conformance gateways test-slow test-lowest check format docs bench-gguf bench-api bench-scale demo-model clean

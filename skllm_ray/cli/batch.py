@@ -228,7 +228,7 @@ def job_of(
 
 def prepared(job: JobFile, model: str | None = None) -> Any:
     """Return the fitted estimator that a job describes."""
-    from skllm_ray.cli.job_file import prepare
+    from skllm_ray.cli.job_estimator import prepare
 
     return prepare(job, model)
 

@@ -19,6 +19,7 @@ from skllm_ray.errors import SkllmRayError
 from skllm_ray.execution.health import RayHealth, nodes_of, ray_health
 from skllm_ray.llm.api.reachability import fault_at
 from skllm_ray.llm.gpt.clients.llama_cpp.health import library_health
+from skllm_ray.llm.gpt.clients.llama_cpp.kernels import REBUILD
 from skllm_ray.plain_text import cell
 
 State = Literal["ok", "warning", "fault"]
@@ -135,9 +136,12 @@ def _llama_cpp() -> Finding:
         return Finding("llama.cpp", "warning", text, "pip install 'skllm-ray[gguf]'")
     health = library_health()
     if health.fault:
-        mend = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --force-reinstall --no-binary :all: llama-cpp-python"
-        return Finding("llama.cpp", "fault", health.fault, mend)
+        return Finding("llama.cpp", "fault", health.fault, REBUILD)
     text = f"llama-cpp-python {health.version} for {', '.join(health.features) or 'any processor'}"
+    if not health.lays_out_weights:
+        return Finding(
+            "llama.cpp", "warning", f"{text}; it dies where it uses AMX: models are computed without", REBUILD
+        )
     if health.supports_gpu:
         return Finding("llama.cpp", "ok", f"{text}; layers can be placed on a GPU")
     if shutil.which("nvidia-smi"):

@@ -30,7 +30,8 @@ from skllm_ray.classification import (
     MultiLabelZeroShotGPTClassifier,
     ZeroShotGPTClassifier,
 )
-from skllm_ray.cli.job_file import JobFile, prepare, without_fast
+from skllm_ray.cli.job_estimator import prepare
+from skllm_ray.cli.job_file import JobFile, without_fast
 from skllm_ray.config import Price, SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError, OutputMismatchError
 from skllm_ray.execution.plan import Promised

@@ -22,7 +22,8 @@ from skllm_ray import batch
 from skllm_ray.batch.tools.estimate import estimate_job
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.cli import main
-from skllm_ray.cli.job_file import JobFile, job_schema, prepare, read_job
+from skllm_ray.cli.job_estimator import prepare
+from skllm_ray.cli.job_file import JobFile, job_schema, read_job
 from skllm_ray.cli.labelled_file import read_columns
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.testing import ChatServer, RawAnswer, StatusFault, prompt_of

@@ -74,7 +74,7 @@ class GGUFBackend(Backend):
     def _complete(self, requests: Sequence[ChatRequest], style: PromptStyle) -> list[Reply]:
         """Return the replies to requests whose prompts are written in one style."""
         chat = self._chat(style)
-        for notice in chat.notices:
+        for notice in (*self._engine.notices, *chat.notices):
             warn(notice)
         prompts = Prompts(chat)
         replies: list[Reply | None] = [None] * len(requests)

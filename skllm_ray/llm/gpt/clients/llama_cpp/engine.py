@@ -19,6 +19,7 @@ from skllm_ray.errors import ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.batch import Batch
 from skllm_ray.llm.gpt.clients.llama_cpp.decoding import Decoding, common_length
 from skllm_ray.llm.gpt.clients.llama_cpp.fitness import facts_of, refusal
+from skllm_ray.llm.gpt.clients.llama_cpp.kernels import NOTICE, lays_out_weights
 from skllm_ray.llm.gpt.clients.llama_cpp.library import (
     context_length,
     import_llama_cpp,
@@ -98,6 +99,11 @@ class Engine(Vocabulary):
         """Tokens decoded so far, those that only fill not counted."""
         self.n_reused = 0
         """Prompt tokens that were not decoded, because they stood in the shared prefix."""
+
+    @property
+    def notices(self) -> list[str]:
+        """What users should know of the library that computes."""
+        return [] if lays_out_weights(self.lib) else [NOTICE]
 
     # --- loading --------------------------------------------------------------------------------------------------
 
@@ -308,6 +314,7 @@ def _load_model(lib: ModuleType, options: EngineOptions) -> Any:
     params = lib.llama_model_default_params()
     params.n_gpu_layers = options.n_gpu_layers
     params.vocab_only = options.vocab_only
+    params.use_extra_bufts = options.vocab_only or lays_out_weights(lib)
     model = load_model(lib, options.path, params)
     reason = refusal(options.path, facts_of(lib, model))
     if reason is not None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from skllm_ray.llm.gpt.clients.llama_cpp.kernels import lays_out_weights
 from skllm_ray.llm.gpt.clients.llama_cpp.library import import_llama_cpp
 
 _TIMEOUT_S = 60.0
@@ -23,6 +24,8 @@ class LibraryHealth:
     """Whether it was built so that layers can be placed on a GPU."""
     features: tuple[str, ...] = ()
     """The processor's features that it was built to use, such as ``AVX2``."""
+    lays_out_weights: bool = True
+    """Whether it survives weights that are laid out for this processor; without, models are slower."""
     fault: str = ""
     """Why it cannot be used; empty where it can."""
 
@@ -46,7 +49,7 @@ def library_health() -> LibraryHealth:
     except json.JSONDecodeError:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return LibraryHealth(fault=lines[-1])
-    return LibraryHealth(told["version"], told["supports_gpu"], tuple(told["features"]))
+    return LibraryHealth(told["version"], told["supports_gpu"], tuple(told["features"]), told["lays_out"])
 
 
 def _tell() -> None:
@@ -55,4 +58,5 @@ def _tell() -> None:
     pairs = (part.rpartition(":")[2].partition("=") for part in said.split("|"))
     features = [name.strip() for name, _, value in pairs if value.strip() == "1" and name.strip() not in _NO_FEATURES]
     told = {"version": lib.__version__, "supports_gpu": bool(lib.llama_supports_gpu_offload()), "features": features}
+    told["lays_out"] = lays_out_weights(lib)
     sys.stdout.write(json.dumps(told))

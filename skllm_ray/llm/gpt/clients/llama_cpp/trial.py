@@ -32,7 +32,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.fitness import refusal
 from skllm_ray.llm.gpt.clients.llama_cpp.library import load_hint
 from skllm_ray.llm.gpt.clients.llama_cpp.words import last_words
 
-_SCRIPT: Final = Path(__file__).with_name("trial_process.py")
+SCRIPT: Final = Path(__file__).with_name("trial_process.py")
 _UNLOADABLE: Final = "cannot be loaded"
 _MOST_NOTES: Final = 1000
 _KEPT_CHARACTERS: Final = 20_000  # of what the child wrote
@@ -53,13 +53,13 @@ def try_out(parts: Sequence[Path]) -> None:
     with _lock:
         if identity in _passed:
             return
-    note = _notes() / identity
+    note = notes() / identity
     if not note.exists():
         _try(str(parts[0]))
         with contextlib.suppress(OSError):  # it will be tried again
             note.parent.mkdir(parents=True, exist_ok=True)
-            if len(notes := list(note.parent.iterdir())) >= _MOST_NOTES:
-                for other in notes:
+            if len(others := list(note.parent.iterdir())) >= _MOST_NOTES:
+                for other in others:
                     other.unlink(missing_ok=True)
             note.touch()
     with _lock:
@@ -72,19 +72,24 @@ def _identity(parts: Sequence[Path]) -> str:
     return hashlib.sha256(repr((states, version)).encode()).hexdigest()
 
 
-def _notes() -> Path:
+def notes() -> Path:
+    """Return the folder of notes on what was tried."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "skllm-ray" / "tried"
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child that sees no GPU and finds the modules of this process."""
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "GGML_NO_BACKTRACE": "1"}
+    return {**os.environ, **hidden, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def _try(path: str) -> None:
     if not sys.executable:  # an embedded interpreter: there is nothing to start
         return
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "GGML_NO_BACKTRACE": "1"}
-    environment = {**os.environ, **hidden, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryFile() as errors:
-        command = [sys.executable, "-P", str(_SCRIPT), path]
+        command = [sys.executable, "-P", str(SCRIPT), path]
         child = subprocess.Popen(  # noqa: S603 - this very Python, a script of ours, and a file's name
-            command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
+            command, stdout=subprocess.PIPE, stderr=errors, env=child_environment(), text=True
         )
         with child:
             try:

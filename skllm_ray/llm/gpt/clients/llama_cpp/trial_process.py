@@ -1,8 +1,8 @@
-"""Tries one GGUF file in a process of its own, which may die: ``python -P trial_process.py FILE``.
+"""Tries one GGUF file in a process of its own, which may die: ``python -P trial_process.py FILE [LAID_OUT]``.
 
 It writes what the file is to standard output, in lines of JSON, and at last what is wrong with it. llama.cpp's errors,
 and its last words if it aborts, go to standard error. Nothing of this package is imported, so that it starts
-fast.
+fast. With a second argument, weights are laid out anew for this processor, which takes memory twice.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def load(path: str, *, vocab_only: bool, weights: bool = True) -> Any:
     params = lib.llama_model_default_params()
     params.n_gpu_layers = 0
     params.vocab_only = vocab_only
-    params.use_extra_bufts = False  # weights that are laid out anew would take memory twice
+    params.use_extra_bufts = len(sys.argv) > 2
     if not weights:
         params.no_alloc = True
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE

@@ -127,7 +127,7 @@ def test_a_file_is_tried_once_until_it_changes(tiny, tmp_path, monkeypatch):
 def test_a_file_that_cannot_be_tried_is_loaded_all_the_same(tiny, monkeypatch, tmp_path, caplog):
     broken = tmp_path / "broken.py"
     broken.write_text("raise ImportError('no llama_cpp here')")
-    monkeypatch.setattr(trial, "_SCRIPT", broken)
+    monkeypatch.setattr(trial, "SCRIPT", broken)
     check_file(tiny)
     assert "could not be tried: ImportError: no llama_cpp here" in caplog.text
 
