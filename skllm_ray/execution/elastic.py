@@ -9,7 +9,8 @@
                  wishes stay as they are. Where `max_replicas` is not set, only for what there is room, and the first
     give back    a replica that has been idle for some seconds and is not kept; whole nodes first, then the slowest
     hand out     to the replica that would be done first, two blocks to each; a new one gets a few rows first. A block
-                 that a slow replica would finish after everything else is done waits for a faster one. At the end,
+                 that a slow replica would finish after everything else is done waits for a faster one: one whose
+                 speed nobody knows is as fast as its first rows may still show. At the end,
                  and for a single block, the idle replicas share it, each by its speed
     drained      such a node gets no more rows, and its replicas are replaced while they finish what they have
     shared       a model that waits for room gets a replica of one that has far less to do
@@ -55,6 +56,10 @@ class Speed:
         """Note that a call begins; `idle` tells that there was none."""
         self.since = now if idle else self.since
 
+    def at_most(self, rows: int, now: float) -> float | None:
+        """Return what the rate may be where nothing else is known of it than that `rows` are not done yet."""
+        return rows / max(1e-6, now - self.since) if rows and self.rate is None else None
+
     def end(self, rows: int, now: float) -> None:
         """Note that a call over some rows is done."""
         self.rows = self.rows * _FORGET + rows
@@ -70,6 +75,8 @@ class Load:
     calls: int = 0
     rate: float | None = None
     """Rows per second; None while nothing is known."""
+    at_most: float | None = None
+    """What its first rows, which it works at, may still show its rate to be; None where there are none."""
     leaving: bool = False
     """Whether its node goes away."""
 
@@ -134,8 +141,10 @@ def _choose(usable: Mapping[int, Load], rates: Mapping[int, float], rows: int, l
     if left is None:
         return best
     in_flight = sum(load.rows for load in usable.values())
-    everything_s = max(left, in_flight + rows) / sum(rates.values())
-    return best if done[best] <= max(everything_s, min(done.values())) else None
+    hoped = {number: load.at_most or rates[number] for number, load in usable.items()}
+    everything_s = max(left, in_flight + rows) / sum(hoped.values())
+    soonest_s = min((load.rows + rows) / hoped[number] for number, load in usable.items())
+    return best if done[best] <= max(everything_s, soonest_s) else None
 
 
 def _rates(usable: Mapping[int, Load]) -> dict[int, float]:

@@ -131,7 +131,7 @@ class PoolActor:
             if model.failure is not None:
                 raise model.failure
             now, callers = time.monotonic(), model.callers
-            loads = {number: replica.load for number, replica in model.replicas.items()}
+            loads = {number: replica.load_at(now) for number, replica in model.replicas.items()}
             comes_later = callers.is_outranked(caller, priority, now)
             if comes_later or not (chosen := assign(loads, rows, callers.rows_left(now), whole=whole)):
                 callers.wait(caller, priority, now)

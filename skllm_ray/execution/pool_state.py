@@ -41,6 +41,11 @@ class Replica:
     touched: float = 0.0
     """When it was last given something, or done with it."""
 
+    def load_at(self, now: float) -> Load:
+        """Return what it works at, with what its first rows have shown by now."""
+        self.load.at_most = self.speed.at_most(self.load.rows, now)
+        return self.load
+
     def begin(self, rows: int, now: float) -> None:
         """Count a call over some rows."""
         self.speed.begin(now, idle=not self.load.calls)

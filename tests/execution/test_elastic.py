@@ -37,9 +37,15 @@ class Server:
     busy: bool = False
 
 
-def run_call(rates: list[float], sizes: list[int], slots: int) -> float:
-    """Return how long a call takes whose blocks are handed out by `assign`, to replicas of these speeds."""
+def run_call(rates: list[float], sizes: list[int], slots: int, known: int | None = None) -> float:
+    """Return how long a call takes whose blocks are handed out by `assign`, to replicas of these speeds.
+
+    `known` is the only replica whose speed an earlier call has shown.
+    """
     servers = {number: Server(rate) for number, rate in enumerate(rates)}
+    if known is not None:
+        servers[known].speed.end(1, 1 / rates[known])
+        servers[known].load.rate = rates[known]
     waiting, left, now = list(reversed(sizes)), sum(sizes), 0.0
     open_parts: dict[int, int] = {}
     events: list[tuple[float, int, int, int, int]] = []
@@ -56,6 +62,8 @@ def run_call(rates: list[float], sizes: list[int], slots: int) -> float:
         while waiting and len(open_parts) + len(blocks) < slots:
             blocks.append((next(numbers), waiting.pop()))
         for block, rows in list(blocks):
+            for server in servers.values():
+                server.load.at_most = server.speed.at_most(server.load.rows, now)
             chosen = assign({number: server.load for number, server in servers.items()}, rows, left)
             if not chosen:
                 continue
@@ -99,6 +107,14 @@ def test_a_call_ends_close_to_the_ideal_time_whatever_the_speeds(rows: int, rate
     slots = CALLS_EACH * len(rates)
     took = run_call(rates, block_sizes(rows, slots), slots)
     assert took <= 1.15 * rows / sum(rates)
+
+
+@pytest.mark.parametrize("rows", [1_500, 6_000])
+@pytest.mark.parametrize("rates", [[10.0, 50.0, 50.0, 50.0], [50.0, 50.0, 10.0, 50.0], [8.0, 100.0, 100.0]])
+def test_a_call_ends_close_to_the_ideal_time_where_one_speed_is_known(rows: int, rates: list[float]) -> None:
+    slots = CALLS_EACH * len(rates)
+    for known in range(len(rates)):
+        assert run_call(rates, block_sizes(rows, slots), slots, known) <= 1.15 * rows / sum(rates)
 
 
 def test_equal_replicas_are_used_to_the_last_row() -> None:
