@@ -278,7 +278,7 @@ def _show(result: JobResult) -> None:
         "failed rows": ", ".join(f"{n:,} {kind}" for kind, n in sorted(result.errors.items())) or "none",
         "tokens": f"{total.prompt_tokens:,} in, {total.completion_tokens:,} out",
         "cost": cost_of(total),
-        "not in a part yet": f"{pending.asked:,} answers that are paid for, {cost_of(pending)}",
+        "not in a part yet": f"{pending.asked:,} answers that are kept, {cost_of(pending)}",
         "delivered by": result.delivered,
         "in live batches": f"at most {result.set_aside_usd:,.4f} USD, which counts as spent",
         "this run": f"{result.this_run.rows:,} rows in {result.seconds:,.1f} s",

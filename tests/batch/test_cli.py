@@ -506,7 +506,7 @@ def test_answers_of_unknown_price_that_are_in_no_part_yet_have_no_price():
     result = JobResult("out", 100, 0, {}, {}, "interrupted", paid, paid, 0.0, 1.0, 100, pending=paid)
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         _show(result)
-    assert "7 answers that are paid for, price not known" in re.sub(r"[\s│]+", " ", shown.getvalue())
+    assert "7 answers that are kept, price not known" in re.sub(r"[\s│]+", " ", shown.getvalue())
 
 
 def test_a_sample_whose_answers_are_of_no_use_says_so(tmp_path):

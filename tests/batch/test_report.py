@@ -23,7 +23,7 @@ from sklearn.metrics import f1_score
 import skllm_ray
 from skllm_ray import batch
 from skllm_ray.batch.input.slices import Unit
-from skllm_ray.batch.output.timeline import read_timeline, save_timeline
+from skllm_ray.batch.output.timeline import Event, first_row_parts, read_timeline, save_timeline
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.tools.explorer import RowSample
 from skllm_ray.batch.tools.part_rows import PartColumns, PartRows
@@ -322,3 +322,25 @@ def test_when_replicas_came_and_went_is_shown_with_what_the_first_rows_took(tmp_
     assert "Replicas" in page.text
     told_first = "The first rows took 52 s: 41 s waiting for a node, 4 s for the model's files, 5 s loading the model"
     assert f"{told_first}, 2 s for the first block." in " ".join(page.text.split())
+
+
+def test_replicas_that_never_answered_are_no_part_of_what_the_first_rows_took():
+    failed = [(0, "asked"), (1, "placed"), (2, "fetched"), (3, "loaded"), (4, "died")]
+    came = [(60, "asked"), (63, "placed"), (64, "fetched"), (66, "loaded"), (67, "answered"), (70, "asked")]
+    assert first_row_parts([Event(at, "m", what, 1) for at, what in failed]) == []
+    parts = first_row_parts([Event(at, "m", what, 1) for at, what in failed + came])
+    assert [seconds for _, seconds in parts] == [3, 1, 2, 1]
+    other = Event(62, "another", "asked", 1)
+    assert first_row_parts([*(Event(at, "m", what, 1) for at, what in came), other]) == parts
+
+
+def test_a_model_that_no_provider_charges_for_costs_no_charge(tmp_path):
+    from skllm_ray.classification import ZeroShotGPTClassifier
+
+    clf = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["positive", "negative"])
+    source = write(tmp_path / "in.parquet", texts(20))
+    batch.run(clf, source, str(tmp_path / "out"))
+    text = page_of(tmp_path / "out", tmp_path / "r.html").text
+    assert "cost, USDno charge" in text
+    assert re.search(r"begun \d{4}-\d\d-\d\d \d\d:\d\d UTC", text)
+    assert "0.0% of the rows have no result" in text

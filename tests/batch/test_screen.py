@@ -68,6 +68,11 @@ def test_replicas_are_told():
     assert told in line_of(state)
 
 
+def test_no_part_is_left_to_workers_when_all_is_done():
+    assert "workers: 2 at 1 of 3 parts" in line_of(State("m", 400, 0, n_units=3, units_done=2, n_tasks=2))
+    assert "workers" not in line_of(State("m", 400, 0, n_units=3, units_done=3, n_tasks=2))
+
+
 def test_counts_add_up_where_another_ledger_takes_over():
     state = State("m", 400, 0)
     for ledger, rows in ((Ledger(), 30), (Ledger(), 12)):

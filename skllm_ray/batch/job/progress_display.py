@@ -97,8 +97,9 @@ class State:
             "rate": f"{self.rate:,.1f} rows/s",
             "tokens": f"{done.prompt_tokens:,} in, {done.completion_tokens:,} out",
             "cost": cost_of(done),
-            "workers": f"{self.n_tasks} at {self.n_units - self.units_done:,} of {self.n_units:,} parts",
         }
+        if self.units_done < self.n_units:
+            found["workers"] = f"{self.n_tasks} at {self.n_units - self.units_done:,} of {self.n_units:,} parts"
         if self.status.replicas:
             found["replicas"] = "; ".join(replicas_in_words(*one) for one in self.status.replicas)
         if done.reused or done.duplicates:
@@ -266,9 +267,13 @@ def cost_of(done: Progress) -> str:
     --------
     >>> cost_of(Progress(cost_usd=1.5)), cost_of(Progress(unpriced=3)), cost_of(Progress(cost_usd=1.5, unpriced=3))
     ('1.5000 USD', 'price not known', '1.5000 USD and more of unknown price')
+    >>> cost_of(Progress(completion_tokens=9)), cost_of(Progress())
+    ('no charge', '0.0000 USD')
     """
     if done.unpriced and not done.cost_usd:
         return "price not known" + (f", counted as {done.unknown_usd:,.4f} USD" if done.unknown_usd else "")
+    if not done.cost_usd and not done.unknown_usd and (done.prompt_tokens or done.completion_tokens):
+        return "no charge"  # what a provider charges for has a cost, or an unknown price
     lost = f", and up to {done.unknown_usd:,.4f} for requests whose cost nobody told" if done.unknown_usd else ""
     return f"{done.cost_usd:,.4f} USD" + (" and more of unknown price" if done.unpriced else "") + lost
 

@@ -13,6 +13,13 @@ from skllm_ray.batch.output.part import SYSTEM
 from skllm_ray.batch.storage import Folder
 
 _FOLDER: Final = f"{SYSTEM}/timeline"
+_STEPS: Final = (
+    ("loaded", "for the first block"),
+    ("fetched", "loading the model"),
+    ("placed", "for the model's files"),
+    ("asked", "waiting for a node"),
+)
+"""What happens before a first answer, the last first, and what the time from then on is spent with."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +59,23 @@ def read_timeline(output: Folder) -> list[Event]:
 def first_row_parts(events: Sequence[Event]) -> list[tuple[str, float]]:
     """Return how long the first answers took from when a replica was asked for, in parts; nothing where unknown.
 
+    Replicas that never came to an answer count for nothing: each step is the last one before the next.
+
     Examples
     --------
-    >>> told = (10, "asked"), (51, "placed"), (58, "fetched"), (60, "loaded")
+    >>> told = (10, "asked"), (51, "placed"), (58, "fetched"), (60, "loaded"), (61, "answered")
     >>> first_row_parts([Event(at, "m", what, 1) for at, what in told])
-    [('waiting for a node', 41), ("for the model's files", 7), ('loading the model', 2)]
+    [('waiting for a node', 41), ("for the model's files", 7), ('loading the model', 2), ('for the first block', 1)]
     """
-    first: dict[str, float] = {}
-    for event in events:
-        first.setdefault(event.what, event.at)
-    if not {"asked", "placed", "fetched", "loaded"} <= set(first):
+    answered = next((event for event in events if event.what == "answered"), None)
+    if answered is None:
         return []
-    steps = ("asked", "placed", "fetched", "loaded", "answered")
-    told = ("waiting for a node", "for the model's files", "loading the model", "for the first block")
-    return [
-        (what, first[after] - first[before])
-        for what, before, after in zip(told, steps, steps[1:], strict=False)
-        if after in first
-    ]
+    found, until = list[tuple[str, float]](), answered.at
+    for what, told in _STEPS:
+        times = [event.at for event in events if (event.model, event.what) == (answered.model, what)]
+        since = max((at for at in times if at <= until), default=None)
+        if since is None:
+            return []
+        found.insert(0, (told, until - since))
+        until = since
+    return found

@@ -17,6 +17,7 @@ from skllm_ray.execution.cluster_status import loaded_replicas
 from skllm_ray.llm.base import StatefulSpec
 
 _HOUR: Final = 3600.0
+_FREE: Final = "no charge"
 _WAYS: Final[Mapping[Way, tuple[str, str]]] = {
     "cached input": ("… with cached input", "if the provider keeps what all prompts begin with"),
     "flex": ("… at the flex tier", "slower, and not for every model"),
@@ -80,6 +81,12 @@ class Estimate:
             return f"{self.rows_left:,}, as if they were like the {self.rows_total:,} of the input"
         return f"{self.rows_left:,} left of {self.rows_total:,}"
 
+    def _told_sample_cost(self) -> str:
+        if self.sample_cost_usd is None:
+            return "its price is not known"
+        is_free = self.requests and self.cost_usd == (0.0, 0.0)
+        return _FREE if is_free else f"it cost {self.sample_cost_usd:,.4f} USD"
+
     def facts(self) -> dict[str, str]:
         """Return it in words, with no more digits than are known."""
         found = {
@@ -89,16 +96,15 @@ class Estimate:
             "strong model": _told_share(self.strong_share, self.sample_rows),
             "prompt tokens": told(self.prompt_tokens) + (f" ({self.how})" if self.how else ""),
             "answer tokens": told(self.completion_tokens),
-            "cost": _told_cost(self.cost_usd),
+            "cost": _told_cost(self.cost_usd, self.requests),
             **{_WAYS[way][0]: f"{told(cost)} USD: {_WAYS[way][1]}" for way, cost in self.other_ways_usd.items()},
             "duration": "not known before a --sample, or a limit" if self.seconds is None else _times(self.seconds),
             "limited by": self.limited_by,
             "model time": _told_hours(self.model_hours, self.gpus),
         }
         if self.sample_rows:
-            cost = "price not known" if self.sample_cost_usd is None else f"{self.sample_cost_usd:,.4f} USD"
             failed = f", {self.sample_failed:,} of them failed" if self.sample_failed else ""
-            found["sample"] = f"{self.sample_rows:,} rows asked{failed}; it cost {cost}"
+            found["sample"] = f"{self.sample_rows:,} rows asked{failed}; {self._told_sample_cost()}"
             found["sample ended"] = self.sample_stopped
             found["first reason"] = self.sample_reason
         return {name: value for name, value in found.items() if value}
@@ -213,10 +219,10 @@ def _model_time(job: Job, seconds: Pair | None) -> dict[str, Any]:
     return {"model_hours": (low, high), "gpus": max(spec.placement.num_gpus for spec in local)}
 
 
-def _told_cost(cost: Pair | None) -> str:
+def _told_cost(cost: Pair | None, n_requests: int) -> str:
     if cost is None:
         return "price not known: give --input-price and --output-price"
-    return f"{told(cost)} USD" if cost != (0.0, 0.0) else "nothing is paid by the token"
+    return _FREE if n_requests and cost == (0.0, 0.0) else f"{told(cost)} USD"
 
 
 def _told_hours(hours: Pair | None, gpus: float) -> str:

@@ -101,7 +101,7 @@ def calibration_plot(truth: TruthTally) -> str:
     axes.plot([0, 1], [0, 1], color="#888888", linestyle="--", linewidth=1)
     sizes = [30 + 270 * (one.rows / truth.rows) for one in bins]
     axes.plot([one.probability for one in bins], [one.accuracy for one in bins], color=BLUE, linewidth=1)
-    axes.scatter([one.probability for one in bins], [one.accuracy for one in bins], s=sizes, color=BLUE)
+    axes.scatter([one.probability for one in bins], [one.accuracy for one in bins], s=sizes, color=BLUE, clip_on=False)
     axes.set_xlabel("how sure the model was (mean probability)", fontsize=9)
     axes.set_ylabel("share that is right", fontsize=9)
     axes.set_xlim(0, 1.02)

@@ -25,6 +25,8 @@ from skllm_ray.batch.tools.truth_tally import TruthTally
 
 _BARS: Final = 25
 _SLOWEST: Final = 10
+_SHORT_S: Final = 9.95
+"""Seconds below which a tenth of one counts."""
 _MATRIX: Final = 12
 """Labels up to which all mistakes fit into one table."""
 
@@ -94,11 +96,16 @@ def render_page(
         slowest=sorted(units, key=lambda unit: -float(unit["seconds"]))[:_SLOWEST],
         nodes=_by(units, "node"),
         models=_by(units, "model"),
-        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        begun=_minute(datetime.fromisoformat(manifest["created"])),
+        made=_minute(datetime.now(UTC)),
         share=share,
         span=span,
         short=short,
     )  # fmt: skip
+
+
+def _minute(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _plots(units: Sequence[Mapping[str, Any]], tally: Tally, truth: TruthTally | None) -> dict[str, str]:
@@ -154,6 +161,7 @@ def _tiles(manifest: Mapping[str, Any], units: Sequence[Mapping[str, Any]], tall
     total, failed = int(manifest["rows_total"]), sum(tally.errors.values())
     known, unknown = (sum(float(unit[name]) for unit in units) for name in ("cost_usd", "unknown_usd"))
     unpriced = sum(int(unit["unpriced"]) for unit in units)
+    read, written = (sum(int(unit[name]) for unit in units) for name in ("prompt_tokens", "completion_tokens"))
     busy = _busy_s(units)
     saved = sum(unit["duplicates"] + unit["reused"] for unit in units)
     notes = [
@@ -162,14 +170,17 @@ def _tiles(manifest: Mapping[str, Any], units: Sequence[Mapping[str, Any]], tall
         f"{unpriced:,} replies of unknown price" if unpriced else "",
         str(manifest.get("delivered", "")),
     ]
+    cost = "not known" if unpriced and not known else f"{known:,.2f}"
+    if (read or written) and not (known or unknown or unpriced):
+        cost = "no charge"
     invalid = f"; {tally.invalid:,} of them gave an answer that was not allowed" if tally.invalid else ""
     return [
         ("rows", f"{tally.rows:,}", f"of {total:,} ({tally.rows / max(1, total):.1%}) are done"),
-        ("failed", f"{failed:,}", f"{failed / max(1, tally.rows):.2%} of the rows have no result{invalid}"),
+        ("failed", f"{failed:,}", f"{failed / max(1, tally.rows):.1%} of the rows have no result{invalid}"),
         ("rows per second", f"{tally.rows / busy:,.1f}" if busy else "–", f"over {_span(busy)} of work"),
-        ("cost, USD", "not known" if unpriced and not known else f"{known:,.2f}", "; ".join(filter(None, notes))),
-        ("prompt tokens", f"{sum(unit['prompt_tokens'] for unit in units):,}", "what the model read"),
-        ("answer tokens", f"{sum(unit['completion_tokens'] for unit in units):,}", "what the model wrote"),
+        ("cost, USD", cost, "; ".join(filter(None, notes))),
+        ("prompt tokens", f"{read:,}", "what the model read"),
+        ("answer tokens", f"{written:,}", "what the model wrote"),
         ("not asked again", f"{saved:,}", "rows with the same text as another, and answers of interrupted runs"),
     ]
 
@@ -196,4 +207,4 @@ def _by(units: Sequence[Mapping[str, Any]], name: str) -> list[tuple[str, int, i
 def _span(seconds: float) -> str:
     from skllm_ray.batch.job.progress_display import span as words
 
-    return words(seconds)
+    return f"{seconds:.1f} s" if seconds < _SHORT_S else words(seconds)

@@ -69,6 +69,7 @@ def timeline_plot(events: Sequence[Event], units: Sequence[Mapping[str, Any]]) -
             above.plot(here, [0.15] * len(here), marker, color=ORANGE, markersize=5, linestyle="none", label=what)
     above.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=5)
     above.set_ylabel("replicas", fontsize=9)
+    above.locator_params(axis="y", integer=True)
     below.fill_between(*_rate(units, first, last, scale), step="mid", color=BLUE, alpha=0.8, linewidth=0)
     below.set_ylabel("rows/s", fontsize=9)
     below.set_xlabel(f"{name} since the first replica was asked for", fontsize=9)
