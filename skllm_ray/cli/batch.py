@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -257,15 +257,20 @@ def keyless() -> Iterator[None]:
 
 @contextmanager
 def ray_of(job: JobFile) -> Iterator[None]:
-    """Be in the cluster that the job names; a process that `ray job submit` started finds its own."""
+    """Be in the cluster that the job names; a process that `ray job submit` started finds its own.
+
+    Meanwhile what is printed goes to standard error. Ray prints there what became of processes that died, and standard
+    output holds the result alone.
+    """
     import skllm_ray
 
-    if job.address:
-        skllm_ray.init(job.address)
-    try:
-        yield
-    finally:
-        skllm_ray.shutdown()
+    with redirect_stdout(sys.stderr):
+        if job.address:
+            skllm_ray.init(job.address)
+        try:
+            yield
+        finally:
+            skllm_ray.shutdown()
 
 
 def _show(result: JobResult) -> None:

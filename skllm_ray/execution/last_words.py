@@ -12,9 +12,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from skllm_ray.errors import ModelLoadError, SkllmRayError
+from skllm_ray.errors import ClusterError, ModelLoadError, SkllmRayError
 from skllm_ray.llm.base import BackendSpec
-from skllm_ray.llm.gpt.clients.llama_cpp.words import last_words
+from skllm_ray.llm.gpt.clients.llama_cpp.words import death_hint, last_words, sentence
 
 _WAIT_S: Final = 15.0
 _KEPT_BYTES: Final = 20_000
@@ -71,7 +71,7 @@ def _read(path: str) -> str:
 
 def quoted(words: str) -> str:
     """Return the words as the end of a message; nothing where there are none."""
-    return f" Its last words: {words}" if words else ""
+    return f" Its last words: {sentence(words)}" if words else ""
 
 
 def why_not_loaded(spec: BackendSpec, error: Exception, words: str) -> BaseException:
@@ -79,12 +79,17 @@ def why_not_loaded(spec: BackendSpec, error: Exception, words: str) -> BaseExcep
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, SkllmRayError) else error
     if words:
-        return ModelLoadError(
-            f"The process that was to load {spec.model} died.{quoted(words)}",
-            "Take another conversion of the model, or a newer llama-cpp-python.",
-        )
+        return ModelLoadError(f"The process that was to load {spec.model} died.{quoted(words)}", death_hint(words))
     return ModelLoadError(
         f"The process that was to load {spec.model} died.",
         "The node may be short of memory: ask for fewer replicas with SKLLMConfig.set_gguf_resources, or for a smaller "
         "model.",
+    )
+
+
+def why_given_up(spec: BackendSpec, deaths: int, words: str) -> ClusterError:
+    """Return what to raise where a model's actors died so many times in a row without an answer."""
+    return ClusterError(
+        f"The processes that held {spec.model} died {deaths} times in a row without an answer.{quoted(words)}",
+        death_hint(words) if words else "The machine may be short of memory, or the model or llama.cpp unfit for it.",
     )

@@ -22,7 +22,7 @@ from skllm_ray.config import GGUFResources
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution.arrivals import DIED, Arrival, Bringing, Failure, end_named, kill, start
 from skllm_ray.execution.elastic import assign
-from skllm_ray.execution.last_words import Place, quoted, why_not_loaded, words_of
+from skllm_ray.execution.last_words import Place, why_given_up, why_not_loaded, words_of
 from skllm_ray.execution.model_actor import IdleExit, ReplicaInfo
 from skllm_ray.execution.nodes import is_lost
 from skllm_ray.execution.placement import (
@@ -256,11 +256,7 @@ class PoolActor:
         if model.deaths < _MOST_DEATHS * (1 + len(model.replicas)):
             self._submit(model, self._replace, model, place, self._start(model, 1))
             return
-        model.given_up = ClusterError(
-            f"The processes that held {model.spec.model} died {model.deaths} times in a row without an answer."
-            f"{quoted(model.words)}",
-            "The machine may be short of memory, or the model or llama.cpp unfit for it.",
-        )
+        model.given_up = why_given_up(model.spec, model.deaths, model.words)
         _close(model)
         kill(model.clear())
 

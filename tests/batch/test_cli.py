@@ -509,6 +509,16 @@ def test_answers_of_unknown_price_that_are_in_no_part_yet_have_no_price():
     assert "7 answers that are kept, price not known" in re.sub(r"[\s│]+", " ", shown.getvalue())
 
 
+def test_what_others_print_during_a_job_does_not_stand_among_its_results(capsys):
+    """Ray prints to standard output what became of processes that died."""
+    from skllm_ray.cli.batch import job_of, ray_of
+
+    with ray_of(job_of(None, {"task": "classify"}, needs_output=False, needs_input=False)):
+        print("(raylet) A worker died.")
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "(raylet) A worker died.\n")
+
+
 def test_a_sample_whose_answers_are_of_no_use_says_so(tmp_path):
     source = write(tmp_path / "in.parquet", texts(30))
     with ChatServer(lambda body: "it depends") as server:

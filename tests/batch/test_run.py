@@ -533,6 +533,7 @@ def test_a_wrong_key_stops_the_job_with_one_line(tmp_path):
     with ChatServer(lambda _: StatusFault(401, "wrong key")) as server:
         result = batch.run(api_classifier(server), source, str(tmp_path / "out"), unit_rows=100)
         assert result.stopped.startswith("fatal: authentication")
+        assert result.next_step == "mend the cause, then run the same command again"
         assert server.n_requests < 200
     assert list((tmp_path / "out").glob("part-*")) == []
 

@@ -249,6 +249,7 @@ class Job:
             out_of_budget=outcome.kind == "budget",
             reasons=state.reasons,
             in_vain=outcome.kind == "in vain",
+            fatal=outcome.kind == "fatal",
             signal=outcome.signal,
             promise={} if promise is None else promise.facts,
             alarm=promise is not None and promise.audit.alarm,

@@ -51,6 +51,8 @@ class JobResult:
         Of a job with a fast and a strong model: what is promised, how many fast labels were kept, and the audit.
     alarm : bool
         Whether the audit found that more labels differ than was promised.
+    fatal : bool
+        Whether the run ended for a reason that every row shares, such as a wrong key or a model that does not load.
     signal : int
         The signal that interrupted the run, such as 15 (SIGTERM); 0 where none did.
     """
@@ -75,6 +77,7 @@ class JobResult:
     delivered: str = ""
     promise: dict[str, str] = field(default_factory=dict)
     alarm: bool = False
+    fatal: bool = False
 
     @property
     def complete(self) -> bool:
@@ -101,6 +104,8 @@ class JobResult:
             about = max(0, left - self.pending.asked) * each
             told = f", for about {about:,.4f} USD more at what the others cost" if about else ""
             return f"raise --budget-usd: {left:,} rows remain{told}"
+        if self.fatal:
+            return "mend the cause, then run the same command again"
         if self.in_vain:
             return "mend the cause, then run the same command again (--keep-going asks all rows whatever comes of it)"
         if not self.complete:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from skllm_ray.errors import MissingExtraError, ModelLoadError
+from skllm_ray.llm.gpt.clients.llama_cpp.words import sentence
 
 _ERROR = 4  # ggml_log_level
 _SPINS = "10000"
@@ -83,7 +84,8 @@ def load_model(lib: ModuleType, path: str, params: Any) -> Any:
     model = lib.llama_model_load_from_file(path.encode(), params)
     if not model:
         reason = take_errors()
-        raise ModelLoadError(f"llama.cpp cannot load {path}: {reason or 'it gave no reason'}", load_hint(reason))
+        told = sentence(reason or "it gave no reason")
+        raise ModelLoadError(f"llama.cpp cannot load {path}: {told}", load_hint(reason))
     return model
 
 

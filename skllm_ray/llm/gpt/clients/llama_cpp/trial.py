@@ -30,7 +30,7 @@ from typing import IO, Any, Final
 from skllm_ray.errors import ModelLoadError
 from skllm_ray.llm.gpt.clients.llama_cpp.fitness import refusal
 from skllm_ray.llm.gpt.clients.llama_cpp.library import load_hint
-from skllm_ray.llm.gpt.clients.llama_cpp.words import last_words
+from skllm_ray.llm.gpt.clients.llama_cpp.words import death_hint, last_words, sentence
 
 SCRIPT: Final = Path(__file__).with_name("trial_process.py")
 _UNLOADABLE: Final = "cannot be loaded"
@@ -104,12 +104,13 @@ def _try(path: str) -> None:
         return
     words = last_words(said)
     if wrong == _UNLOADABLE:
-        raise ModelLoadError(f"llama.cpp cannot load {path}: {words or 'it gave no reason'}", load_hint(words))
+        raise ModelLoadError(f"llama.cpp cannot load {path}: {sentence(words or 'it gave no reason')}", load_hint(words))
     if wrong is not None:
-        raise ModelLoadError(f"{path} {wrong}. {words}".rstrip(), load_hint(words))
+        raise ModelLoadError(f"{path} {wrong}. {sentence(words)}".rstrip(), load_hint(words))
+    ending = _ending(child.returncode)
     raise ModelLoadError(
-        f"llama.cpp dies of {path}: {words or 'it leaves no words'} ({_ending(child.returncode)})",
-        "It was tried in a process of its own. Take another conversion of the model, or a newer llama-cpp-python.",
+        f"llama.cpp dies of {path}: {words or 'it leaves no words'} ({ending}).",
+        f"It was tried in a process of its own. {death_hint(f'{words} {ending}')}",
     )
 
 

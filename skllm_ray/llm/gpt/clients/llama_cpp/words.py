@@ -12,6 +12,19 @@ _NOISE = re.compile(r"^(\[|0x|#\d|\*\*\*|File \"|Thread |Current thread|warning:
 _MOST_CHARACTERS = 500
 
 
+def death_hint(words: str) -> str:
+    """Return what to do where llama.cpp ended its process, by its last words or the signal that it died of.
+
+    Examples
+    --------
+    >>> death_hint("Fatal Python error: Illegal instruction")
+    'This llama.cpp was not built for this processor: `skllm-ray doctor` tells what mends it.'
+    """
+    if "Illegal instruction" in words or "SIGILL" in words:
+        return "This llama.cpp was not built for this processor: `skllm-ray doctor` tells what mends it."
+    return "Take another conversion of the model, or a newer llama-cpp-python."
+
+
 def last_words(text: str) -> str:
     r"""Return the lines that say why a process died; where none does, its last line.
 
@@ -24,3 +37,14 @@ def last_words(text: str) -> str:
     telling = [line for line in lines if "GGML_" in line] or [line for line in lines if _WORDS.search(line)]
     rest = [line for line in lines if not _NOISE.match(line)]
     return " ".join(dict.fromkeys(telling or rest[-3:]))[:_MOST_CHARACTERS]
+
+
+def sentence(words: str) -> str:
+    """Return words that others wrote with a full stop, so that a sentence can follow them.
+
+    Examples
+    --------
+    >>> sentence("GGML_ASSERT(n > 0) failed"), sentence("No such file.")
+    ('GGML_ASSERT(n > 0) failed.', 'No such file.')
+    """
+    return words if not words or words[-1] in ".!?…" else f"{words}."

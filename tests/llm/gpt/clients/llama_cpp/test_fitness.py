@@ -7,14 +7,17 @@ import sys
 
 import gguf
 import pytest
+from ray.exceptions import ActorDiedError
 
 from benchmarks.random_weights import write_model
 from skllm_ray.errors import ModelLoadError
+from skllm_ray.execution.last_words import why_given_up, why_not_loaded
 from skllm_ray.llm.gpt.clients.llama_cpp import trial
 from skllm_ray.llm.gpt.clients.llama_cpp.catalog import DEMO_FILE, check_file
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.fitness import refusal
-from skllm_ray.llm.gpt.clients.llama_cpp.words import last_words
+from skllm_ray.llm.gpt.clients.llama_cpp.words import death_hint, last_words, sentence
+from skllm_ray.testing import FakeSpec
 
 TINY = {
     "context_length": 256,
@@ -70,7 +73,7 @@ UNFIT = {
     "an unknown kind": ({"architecture": "none"}, "unknown model architecture: 'none'.*newer llama-cpp-python"),
     "an assertion": (
         {"llama.expert_count": 4, "llama.expert_used_count": 9},
-        r"llama.cpp dies of .*GGML_ASSERT\(n_expert_used_max <= hparams.n_expert\) failed \(SIGABRT\)",
+        r"llama.cpp dies of .*GGML_ASSERT\(n_expert_used_max <= hparams.n_expert\) failed \(SIGABRT\)\..*another conversion",
     ),
     "one in a decode": ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, r"GGML_ASSERT\(eps >= 0.0f\)"),
     "no numbers": ({"llama.rope.freq_base": 0.0}, "logits that are no numbers"),
@@ -98,6 +101,7 @@ def test_an_abort_in_a_notebook_is_an_error_of_the_estimator(tiny, tmp_path):
     script = f"""
 import skllm_ray
 from skllm_ray.errors import ModelLoadError
+from skllm_ray.execution.last_words import why_given_up, why_not_loaded
 from skllm_ray.classification import ZeroShotGPTClassifier
 skllm_ray.init(local_mode=True)
 try:
@@ -151,3 +155,14 @@ def test_last_words_are_those_that_tell():
     assert last_words(said) == "b.cpp:3: GGML_ASSERT(x) failed"
     assert last_words("one\ntwo\n#1 0x1\n") == "one two"
     assert last_words("") == ""
+
+
+def test_a_process_that_dies_of_an_instruction_is_no_fault_of_the_file():
+    """The build is at fault; the doctor tells what mends it."""
+    for words in ("Fatal Python error: Illegal instruction", "it leaves no words SIGILL"):
+        assert "skllm-ray doctor" in death_hint(words)
+    assert "conversion" in death_hint("GGML_ASSERT(x) failed")
+    spec, words = FakeSpec(lambda request: ""), "Fatal Python error: Illegal instruction"
+    for error in (why_not_loaded(spec, ActorDiedError(), words), why_given_up(spec, 40, words)):
+        assert f"Its last words: {words}. This llama.cpp was not built" in str(error)
+    assert sentence("") == ""
