@@ -24,7 +24,7 @@ from skllm_ray.plain_text import cell
     context_settings={"help_option_names": ["-h", "--help"]},
     examples=[
         "skllm-ray demo",
-        "skllm-ray estimate classify --input tickets.csv --labels billing,delivery --model gpt-5.4-mini",
+        "skllm-ray estimate classify --input tickets.csv \\\n    --labels billing,delivery --model gpt-5.4-mini",
         "skllm-ray run --help",
     ],
 )

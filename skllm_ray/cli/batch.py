@@ -48,8 +48,8 @@ class LazyOptions(Examples):
 @click.command(
     cls=LazyOptions,
     examples=[
-        "skllm-ray run classify --input tickets.csv --output out/ --labels billing,delivery,other \\\n"
-        "    --model gpt-5.4-mini --budget-usd 5",
+        "skllm-ray run classify --input tickets.csv --output out/ \\\n"
+        "    --labels billing,delivery,other --model gpt-5.4-mini --budget-usd 5",
         "skllm-ray run --config job.yaml",
     ],
 )
@@ -90,9 +90,9 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
 @click.command(
     cls=LazyOptions,
     examples=[
-        "skllm-ray estimate classify --input tickets.csv --labels billing,delivery --model gpt-5.4-mini",
-        "skllm-ray estimate classify … --sample 200             # asks 200 rows: this costs a little, and tells more",
-        "skllm-ray estimate classify … --as-if-rows 4000000     # four million rows like those of the input",
+        "skllm-ray estimate classify --input tickets.csv \\\n    --labels billing,delivery --model gpt-5.4-mini",
+        "# asks 200 rows: this costs a little, and tells more\nskllm-ray estimate classify … --sample 200",
+        "# four million rows like those of the input\nskllm-ray estimate classify … --as-if-rows 4000000",
     ],
 )
 @TASK
@@ -125,8 +125,8 @@ def estimate(config: str | None, sample: int | None, as_if_rows: int | None, as_
 @click.command(
     cls=LazyOptions,
     examples=[
-        "skllm-ray evaluate classify --input sample.csv --label-column truth --labels billing,delivery \\\n"
-        "    --models gpt-5.4-mini,gguf::qwen3-4b --html evaluation.html",
+        "skllm-ray evaluate classify --input sample.csv --label-column truth \\\n"
+        "    --labels billing,delivery --models gpt-5.4-mini,gguf::qwen3-4b \\\n    --html evaluation.html",
         "skllm-ray evaluate classify … --prompts short.txt,long.txt --sample 400",
     ],
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from skllm_ray.cli.grouped import Commands
 from skllm_ray.cli.plain_errors import plain_errors
 from skllm_ray.plain_text import cell
 
@@ -21,7 +22,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON lines r
 _STORAGE = click.option("--storage-options", default=None, help="JSON: what opens the filesystem.")
 
 
-@click.group()
+@click.group(cls=Commands)
 def batches() -> None:
     """See and steer a job's provider batches.
 

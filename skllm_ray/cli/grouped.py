@@ -44,6 +44,8 @@ _OPTIONS: Final[Mapping[str, Sequence[str]]] = {
 """Each group's options; those that stand nowhere are in the last one."""
 
 
+_WHOLE: Final = 1000
+"""More characters than any command's first sentence has."""
 _MANY: Final = 15
 """Options from which on they stand in groups."""
 
@@ -91,9 +93,11 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, in groups."""
         del ctx
-        most = formatter.width - 6 - max(map(len, self.commands))
-        lines = {name: (name, command.get_short_help_str(most)) for name, command in sorted(self.commands.items())}
-        for title, rows in grouped(lines, _COMMANDS).items():
+        lines = {name: (name, command.get_short_help_str(_WHOLE)) for name, command in sorted(self.commands.items())}
+        groups = grouped(lines, _COMMANDS)
+        if len(groups) == 1:
+            groups = {"Commands": list(lines.values())}
+        for title, rows in groups.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
 
@@ -129,8 +133,8 @@ def _rest(lines: Mapping[str, Any], named: set[str]) -> list[str]:
 
 
 def write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
-    """Write examples as they are: no line of theirs is broken elsewhere."""
+    """Write examples as they are, with `$` where a command begins: no line of theirs is broken elsewhere."""
     if examples:
         with formatter.section("Examples"):
-            for example in examples:
-                formatter.write("".join(f"  {line}\n" for line in f"$ {example}".splitlines()))
+            for line in "\n".join(examples).splitlines():
+                formatter.write(f"  {'$ ' if line.startswith('skllm-ray ') else ''}{line}\n")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from skllm_ray.cli.batch import LazyOptions, batch_options, job_of, keyless, messages, prepared, ray_of
+from skllm_ray.cli.grouped import Commands
 from skllm_ray.plain_text import cell
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _TASKS: Final = ("classify", "multilabel", "cot", "few-shot")
 _STYLE: Final = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
-@click.group()
+@click.group(cls=Commands)
 def labels() -> None:
     """Look at the labels of a job before it runs."""
 
@@ -30,8 +31,8 @@ def labels() -> None:
 @labels.command(
     cls=LazyOptions,
     examples=[
-        "skllm-ray labels check classify --labels refund,delivery,other --model gpt-5.4-mini",
-        "skllm-ray labels check classify --labels … --input tickets.csv --sample 200   # asks 200 rows: finds overlaps",
+        "skllm-ray labels check classify --labels refund,delivery,other \\\n    --model gpt-5.4-mini",
+        "# asks 200 rows: finds overlaps\nskllm-ray labels check classify --labels … --input tickets.csv --sample 200",
     ],
 )
 @click.argument("task", required=False, metavar="TASK", type=click.Choice(_TASKS))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from skllm_ray.cli.grouped import Commands
 from skllm_ray.cli.plain_errors import plain_errors
 from skllm_ray.plain_text import cell, printable
 
@@ -25,7 +26,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON rather 
 _N_CTX = click.option("--n-ctx", default=None, type=click.IntRange(32), help="Tokens of context to tell memory for.")
 
 
-@click.group()
+@click.group(cls=Commands)
 def models() -> None:
     """List, describe, download and check GGUF models."""
 

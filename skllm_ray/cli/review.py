@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     cls=Examples,
     examples=[
         "skllm-ray review out/ --to review.csv",
-        "skllm-ray review out/ --corrections review.csv --examples examples.csv --student student.skops",
+        "skllm-ray review out/ --corrections review.csv --examples examples.csv \\\n    --student student.skops",
     ],
 )
 @click.argument("output")

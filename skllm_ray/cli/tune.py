@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from skllm_ray.cli.grouped import Commands
 from skllm_ray.cli.plain_errors import plain_errors
 from skllm_ray.plain_text import cell, printable
 
@@ -21,7 +22,7 @@ _STORE = click.option("--store", default=None, help="Where jobs are kept; by def
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON lines rather than a table.")
 
 
-@click.group()
+@click.group(cls=Commands)
 def tune() -> None:
     """Submit tuning jobs and follow them.
 

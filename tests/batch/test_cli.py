@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -514,7 +515,7 @@ def test_what_others_print_during_a_job_does_not_stand_among_its_results(capsys)
     from skllm_ray.cli.batch import job_of, ray_of
 
     with ray_of(job_of(None, {"task": "classify"}, needs_output=False, needs_input=False)):
-        print("(raylet) A worker died.")
+        sys.stdout.write("(raylet) A worker died.\n")
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "(raylet) A worker died.\n")
 

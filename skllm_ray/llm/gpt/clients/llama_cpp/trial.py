@@ -104,7 +104,9 @@ def _try(path: str) -> None:
         return
     words = last_words(said)
     if wrong == _UNLOADABLE:
-        raise ModelLoadError(f"llama.cpp cannot load {path}: {sentence(words or 'it gave no reason')}", load_hint(words))
+        raise ModelLoadError(
+            f"llama.cpp cannot load {path}: {sentence(words or 'it gave no reason')}", load_hint(words)
+        )
     if wrong is not None:
         raise ModelLoadError(f"{path} {wrong}. {sentence(words)}".rstrip(), load_hint(words))
     ending = _ending(child.returncode)
