@@ -13,6 +13,7 @@ from skllm_ray.cli import main
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.llm.api.reachability import fault_at
 from skllm_ray.llm.gpt.clients.llama_cpp import health
+from skllm_ray.llm.gpt.clients.llama_cpp.kernels import REBUILD
 from skllm_ray.testing import ChatServer
 
 doctor = importlib.import_module("skllm_ray.cli.doctor")  # the package's attribute is the command
@@ -43,6 +44,13 @@ def test_a_machine_that_has_everything_is_ready(monkeypatch, tmp_path):
     for subject in ("Python", "Ray", "llama.cpp", "memory", "disk", "OpenAI key"):
         assert subject in done.output
     assert "Ready" in done.output
+
+
+def test_what_mends_a_fault_can_be_copied_at_80_columns(monkeypatch):
+    monkeypatch.setattr(doctor, "library_health", lambda: health.LibraryHealth(fault="it dies"))
+    told = CliRunner().invoke(main, ["doctor"], env={"COLUMNS": "80"}).output
+    assert f"\nllama.cpp: what mends it\n  {REBUILD}\n" in told
+    assert len(REBUILD) > 80
 
 
 def test_a_stale_address_of_ray_is_a_fault_that_says_what_to_unset(monkeypatch):

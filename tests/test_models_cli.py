@@ -52,6 +52,14 @@ def test_show_tells_what_a_model_takes_and_where_its_labels_are_scored():
     assert shorter["path"] == str(DEMO_FILE)
 
 
+def test_paths_and_commands_are_not_broken_at_80_columns():
+    assert f"  file: {DEMO_FILE}\n" in run("show", "gguf::demo", width="80")
+    listed = run("show", "qwen3-4b", width="80")
+    known = supported_models["qwen3-4b"]
+    assert f"  hub: {known.repo}/{known.file}\n" in listed
+    assert "  not here: skllm-ray models pull qwen3-4b\n" in listed
+
+
 def test_show_tells_of_a_model_that_is_not_here_how_to_get_it():
     assert "skllm-ray models pull qwen3-4b" in run("show", "qwen3-4b")
     assert "models pull owner/repo/model.gguf" in run("show", "owner/repo/model.gguf", code=1)

@@ -73,9 +73,11 @@ def show(address: str | None = None) -> bool:
         table.add_column(**column)
     for finding in found:
         table.add_row(_MARKS[finding.state], cell(finding.subject), cell(finding.text))
-        if finding.mend:
-            table.add_row("", "", cell(f"→ {finding.mend}"), style="bold")
     console.print(table)
+    for finding in found:
+        if finding.mend:  # in one line, so that a copy of it works
+            console.print(cell(f"\n{finding.subject}: what mends it"), style="cyan")
+            console.print(cell(f"  {finding.mend}"), style="bold", soft_wrap=True)
     counts = [sum(finding.state == state for finding in found) for state in ("fault", "warning")]
     console.print(_summary(*counts))
     return counts[0] == 0

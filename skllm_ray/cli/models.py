@@ -25,6 +25,9 @@ _NAME, _FILE = (  # with or without the namespace
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON rather than a table.")
 _N_CTX = click.option("--n-ctx", default=None, type=click.IntRange(32), help="Tokens of context to tell memory for.")
 
+_UNBROKEN = ("file", "hub", "not here")
+"""What stands below a table, each in one line: a copy of it works."""
+
 
 @click.group(cls=Commands)
 def models() -> None:
@@ -174,15 +177,18 @@ def _print(title: str, rows: Mapping[str, str], facts: Mapping[str, Any], as_jso
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for heading, value in rows.items():
-        table.add_row(heading, cell(value))  # a file's own words among them
+        if heading not in _UNBROKEN:
+            table.add_row(heading, cell(value))  # a file's own words among them
     Console(width=min(120, shutil.get_terminal_size().columns)).print(table)
+    for heading in [heading for heading in _UNBROKEN if heading in rows]:
+        click.echo(printable(f"  {heading}: {rows[heading]}"))
 
 
 def _listed(name: str, known: CatalogModel) -> Iterator[tuple[str, str]]:
     yield "hub", f"{known.repo}/{known.file}"
     yield "parameters", known.parameters
     if known.size_gb:
-        yield "file", _size(known)
+        yield "size", _size(known)
     yield "licence", known.licence
     yield "opened context", f"{known.n_ctx:,} tokens"
     yield "not here", f"skllm-ray models pull {name}"

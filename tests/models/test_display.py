@@ -64,6 +64,9 @@ def test_a_page_needs_no_other_file(tmp_path):
     assert "http" not in written
     assert "prefers-color-scheme: dark" in written
     assert "missing text" in written
+    assert "min-height: 100vh" in written
+    assert "min-height" not in page()._repr_html_()  # in a notebook it is as high as its texts
+    assert "mark[title]:focus::after" in written
     assert "no result" in written
 
 

@@ -26,10 +26,14 @@ _STYLE: Final = """
   overflow-wrap: anywhere; }
 .skllm-entities .legend { border: 0; }
 .skllm-entities mark { color: inherit; background: hsl(var(--hue) 70% var(--light)); border-radius: .3em;
-  padding: .1em .3em; }
+  padding: .1em .3em; -webkit-box-decoration-break: clone; box-decoration-break: clone;
+  -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+.skllm-entities mark[title]:focus::after { content: " – " attr(title); font-size: .9em; font-style: italic; }
 .skllm-entities mark b { color: hsl(var(--hue) 60% var(--tag)); font-size: .7em; margin-left: .4em; }
 .skllm-entities .none { font-style: italic; opacity: .7; }
 """
+_WHOLE_PAGE: Final = "body { margin: 0 } .skllm-entities { min-height: 100vh; box-sizing: border-box }"
+"""The style of a page that has nothing else."""
 
 
 class EntityPage:
@@ -63,7 +67,7 @@ class EntityPage:
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Entities</title>'
             '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
-            f"<style>body {{ margin: 0 }}</style></head><body>{self._repr_html_()}</body></html>\n"
+            f"<style>{_WHOLE_PAGE}</style></head><body>{self._repr_html_()}</body></html>\n"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
