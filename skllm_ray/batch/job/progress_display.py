@@ -96,7 +96,7 @@ class State:
             "batches": self.delivery,
             "rate": f"{self.rate:,.1f} rows/s",
             "tokens": f"{done.prompt_tokens:,} in, {done.completion_tokens:,} out",
-            "cost": cost_of(done),
+            "cost": cost_of(done) if done.asked or done.cost_usd else "",
         }
         if self.units_done < self.n_units:
             found["workers"] = f"{self.n_tasks} at {self.n_units - self.units_done:,} of {self.n_units:,} parts"
