@@ -87,15 +87,16 @@ def _report_for(actor: Any, process: int, n: int, seconds: float) -> tuple[list[
     latencies, permits = list[float](), [0]
 
     async def hold(one: int) -> int:
-        number, released = 0, ()
+        number, released, epoch = 0, (), ""
         await asyncio.sleep(0.5 * one / n)
         while time.monotonic() < until:
             number += 1
             asked = time.monotonic()
             name = f"{node}/{os.getpid()}-{process}-{one}"  # the limiter forgets holders whose processes are gone
             grant = await actor.exchange.remote(
-                Report("bench", name, number, limit, 20, 0, (100,) * 8, released=released)
+                Report("bench", name, number, limit, 20, 0, (100,) * 8, released=released, epoch=epoch)
             )
+            epoch = grant.epoch
             latencies.append(time.monotonic() - asked)
             permits[0] += grant.permits
             p = grant.permits

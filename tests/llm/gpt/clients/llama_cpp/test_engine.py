@@ -88,7 +88,7 @@ def assert_close(found, expected):
     """Compare log-probabilities: as probabilities, and, more loosely, the unlikely ones too."""
     found, expected = np.asarray(found), np.asarray(expected)
     np.testing.assert_allclose(np.exp(found), np.exp(expected), atol=TOLERANCE, rtol=0)
-    likely = expected > -7
+    likely = expected > -6
     np.testing.assert_allclose(found[likely], expected[likely], atol=TOLERANCE, rtol=0)
     np.testing.assert_allclose(found, expected, atol=0.25, rtol=0)
 

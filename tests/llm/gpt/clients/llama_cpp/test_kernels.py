@@ -65,8 +65,10 @@ def test_kernels_that_kill_are_left_out_and_that_is_told(tries: list[str], monke
     from skllm_ray.llm.gpt.clients.llama_cpp import engine
 
     requests = ZeroShotTask(("positive", "negative")).render(["I love it", "It is broken"])
-    usual = GGUFBackend(DEMO_FILE, "gguf::demo", 0, 1)
-    expected = [reply.text for reply in usual.complete(requests)]
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "lays_out_weights", lambda _: True)
+        usual = GGUFBackend(DEMO_FILE, "gguf::demo", 0, 1)
+        expected = [reply.text for reply in usual.complete(requests)]
     usual.close()
     monkeypatch.setattr(engine, "import_llama_cpp", BuiltWithAMX)
     laid_out = []
