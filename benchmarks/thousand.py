@@ -59,13 +59,13 @@ def actors(holders: int, seconds: float) -> dict[str, Any]:
     limiter_actor = _find()
     n_processes = 4
     each = ray.remote(_report_for).options(num_cpus=0)
-    began = time.monotonic()
     answers = [each.remote(limiter_actor, i, holders // n_processes, seconds) for i in range(n_processes)]
-    latencies, permits, reports = [], 0, 0
-    for some, n_permits, n_reports in ray.get(answers):
+    latencies, permits, reports, spans = [], 0, 0, []
+    for some, n_permits, n_reports, span in ray.get(answers):
         latencies += some
         permits, reports = permits + n_permits, reports + n_reports
-    took = time.monotonic() - began
+        spans.append(span)
+    took = max(end for _, end in spans) - min(start for start, _ in spans)
     skllm_ray.shutdown()
     quantiles = statistics.quantiles(latencies, n=100)
     return {
@@ -76,14 +76,15 @@ def actors(holders: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _report_for(actor: Any, process: int, n: int, seconds: float) -> tuple[list[float], int, int]:
+def _report_for(actor: Any, process: int, n: int, seconds: float) -> tuple[list[float], int, int, tuple[float, float]]:
     import ray
 
     from skllm_ray.llm.rate_limit.messages import Released, Report
 
     node = ray.get_runtime_context().get_node_id()
-    limit = RateLimit(requests_per_minute=60_000)
-    until = time.monotonic() + seconds
+    limit = RateLimit(requests_per_minute=60_000, max_concurrency=2000)
+    began = time.monotonic()
+    until = began + seconds
     latencies, permits = list[float](), [0]
 
     async def hold(one: int) -> int:
@@ -94,7 +95,20 @@ def _report_for(actor: Any, process: int, n: int, seconds: float) -> tuple[list[
             asked = time.monotonic()
             name = f"{node}/{os.getpid()}-{process}-{one}"  # the limiter forgets holders whose processes are gone
             grant = await actor.exchange.remote(
-                Report("bench", name, number, limit, 20, 0, (100,) * 8, released=released, epoch=epoch)
+                Report(
+                    "bench",
+                    name,
+                    number,
+                    limit,
+                    20,
+                    0,
+                    (100,) * 8,
+                    released=released,
+                    epoch=epoch,
+                    done=sum(one.permits for one in released),
+                    latency_s=0.5 if released else None,
+                    served=bool(released),
+                )
             )
             epoch = grant.epoch
             latencies.append(time.monotonic() - asked)
@@ -107,7 +121,8 @@ def _report_for(actor: Any, process: int, n: int, seconds: float) -> tuple[list[
     async def all_of_them() -> list[int]:
         return await asyncio.gather(*(hold(one) for one in range(n)))
 
-    return latencies, permits[0], sum(asyncio.run(all_of_them()))
+    n_reports = sum(asyncio.run(all_of_them()))
+    return latencies, permits[0], n_reports, (began, time.monotonic())
 
 
 def plan(parts: int, rows_each: int = 1000) -> dict[str, Any]:

@@ -523,3 +523,20 @@ def test_the_quota_that_keeps_requests_waiting_is_named_from_the_first_second(li
         assert [bucket.paced_by for bucket in world.quotas.show()] == [told]
     world.now += 5.0  # in which nobody asks
     assert [bucket.paced_by for bucket in world.quotas.show()] == [()]
+
+
+def test_a_limit_is_used_up_by_many_holders_that_cannot_ask_as_often_as_it_is_their_turn():
+    now, n_granted = [0.0], 0
+    quotas = Quotas(clock=lambda: now[0])
+    limit = RateLimit(requests_per_minute=60_000, max_concurrency=2000)
+    leases: dict[int, tuple[int, int]] = {}
+    for i in range(12_000):  # 300 holders, each every half second: 600 reports/s for 1,000 requests/s
+        now[0] += 1 / 600
+        one = i % 300
+        lease, n = leases.pop(one, (0, 0))
+        told = (Released(lease, n, 100 * n, 100 * n, 0.1, n),) if n else ()
+        grant = quotas.exchange(Report("b", f"n/{one}", i // 300 + 1, limit, 20, 0, (100,) * 20, released=told))
+        n_granted += grant.permits
+        if grant.permits:
+            leases[one] = grant.lease, grant.permits
+    assert 0.95 <= n_granted / (1000 * now[0]) <= 1.0

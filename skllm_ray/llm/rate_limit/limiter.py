@@ -59,6 +59,7 @@ from skllm_ray.tasks.base import RowError
 _HOLDER_S = 10.0  # a holder that is silent for so long asks no more
 _LOOK_S = 0.1
 _LATELY_S = 2.0  # four reports of a holder that waits
+_UNFETCHED = 4.0  # of what has gathered, one in so many goes to one who asks
 _FEW = 8
 _MOST_ENDED = 1000
 _MOST_BUCKETS = 1000
@@ -282,11 +283,12 @@ class Quotas:
         """Return how many of `wanted` may go now, their tokens, and when asking again makes sense."""
         requests, tokens = bucket.requests, bucket.tokens
         rivals = max(1, bucket.totals.wants + holder.wants)
-        most = max(
-            1, min(len(wanted), LARGEST_LEASE, int(requests.burst) // rivals if requests.limit else LARGEST_LEASE)
-        )
+        paced = requests.refill(now, requests.burst)
+        # What nobody has fetched goes to who asks: so many may ask so often that each cannot come when it is its turn.
+        turn = max(requests.burst / rivals, paced / _UNFETCHED) if requests.limit else LARGEST_LEASE
+        most = max(1, min(len(wanted), LARGEST_LEASE, int(turn)))
         burst = token_burst(bucket, max(wanted[:most]))
-        paced, token_balance = requests.refill(now, requests.burst), tokens.refill(now, burst)
+        token_balance = tokens.refill(now, burst)
         n = cost = 0
         n_unleased = bucket.totals.unleased_requests + holder.unleased[0]
         unleased = bucket.totals.unleased_tokens + holder.unleased[1]
