@@ -146,7 +146,7 @@ class OutputInUseError(SkllmRayError):
 
 
 class AmbiguousSubmission(SkllmRayError):  # noqa: N818  it is a state of the job as much as an error
-    """A tuning job was sent, and nobody can say whether the service took it. Nothing is sent again.
+    """A tuning job or a batch was sent, and nobody can say whether the service took it. Nothing is sent again.
 
     Attributes
     ----------

@@ -1,4 +1,8 @@
-"""The flags of a job: one for each field of a job file that a flag can say."""
+"""Makes a flag of each field of a job file that a flag can say.
+
+A new option is no line here: it is a field of `JobFile` in :mod:`.job_file` (what is asked), or of `JobOptions` in
+:mod:`skllm_ray.batch.job.options` (how a job runs).
+"""
 
 from __future__ import annotations
 

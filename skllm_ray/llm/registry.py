@@ -1,7 +1,7 @@
 """``"namespace::model"`` to a backend spec, by one table of providers.
 
-A new vendor is one file, with its spec, its backend and a function that makes the spec of a
-:class:`~skllm_ray.llm.base.ModelChoice` and of ``SKLLMConfig``, and one row of `PROVIDERS`.
+A new vendor is one row of `PROVIDERS`, and one file, or a folder beside `gpt/clients/openai` or `vertex`: its spec, its
+backend, and a function that makes the spec of a :class:`~skllm_ray.llm.base.ModelChoice` and of ``SKLLMConfig``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Tasks: how texts become requests and replies become results."""
+"""Tasks: how texts become requests and replies become results.
+
+A new task is a file here, a template in `prompts/templates.py`, and an estimator under `models/`. For the command line,
+its name goes into `cli/job_file.py` (`Task`) and `cli/batch.py` (`_TASKS`), and what makes its estimator into
+`cli/job_estimator.py` (`_MAKERS`).
+"""
 
 from skllm_ray.tasks.base import (
     ChatRequest,

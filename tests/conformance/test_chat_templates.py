@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from skllm_ray.llm.gpt.clients.llama_cpp.templates import ChatTemplate
-from skllm_ray.llm.gpt.clients.llama_cpp.thoughts import left_open
+from skllm_ray.llm.gpt.clients.llama_cpp.thought_forms import left_open
 from skllm_ray.tasks import Choices
 from tests.conformance.conftest import FOLDER
 

@@ -1,4 +1,4 @@
-"""Writing a job's output: parts, the journal, the lock and the manifest.
+"""What stands in a job's output: parts (which `batch/job/worker.py` writes), the journal, the lock, the manifest.
 
 A job may die at any line, and every answer costs money. Three promises follow, and the files here keep them,
 with the budget (``batch/job/budget.py``).

@@ -1,4 +1,4 @@
-"""The parts of an output: Parquet files that tell in their own metadata what became of their units."""
+"""What a part tells of its unit in its own metadata, and how it is read; `batch/job/worker.py` writes parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a bucket: its holders, its leases, its pause; and how its concurrency is shared out."""
+"""A bucket: the pause after a refusal (429), its holders, its leases; and how its concurrency is shared out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What costs money is submitted once: the protocol, its record and its store. Tuning jobs stand on it.
+"""What costs money (a tuning job, a provider's batch) is submitted once: the protocol, its record and its store.
 
 **Why.** One POST buys a tuning job or a batch, and nothing takes it back. The services know no idempotency key for it.
 A POST that timed out may have been taken; the process may die between the service's answer and our note of it; two

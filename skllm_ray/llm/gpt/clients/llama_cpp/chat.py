@@ -1,4 +1,4 @@
-"""From messages to tokens: where an answer begins, and texts that cannot pass for control tokens."""
+"""From messages to tokens: the prompt, what closes an open thought behind it, texts that are no control tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skllm_ray.errors import ConfigurationError, ModelLoadError, SkllmRayError
 from skllm_ray.llm.gpt.clients.llama_cpp.decoding import common_length
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
 from skllm_ray.llm.gpt.clients.llama_cpp.templates import PLAIN, ChatTemplate, TemplateError
-from skllm_ray.llm.gpt.clients.llama_cpp.thoughts import FORMS, MARKUP, ThoughtForm, closes, no_form
+from skllm_ray.llm.gpt.clients.llama_cpp.thought_forms import FORMS, MARKUP, ThoughtForm, closes, no_form
 from skllm_ray.llm.gpt.clients.llama_cpp.trie import Trie
 from skllm_ray.tasks.base import Message, PromptStyle
 

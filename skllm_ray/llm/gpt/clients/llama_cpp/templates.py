@@ -2,7 +2,7 @@
 
 Where the answer begins is asked of the template itself. It renders a conversation that ends with an answer, and one
 with a thought before the answer; what it puts in between is its own form of both. A table of known forms serves where
-it shows neither (:mod:`.thoughts`).
+it shows neither (:mod:`.thought_forms`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from skllm_ray.llm.gpt.clients.llama_cpp.thoughts import (
+from skllm_ray.llm.gpt.clients.llama_cpp.thought_forms import (
     FORMS,
     MARKUP,
     ThoughtForm,

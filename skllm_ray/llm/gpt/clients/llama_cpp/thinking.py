@@ -8,7 +8,7 @@ from itertools import accumulate
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat, Prompts
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
 from skllm_ray.llm.gpt.clients.llama_cpp.generation import Generated, Generator
-from skllm_ray.llm.gpt.clients.llama_cpp.thoughts import WRAPPERS, ThoughtForm
+from skllm_ray.llm.gpt.clients.llama_cpp.thought_forms import WRAPPERS, ThoughtForm
 from skllm_ray.tasks.base import ChatRequest, RowError
 
 _MARGIN = 8  # tokens: a thought that is read again may have a few more

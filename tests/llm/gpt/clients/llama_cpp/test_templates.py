@@ -8,7 +8,7 @@ import pytest
 from skllm_ray.llm.gpt.clients.llama_cpp import sandbox
 from skllm_ray.llm.gpt.clients.llama_cpp.sandbox import TemplateEnvironment, TemplateLimitError
 from skllm_ray.llm.gpt.clients.llama_cpp.templates import PLAIN, ChatTemplate, TemplateError, read_template
-from skllm_ray.llm.gpt.clients.llama_cpp.thoughts import ThoughtForm, left_open, looks_open, without_thoughts
+from skllm_ray.llm.gpt.clients.llama_cpp.thought_forms import ThoughtForm, left_open, looks_open, without_thoughts
 
 TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
 
