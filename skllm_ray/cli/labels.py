@@ -77,7 +77,7 @@ def _check(job: JobFile, sample: int, seed: int) -> LabelReport:
     if not sample or made_job is None or too_long:
         return report_of(found)
     rows = ask_rows({"": made_job}, list(dict.fromkeys(texts))[:sample], job.budget_usd)[""].rows
-    return report_of([*found, *from_answers(made, rows)], len(rows))
+    return report_of([*found, *from_answers(made, rows, truths)], len(rows))
 
 
 def _drawn(made_job: Any, job: JobFile, seed: int) -> tuple[list[str], Sequence[str] | None]:

@@ -19,9 +19,11 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import SkllmRayWarning
 from skllm_ray.models._base.label_check import (
     LabelReport,
+    answers_told,
     beyond_context,
     competing,
     given_together,
+    meaningless,
     names_alike,
     report_of,
     truths_outside,
@@ -154,3 +156,31 @@ def test_the_command_tells_and_its_exit_code_says_whether_it_can_work(tmp_path):
     assert case.exit_code == 1
     nothing = CliRunner().invoke(main, base[:-2])
     assert nothing.exit_code == 1 and "labels is missing" in nothing.output
+
+
+def test_labels_that_are_true_of_rows_and_given_to_none_are_warned_of_with_how_many():
+    names, labels = ["a", "b", "c", "d"], ["a"] * 15 + ["b"] * 10
+    found = {(one.severity, one.labels) for one in answers_told(names, labels, ["c"] * 7 + ["a"] * 20)}
+    assert found == {("warning", ("c",)), ("note", ("d",))}
+    (told,) = [one.message for one in answers_told(names, labels, ["c"] * 7 + ["a"] * 20) if one.labels == ("c",)]
+    assert "'c' (7)" in told and "27 rows" in told
+
+
+def test_a_label_that_nearly_all_texts_got_is_warned_of():
+    (found,) = [one for one in answers_told(["a", "b", "c"], ["a"] * 85 + ["b"] * 15) if one.kind == "one label"]
+    assert found.severity == "warning" and "85 of 100" in found.message and "label_prior" in found.message
+    assert not [one for one in answers_told(["a", "b"], ["a"] * 85 + ["b"] * 15) if one.kind == "one label"]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["refund", "misc b2", "late delivery"], ["misc b2"]),
+        (["refund", "Miscellaneous", "other"], ["Miscellaneous"]),
+        (["1", "2", "3"], []),  # grades
+        (["top up by card", "pin blocked", "ärger"], []),
+    ],
+)
+def test_names_that_say_nothing_are_told_of_unless_described(names, found):
+    assert [label for one in meaningless(names, {}) for label in one.labels] == found
+    assert meaningless(names, dict.fromkeys(names, "what it means")) == []

@@ -100,7 +100,7 @@ class JobOptions(BaseModel):
     filename_column: str | None = Field(None, description="A column of this name tells each row's file.")
     output_prefix: str = Field("", description="Put before the names of the new columns.")
     keep_replies: KeepReplies = Field("none", description="Which raw answers are kept.")
-    limit: int | None = Field(None, ge=1, description="Stop after so many rows; later runs go on.")
+    limit: int | None = Field(None, ge=1, description="Stop after so many rows, the first ones; later runs go on.")
     retry_errors: bool = Field(False, description="Ask the failed rows of finished parts again.")
     budget_usd: float | None = Field(None, ge=0, description="The most that the output may cost, in US dollars.")
     input_price: float | None = Field(None, ge=0, description="US dollars per million prompt tokens.")

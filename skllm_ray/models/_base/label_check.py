@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,17 @@ _COMPETE: Final = 0.25
 _FEW: Final = 5  # texts, from which on a pair of labels is told of
 _FEWEST: Final = 20  # texts, from which on it says something that a label was never or always given
 _MOST_SHOWN: Final = 10
+_MOST: Final = 0.8  # of the texts, from which share on one label was given to nearly all
+_CODE: Final = re.compile(r"(?=[a-z]*\d)(?=\d*[a-z])[a-z\d]+|\d+")
+"""A word of letters and digits, or of digits alone."""
+_EMPTY: Final = frozenset({"misc", "miscellaneous", "unknown", "unspecified", "undefined", "tbd", "todo", "na"})
+"""Words that tell a model nothing."""
 _ROUGH: Final = 1_000  # labels, above which names are not compared in pairs
 
+_MAY_HELP: Final = (
+    "label_descriptions, examples, label_prior='uniform' (--label-prior uniform), which takes out a model's liking for "
+    "some labels, or a larger model may help."
+)
 Severity = Literal["error", "warning", "note"]
 
 
@@ -32,7 +42,7 @@ class Finding:
     severity: Severity
     """"error": it cannot work so. "warning": it costs quality. "note": good to know."""
     kind: str
-    """Such as "duplicate", "alike", "description", "truth", "context", "overlap", "one label" or "unused"."""
+    """Such as "duplicate", "alike", "meaning", "description", "truth", "context", "overlap", "one label", "unused"."""
     labels: tuple[str, ...]
     """The labels that it is about."""
     message: str
@@ -101,6 +111,26 @@ def names_alike(names: Sequence[str]) -> list[Finding]:
         told = f"{pair[0]!r} and {pair[1]!r} look alike. Rename one, or say in label_descriptions how they differ."
         found.append(Finding("warning", "alike", pair, told))
     return found
+
+
+def meaningless(names: Sequence[str], descriptions: Mapping[str, str]) -> list[Finding]:
+    """Return the labels whose names are codes, or say nothing, and which no description explains.
+
+    Examples
+    --------
+    >>> [one.labels for one in meaningless(["refund", "misc b2", "CRD_7", "other"], {})]
+    [('misc b2', 'CRD_7')]
+    """
+    found = []
+    for name in names:
+        words = re.findall(r"[^\W_]+", normal_form(name))
+        says_nothing = any(_CODE.fullmatch(word) or word in _EMPTY for word in words)
+        if says_nothing and not str(descriptions.get(name, "")).strip():
+            found.append(name)
+    if not found or len(found) == len(names):  # numbers that are all the labels there are, such as grades
+        return []
+    told = f"A model cannot know what these names mean: {_listed(found)}. Rename them, or describe them."
+    return [Finding("warning", "meaning", tuple(found), told)]
 
 
 def undescribed(names: Sequence[str], descriptions: Mapping[str, str]) -> list[Finding]:
@@ -191,20 +221,39 @@ def one_for_all(labels: Sequence[Any], n_candidates: int) -> str:
         return ""
     return (
         f"All {len(labels):,} texts were given the label {labels[0]!r}, one of {n_candidates:,} candidates. Is it so, "
-        "or does the model not see what the others mean? label_descriptions, examples, or a larger model may help."
+        f"or does the model not see what the others mean? {_MAY_HELP}"
     )
 
 
-def answers_told(names: Sequence[str], labels: Sequence[str]) -> list[Finding]:
-    """Return whether one label was given to all texts, and which labels were given to none."""
+def answers_told(names: Sequence[str], labels: Sequence[str], truths: Sequence[str] = ()) -> list[Finding]:
+    """Return whether one label was given to all or nearly all texts, and which labels were given to none.
+
+    `truths` are the true labels of some rows, as far as known.
+    """
     told = one_for_all(labels, len(names))
     if told:
         return [Finding("warning", "one label", (str(labels[0]),), told)]
-    unused = tuple(name for name in names if name not in set(labels))
-    if not unused or len(labels) < _FEWEST:
+    if len(labels) < _FEWEST:
         return []
-    told = f"{len(unused):,} labels were given to none of {len(labels):,} texts: {_listed(unused)}."
-    return [Finding("note", "unused", unused, told)]
+    found = []
+    label, n = Counter(labels).most_common(1)[0]
+    if len(names) > 2 and n >= _MOST * len(labels):
+        told = f"{n:,} of {len(labels):,} texts were given the label {label!r}, one of {len(names):,}. {_MAY_HELP}"
+        found.append(Finding("warning", "one label", (label,), told))
+    unused, counts = [name for name in names if name not in set(labels)], Counter(truths)
+    missed = sorted((name for name in unused if counts[name]), key=lambda name: -counts[name])
+    if missed:
+        some = ", ".join(f"{name!r} ({counts[name]:,})" for name in missed[:_MOST_SHOWN])
+        told = (
+            f"Given to none of {len(labels):,} texts, though they are true of some of the {counts.total():,} rows that "
+            f"were read: {some}{' and more' if len(missed) > _MOST_SHOWN else ''}. Rename them, or describe them."
+        )
+        found.append(Finding("warning", "unused", tuple(missed), told))
+    never = tuple(name for name in unused if not counts[name])
+    if never:
+        told = f"{len(never):,} labels were given to none of {len(labels):,} texts: {_listed(never)}."
+        found.append(Finding("note", "unused", never, told))
+    return found
 
 
 def competing(names: Sequence[str], probabilities: NDArray[np.float64]) -> list[Finding]:

@@ -18,6 +18,7 @@ from skllm_ray.models._base.label_check import (
     beyond_context,
     competing,
     given_together,
+    meaningless,
     names_alike,
     one_for_all,
     report_of,
@@ -44,7 +45,7 @@ def check_labels(model: LLMClassifier, X: Any, y: Any, n_samples: int) -> LabelR
         return report_of(found)
     scored = model._gives_scores and model._spec().capabilities.gives_log_probs
     _, rows, _ = model._run(chosen, "coerce", log_probs=scored)
-    return report_of([*found, *from_answers(model, rows)], len(chosen))
+    return report_of([*found, *from_answers(model, rows, truths)], len(chosen))
 
 
 def warn_one_label(X: Any, labels: Sequence[Any], n_candidates: int) -> None:
@@ -80,7 +81,9 @@ def before_asking(
         The labels as they were given, where `fit` has merged equal ones.
     """
     names = model._names()
-    found = names_alike(names if given is None else given) + undescribed(names, model._descriptions())
+    descriptions = model._descriptions()
+    found = names_alike(names if given is None else given)
+    found += meaningless(names, descriptions) + undescribed(names, descriptions)
     if truths is not None:
         found += truths_outside(names, truths)
     step = model._plan(model._spec())[-1]
@@ -88,14 +91,14 @@ def before_asking(
     return found + beyond_context(model.model, step.spec.context_tokens(), counted[0], counted[1:])
 
 
-def from_answers(model: LLMClassifier, rows: Sequence[Row[Any]]) -> list[Finding]:
-    """Return what the answers to some texts tell of the labels."""
+def from_answers(model: LLMClassifier, rows: Sequence[Row[Any]], truths: Sequence[str] | None = None) -> list[Finding]:
+    """Return what the answers to some texts tell of the labels; `truths` are the true labels of some rows."""
     names, answers = model._names(), [row.value for row in rows if row.valid and row.value is not None]
     labels = [answer[0] if model._explains else answer for answer in answers]
     if labels and not isinstance(labels[0], str):
         flat = [label for several in labels for label in several]
-        return answers_told(names, flat) + given_together(labels)
+        return answers_told(names, flat, truths or ()) + given_together(labels)
     known = [row.reply.log_probs for row in rows if row.valid and row.reply.log_probs is not None]
     told = [one for one in known if len(one) == len(names)]
     overlaps = competing(names, np.exp(told)) if told else []
-    return answers_told(names, labels) + overlaps
+    return answers_told(names, labels, truths or ()) + overlaps
