@@ -31,6 +31,7 @@ NOTICE: Final = (
     "This llama.cpp was compiled with AMX, and dies where it uses it. Models are computed without it, and without the "
     f"layout of weights that is fastest. What mends it: {REBUILD}"
 )
+_ENDINGS: Final = ("works", "dies")
 _TIMEOUT_S: Final = 60.0
 
 
@@ -51,20 +52,25 @@ def _survives() -> bool:
     identity = repr((states, importlib.metadata.version("llama-cpp-python"), platform.node()))
     note = notes() / f"layout-{hashlib.sha256(identity.encode()).hexdigest()}"
     with contextlib.suppress(OSError):
-        return note.read_text() == "works"
-    works = _tried()
-    with contextlib.suppress(OSError):  # it will be tried again
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text("works" if works else "dies")
-    return works
+        if (told := note.read_text()) in _ENDINGS:  # not one that was being written
+            return told == "works"
+    ending = _tried()
+    if ending in _ENDINGS:
+        with contextlib.suppress(OSError):  # it will be tried again
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(ending)
+    return ending == "works"
 
 
-def _tried() -> bool:
+def _tried() -> str:
+    """Return "works" or "dies"; nothing where that did not come out, as on a machine that is too busy."""
     command = [sys.executable, "-P", str(SCRIPT), str(DEMO_FILE), "laid out"]
     try:
         done = subprocess.run(  # noqa: S603 - this very Python, a script of ours, and a file of ours
             command, env=child_environment(), capture_output=True, timeout=_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+        return ""
+    if done.returncode == 0:
+        return "works"
+    return "dies" if done.returncode < 0 else ""

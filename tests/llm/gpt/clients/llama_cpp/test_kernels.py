@@ -60,6 +60,22 @@ def test_kernels_that_work_are_tried_once_for_all_processes(tries: list[str]) ->
     assert tries == ["try"]
 
 
+def test_a_note_that_was_cut_off_and_a_try_without_an_end_are_tried_again(
+    tries: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kernels.lays_out_weights(BuiltWithAMX())
+    (note,) = kernels.notes().iterdir()
+    note.write_text("wor")
+    monkeypatch.setattr(kernels, "_TIMEOUT_S", 0.001)
+    kernels._survives.cache_clear()
+    assert not kernels.lays_out_weights(BuiltWithAMX())  # the safe way, and nothing is noted of it
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(note.parent.parent.parent))
+    kernels._survives.cache_clear()
+    assert kernels.lays_out_weights(BuiltWithAMX()) and note.read_text() == "works"
+    assert len(tries) == 2
+
+
 @pytest.mark.usefixtures("deadly")
 def test_kernels_that_kill_are_left_out_and_that_is_told(tries: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from skllm_ray.llm.gpt.clients.llama_cpp import engine
