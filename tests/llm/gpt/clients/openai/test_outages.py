@@ -29,8 +29,13 @@ def while_restarting(n_rows=300, patience=WAITING, between=None, is_over=None):
         backend = spec_for(server, patience=patience).open(lambda ref: KEY)
         assert backend.complete([ask("x")])[0].text == "ok"
         port = int(server.url.rpartition(":")[2].partition("/")[0])
-        found = []
-        asking = threading.Thread(target=lambda: found.extend(backend.complete([ask(str(i)) for i in range(n_rows)])))
+        found, is_back = [], threading.Event()
+
+        def ask_until_it_is_back():
+            while not is_back.is_set():
+                found.extend(backend.complete([ask(str(i)) for i in range(n_rows)]))
+
+        asking = threading.Thread(target=ask_until_it_is_back)
         asking.start()
         time.sleep(0.1)
     with between(port) if between else nullcontext():
@@ -38,6 +43,7 @@ def while_restarting(n_rows=300, patience=WAITING, between=None, is_over=None):
         while is_over and not is_over():
             time.sleep(0.05)
     with ChatServer(port=port):
+        is_back.set()
         asking.join(60)
     backend.close()
     return found
