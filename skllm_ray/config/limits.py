@@ -152,7 +152,8 @@ class LimitSettings:
             "auto", the default, scores every label exactly where a server can, and otherwise reads the
             log-probabilities of the answer that it writes; "written" does only the latter; "off" asks for none.
             Log-probabilities cost no tokens, and about 0.1 kB for each token of an answer, some 2 kB for a label's.
-            Of GGUF models, "off" spares the fields of extractions and entities alone: labels always have theirs.
+            Of GGUF models, "off" spares those of fields, and of labels where they take time: among many labels the
+            best is searched for, which is several times as fast, and ``probability`` and ``label_mass`` are NaN.
 
         Examples
         --------

@@ -88,6 +88,10 @@ def test_what_a_call_wants_changes_the_spec_where_it_can():
     assert gemini.asked_for("log_probs").log_probs
     assert gemini.asked_for("vectors").embeds
     assert local.asked_for("label").best_only
+    assert not local.asked_for("confidence").best_only
+    SKLLMConfig.set_confidence("off")
+    quick = resolve("gguf::demo").asked_for("confidence")
+    assert (quick.best_only, quick.tells_tokens) == (True, False)
     assert (chat.asked_for("vectors"), gemini.asked_for("label"), local.asked_for("log_probs")) == (chat, gemini, local)
 
 

@@ -194,7 +194,7 @@ class GGUFBackend(Backend):
             chat.render(request.messages),
             choices,
             lambda: [choices.answer([label])[:-1] for label in choices.labels],  # up to the closing quote
-            None if choices.best_only else choices.opening,  # what labels share counts in their mass
+            choices.opening,  # what labels share counts in their mass
         )
 
     def _scored_reply(self, request: ChatRequest, scores: NDArray[np.float64], split: tuple[list[int], Trie]) -> Reply:

@@ -41,8 +41,10 @@ class GGUFSpec(StatefulSpec):
     """How answers are asked for; does not concern how the model is loaded."""
     best_only: bool = field(default=False, compare=False)
     """Whether this call wants labels alone, without probabilities."""
+    log_probs: bool = field(default=False, compare=False)
+    """Whether this call needs probabilities, whatever `best_only` says."""
     confidence: Confidence = field(default="auto", compare=False)
-    """Whether a call that shows probabilities gets those of fields."""
+    """Whether a call that shows probabilities takes time for them."""
     tells_tokens: bool = field(default=False, compare=False)
     """Whether this call wants the probabilities of what is written in a form."""
 
@@ -109,9 +111,12 @@ class GGUFSpec(StatefulSpec):
         return self.model
 
     def asked_for(self, wanted: Wanted) -> Self:
-        """Return the spec for a call that wants the best label alone, or the probabilities of fields."""
+        """Return the spec for a call that wants the best label alone, or probabilities of labels or fields."""
         if wanted == "confidence":
-            return replace(self, tells_tokens=self.confidence != "off")
+            is_off = self.confidence == "off"
+            return replace(self, tells_tokens=not is_off, best_only=self.best_only or is_off)
+        if wanted == "log_probs":
+            return replace(self, log_probs=True)
         return replace(self, best_only=True) if wanted == "label" else self
 
     def for_replica(self, n_threads: int) -> Self:
@@ -130,7 +135,7 @@ class GGUFSpec(StatefulSpec):
             adapted = [replace(request, cut_text=text) for request, text in zip(adapted, texts, strict=True)]
         if self.options.decoding == "compat":
             adapted = [replace(request, choices=None, json_schema=None) for request in adapted]
-        if self.best_only or self._exact:
+        if self._best_only or self._exact:
             adapted = [self._constrained(request) for request in adapted]
         if self.tells_tokens:
             adapted = [
@@ -141,8 +146,12 @@ class GGUFSpec(StatefulSpec):
     def _constrained(self, request: ChatRequest) -> ChatRequest:
         if request.choices is None:
             return request
-        best_only = self.best_only and not self.options.exact  # among very many labels a search is not exact
-        return replace(request, choices=replace(request.choices, best_only=best_only, exact=self._exact))
+        return replace(request, choices=replace(request.choices, best_only=self._best_only, exact=self._exact))
+
+    @property
+    def _best_only(self) -> bool:
+        """Whether a search for the best label will do: among very many labels it is not exact."""
+        return self.best_only and not self.log_probs and not self.options.exact
 
     @property
     def _exact(self) -> bool:

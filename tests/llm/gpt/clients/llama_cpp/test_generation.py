@@ -242,6 +242,7 @@ def test_options_bound_free_text_alone():
     [
         ({}, {}, True, False),
         ({}, {"best_only": True}, True, True),
+        ({}, {"best_only": True, "log_probs": True}, True, False),
         ({}, {"n_gpu_layers": -1}, False, False),
         ({"exact": True}, {"best_only": True}, True, False),
         ({"exact": False}, {}, False, False),
