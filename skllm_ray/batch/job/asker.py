@@ -21,6 +21,7 @@ from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.execution.block import opened_all, process
 from skllm_ray.execution.plan import Block
+from skllm_ray.execution.progress import progress_bar
 from skllm_ray.tasks.base import NOT_ALLOWED, Row
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def ask_rows(jobs: Mapping[str, Job], texts: Sequence[str], budget_usd: float | 
     ledger = Ledger(budget_usd, keep_going=True)
     with ExitStack() as stack:
         askers = {name: stack.enter_context(_Asker(job, ledger)) for name, job in jobs.items()}
+        bar = stack.enter_context(progress_bar(len(texts), "asking", show=True))
         at, size = 0, 1
         while at < len(texts) and not any(one.stopped for one in found.values()):
             some = list(texts[at : at + size])
@@ -101,6 +103,7 @@ def ask_rows(jobs: Mapping[str, Job], texts: Sequence[str], budget_usd: float | 
             for name, asker in askers.items():
                 asker.ask(some, found[name], timed=at > 0)
             at, size = at + len(some), _BLOCK
+            bar.update(len(some))
     if at < len(texts):
         told = f"the budget of {budget_usd:g} USD covers {at:,} of {len(texts):,} rows"
         if not at:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -16,7 +16,7 @@ from skllm_ray.batch.input.files import Unit, Units
 from skllm_ray.batch.job.driver import Outcome
 from skllm_ray.batch.job.locked_run import LockedRun
 from skllm_ray.batch.job.options import JobRequest
-from skllm_ray.batch.job.planner import Planner, limited, remaining_calls, wanted_rows
+from skllm_ray.batch.job.planner import Planner, labels_of, limited, remaining_calls, wanted_rows
 from skllm_ray.batch.job.pricing import Pricing
 from skllm_ray.batch.job.prior import estimated, prior_of, prior_to_ask, read_prior, with_prior
 from skllm_ray.batch.job.progress_display import Screen, open_screen
@@ -35,6 +35,7 @@ from skllm_ray.execution.plan import Plan, part_of, steps_alone
 from skllm_ray.execution.runner import run as run_rows
 from skllm_ray.tasks.base import Row
 from skllm_ray.tasks.label_mass import low_mass
+from skllm_ray.tasks.one_label import one_label
 
 _EMPTY: Final = "part-00000-0000000000-0000000.parquet"
 
@@ -95,6 +96,16 @@ class Job:
         return {**self._estimator._secrets(), **self._request.storage.secrets()}
 
     @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The labels as the output holds them; None where the task gives none."""
+        return labels_of(self._estimator)
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether it is delivered by its provider's batches."""
+        return self._options.delivery == "batch"
+
+    @property
     def budget_usd(self) -> float | None:
         """The most that may be spent; None for no limit."""
         return self._options.budget_usd
@@ -109,11 +120,11 @@ class Job:
         return self._pricing.terms(outage_s)
 
     def ask(self, texts: Sequence[str]) -> list[Row[Any]]:
-        """Ask about some texts, outside of any output."""
+        """Ask about some texts, outside of any output; more than one show their progress."""
         return self._run_rows(texts, self.plan)
 
     def _run_rows(self, texts: Sequence[str], plan: Plan) -> list[Row[Any]]:
-        return run_rows(texts, plan, self._estimator._secrets(), show_progress=False)
+        return run_rows(texts, plan, self._estimator._secrets(), show_progress=len(texts) > 1)
 
     @property
     def prior_texts(self) -> tuple[str, ...]:
@@ -180,6 +191,7 @@ class Job:
             state.save(force=True)
             state.read_journals()
             self._warn_low_mass(state)
+            self._warn_one_label(state)
             keeper.leave(outcome)
             result = self._result(manifest, state, outcome, time.monotonic() - began)
             if result.alarm:
@@ -201,6 +213,16 @@ class Job:
         if found:
             median = statistics.median(one.label_mass or 0.0 for one in found)
             told = low_mass(self.plan[-1].spec.model, median, sum(one.rows for one in found))
+            if told:
+                warn(told)
+
+    def _warn_one_label(self, state: OutputState) -> None:
+        rows = Counter[str]()
+        for one in state.summaries.values():
+            rows[one.label] += one.label_rows
+        if rows.total():
+            (label, n), good = rows.most_common(1)[0], add_up(state.summaries.values())
+            told = one_label(label, n, good.rows - sum(good.errors.values()), len(self.labels or ()))
             if told:
                 warn(told)
 

@@ -140,7 +140,7 @@ class Planner:
             params=params_text(estimator),
             question=question_hash(plan),
             prompt=probe_prompt(plan),
-            labels=_labels(estimator),
+            labels=labels_of(estimator),
             input_schema=schema_text(scanned.schema),
             schema=schema_text(schema),
             prediction_columns=tuple(estimator._reading().types),
@@ -320,7 +320,8 @@ def _checked(scanned: Scanned, needed: Sequence[str]) -> Scanned:
     return Scanned(files, scanned.schema)
 
 
-def _labels(estimator: Any) -> tuple[str, ...] | None:
+def labels_of(estimator: Any) -> tuple[str, ...] | None:
+    """Return the labels of a fitted classifier as texts; None for other estimators."""
     found = getattr(estimator, "classes_", None)  # only fitted classifiers have it, as everywhere in scikit-learn
     return None if found is None else tuple(str(label) for label in found)
 

@@ -13,7 +13,6 @@ from functools import cached_property, partial
 from typing import Any, ClassVar, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from skllm_ray.batch.input.files import read, short
 from skllm_ray.batch.input.text_template import template_fields, texts_of
@@ -23,12 +22,12 @@ from skllm_ray.batch.job.journalled_plan import journalled
 from skllm_ray.batch.job.options import RowReading
 from skllm_ray.batch.job.terms import Terms
 from skllm_ray.batch.job.unit_guard import UnitGuard, UnitStopped
+from skllm_ray.batch.output.counts import counts_of
 from skllm_ray.batch.output.fence import Fence
 from skllm_ray.batch.output.journal import Answer, Journal
 from skllm_ray.batch.output.manifest import Manifest, read_schema
 from skllm_ray.batch.output.part import JOURNAL, PART_META, SYSTEM, OldPart, UnitSummary, summary_of, table_bytes
 from skllm_ray.batch.output.progress import SPENT, Progress
-from skllm_ray.batch.output.stages import count_stages
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
@@ -39,7 +38,6 @@ from skllm_ray.plain_text import whole
 from skllm_ray.tasks.base import Row
 
 _FIRST_BLOCK: Final = 128
-_REASON: Final = 500  # characters
 _KEPT_ERRORS: Final = frozenset({"missing_text"})
 
 
@@ -312,26 +310,9 @@ class UnitWork:
         schema = self.manifest.arrow_schema()
         return pa.concat_tables([old.cast(schema), mended.cast(schema)]).take(order), rows
 
-    def _errors(self, table: pa.Table) -> dict[str, int]:
-        kinds = pc.value_counts(table.column(f"{self.manifest.output_prefix}error_kind").drop_null()).to_pylist()
-        return {one["values"]: one["counts"] for one in kinds}
-
     def _counts(self, table: pa.Table) -> dict[str, Any]:
         """Return what a unit's summary tells of its rows."""
-        counted = {"rows": table.num_rows, "errors": self._errors(table), "reasons": self._reasons(table)}
-        return counted | count_stages(table, self.manifest.output_prefix)
-
-    def _reasons(self, table: pa.Table) -> dict[str, str]:
-        """Return the first reason of each kind of failure."""
-        prefix = self.manifest.output_prefix
-        kinds, reasons = table.column(f"{prefix}error_kind"), table.column(f"{prefix}error")
-        if kinds.null_count == len(kinds):
-            return {}
-        found = {}
-        for kind in pc.unique(kinds.drop_null()).to_pylist():
-            place = pc.index(kinds, kind).as_py()
-            found[kind] = str(reasons[place].as_py() or "")[:_REASON]
-        return found
+        return counts_of(table, self.manifest.output_prefix, labelled=bool(self.manifest.labels))
 
     def _serialise(self, table: pa.Table, summary: UnitSummary) -> pa.Buffer:
         told = {

@@ -68,6 +68,11 @@ class UnitSummary:
     label_mass: float | None = None
     """The median of its rows' label masses; None where none is known."""
 
+    label: str = ""
+    """The label that most of its rows have, where a row has one."""
+    label_rows: int = 0
+    """Its rows with it."""
+
     stages: dict[str, int] = field(default_factory=dict)
     """Of a cascade, its rows by what answered them."""
     audit_differs: int = 0
@@ -77,7 +82,7 @@ class UnitSummary:
 
     def __post_init__(self) -> None:
         """Share what many have alike: a job may have a million of them."""
-        for name in ("file", "node", "model"):
+        for name in ("file", "node", "model", "label"):
             object.__setattr__(self, name, sys.intern(getattr(self, name)))
         for name in ("errors", "reasons", "stages"):
             object.__setattr__(self, name, getattr(self, name) or _NOTHING)
@@ -107,13 +112,14 @@ class UnitSummary:
         found = cls(**{**held, "attempts": tuple(held["attempts"])})
         numbers = [getattr(found, name) for name in (*_COUNTED, "started", "seconds", "size")]
         numbers += [*found.errors.values(), *found.stages.values(), found.audit_differs, found.audit_failed]
+        numbers.append(found.label_rows)
         if not all(is_amount(one) for one in numbers) or not isinstance(found.unit, str):
             raise KeyError("a count")
         return found
 
 
 _NOTHING: Final[dict[str, Any]] = {}
-_LATER: Final = frozenset({"reasons", "label_mass", "stages", "audit_differs", "audit_failed"})
+_LATER: Final = frozenset({"reasons", "label_mass", "label", "label_rows", "stages", "audit_differs", "audit_failed"})
 """What the first release's summaries lack."""
 _COUNTED: Final = ("rows", "reused", "duplicates", *SPENT)
 

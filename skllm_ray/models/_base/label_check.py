@@ -8,30 +8,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
 from itertools import combinations
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from skllm_ray.tasks.base import normal_form
+from skllm_ray.tasks.one_label import FEWEST, one_label
 
 _ALIKE: Final = 0.85
 _COMPETE: Final = 0.25
 _FEW: Final = 5  # texts, from which on a pair of labels is told of
-_FEWEST: Final = 20  # texts, from which on it says something that a label was never or always given
 _MOST_SHOWN: Final = 10
-_MOST: Final = 0.8  # of the texts, from which share on one label was given to nearly all
 _CODE: Final = re.compile(r"(?=[a-z]*\d)(?=\d*[a-z])[a-z\d]+|\d+")
 """A word of letters and digits, or of digits alone."""
 _EMPTY: Final = frozenset({"misc", "miscellaneous", "unknown", "unspecified", "undefined", "tbd", "todo", "na"})
 """Words that tell a model nothing."""
 _ROUGH: Final = 1_000  # labels, above which names are not compared in pairs
 
-_MAY_HELP: Final = (
-    "label_descriptions, examples, label_prior='uniform' (--label-prior uniform), which takes out a model's liking for "
-    "some labels, or a larger model may help."
-)
 Severity = Literal["error", "warning", "note"]
 
 
@@ -161,8 +156,8 @@ def truths_outside(names: Sequence[str], truths: Iterable[str]) -> list[Finding]
         told = f"{n:,} of {total:,} true labels are no candidates, and cannot be found: {some}{more}."
         found.append(Finding("error" if n == total else "warning", "truth", tuple(outside), told))
     unused = tuple(name for name in names if name not in counts)
-    if unused and len(unused) < len(names) and total >= _FEWEST:
-        told = f"{len(unused):,} candidates are the true label of none of {total:,} rows: {_listed(unused)}."
+    if unused and len(unused) < len(names) and total >= FEWEST:
+        told = f"No row of {total:,} has one of these as its true label: {_listed(unused)}."
         found.append(Finding("note", "truth", unused, told))
     return found
 
@@ -207,39 +202,18 @@ def beyond_context(model: str, context: int | None, bare: int, with_texts: Seque
 # --- from answers ---------------------------------------------------------------------------------------------------
 
 
-def one_for_all(labels: Sequence[Any], n_candidates: int) -> str:
-    """Return a warning where all answers are the same label; empty where they are not, or are few.
-
-    Examples
-    --------
-    >>> one_for_all(["a"] * 40, 3)[:58]
-    "All 40 texts were given the label 'a', one of 3 candidates"
-    >>> one_for_all(["a"] * 40 + ["b"], 3)
-    ''
-    """
-    if len(labels) < _FEWEST or n_candidates < 2 or any(label != labels[0] for label in labels):
-        return ""
-    return (
-        f"All {len(labels):,} texts were given the label {labels[0]!r}, one of {n_candidates:,} candidates. Is it so, "
-        f"or does the model not see what the others mean? {_MAY_HELP}"
-    )
-
-
 def answers_told(names: Sequence[str], labels: Sequence[str], truths: Sequence[str] = ()) -> list[Finding]:
     """Return whether one label was given to all or nearly all texts, and which labels were given to none.
 
     `truths` are the true labels of some rows, as far as known.
     """
-    told = one_for_all(labels, len(names))
-    if told:
-        return [Finding("warning", "one label", (str(labels[0]),), told)]
-    if len(labels) < _FEWEST:
+    if len(labels) < FEWEST:
         return []
-    found = []
     label, n = Counter(labels).most_common(1)[0]
-    if len(names) > 2 and n >= _MOST * len(labels):
-        told = f"{n:,} of {len(labels):,} texts were given the label {label!r}, one of {len(names):,}. {_MAY_HELP}"
-        found.append(Finding("warning", "one label", (label,), told))
+    told = one_label(label, n, len(labels), len(names))
+    found = [Finding("warning", "one label", (label,), told)] if told else []
+    if n == len(labels):
+        return found
     unused, counts = [name for name in names if name not in set(labels)], Counter(truths)
     missed = sorted((name for name in unused if counts[name]), key=lambda name: -counts[name])
     if missed:

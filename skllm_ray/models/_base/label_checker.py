@@ -20,12 +20,12 @@ from skllm_ray.models._base.label_check import (
     given_together,
     meaningless,
     names_alike,
-    one_for_all,
     report_of,
     truths_outside,
     undescribed,
 )
 from skllm_ray.tasks.base import Row
+from skllm_ray.tasks.one_label import one_for_all
 
 if TYPE_CHECKING:
     from skllm_ray.models._base.classifier import LLMClassifier
