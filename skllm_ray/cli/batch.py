@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from skllm_ray.cli.grouped import Examples
-from skllm_ray.cli.job_flags import from_json, job_options
+from skllm_ray.cli.job_flags import ONLY_RUN, from_json, job_options
+from skllm_ray.cli.plain_errors import plain_warnings
 from skllm_ray.errors import SkllmRayError
 from skllm_ray.plain_text import cell, printable
 
@@ -36,12 +37,22 @@ TASK: Final = click.argument("task", required=False, metavar="TASK", type=click.
 
 
 class LazyOptions(Examples):
-    """A command whose options are the fields of a job file, looked up when they are needed: pydantic takes time."""
+    """A command whose options are the fields of a job file, looked up when they are needed: pydantic takes time.
+
+    Parameters
+    ----------
+    unused : collection of str, default=()
+        Fields that the command takes and has no use for.
+    """
+
+    def __init__(self, *args: Any, unused: Collection[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unused = unused
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the options."""
         if not any(param.name == "input" for param in self.params):
-            self.params += job_options()
+            self.params += job_options(self._unused)
         return super().get_params(ctx)
 
 
@@ -124,10 +135,13 @@ def estimate(config: str | None, sample: int | None, as_if_rows: int | None, as_
 
 @click.command(
     cls=LazyOptions,
+    unused=ONLY_RUN,
     examples=[
         "skllm-ray evaluate classify --input sample.csv --label-column truth \\\n"
         "    --labels billing,delivery --models gpt-5.4-mini,gguf::qwen3-4b \\\n    --html evaluation.html",
         "skllm-ray evaluate classify … --prompts short.txt,long.txt --sample 400",
+        "# other labels, descriptions or a label prior, against those given\n"
+        "skllm-ray evaluate classify … --variants renamed.yaml,described.yaml",
     ],
 )
 @TASK
@@ -136,6 +150,9 @@ def estimate(config: str | None, sample: int | None, as_if_rows: int | None, as_
 @click.option(
     "--prompts", default=None, help="Files with a prompt template each, separated by commas: all are compared."
 )
+@click.option(
+    "--variants", default=None, help="YAML files with other settings, such as labels, to compare with those given."
+)
 @click.option("--sample", type=click.IntRange(2), default=200, show_default=True, help="Rows to ask each model.")
 @click.option("--seed", default=0, show_default=True, help="Which rows.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -143,10 +160,10 @@ def estimate(config: str | None, sample: int | None, as_if_rows: int | None, as_
 @click.option("--csv", type=click.Path(dir_okay=False), default=None, help="Write all figures, a line for each label.")
 @click.option("--rows", type=click.Path(dir_okay=False), default=None, help="Write each row with every answer, as CSV.")
 def evaluate(config: str | None, sample: int, seed: int, as_json: bool, **given: Any) -> None:
-    """Compare models and prompts on labelled rows.
+    """Compare models, prompts and labels on labelled rows.
 
-    For each: how good, at what cost, how fast. --label-column names the column with the true labels. TASK and the
-    other options are those of the command run.
+    For each: how good, at what cost, how fast. --label-column names the column with the true labels; --renamed-labels
+    tells which of them the column names otherwise. TASK and the other options are those of the command run.
     """
     with messages():
         from skllm_ray.batch import job_for
@@ -155,18 +172,19 @@ def evaluate(config: str | None, sample: int, seed: int, as_json: bool, **given:
         from skllm_ray.cli.job_file import without_fast
 
         write = checked_files(**{kind: given.pop(kind) for kind in ("html", "csv", "rows")})
-        models, prompts = given.pop("models"), given.pop("prompts")
+        variety = [given.pop(kind) for kind in ("models", "prompts", "variants")]
         asked = job_of(config, given, needs_output=False)
         if asked.fast_model is not None:
             click.echo("evaluate asks the strong model alone; name the fast one in --models to compare both.", err=True)
         job = without_fast(asked)
         with ray_of(job):
-            jobs = {}
-            for name, (told, model) in candidates(job, models, prompts).items():
-                made = prepared(told, model)
-                key = name if model or prompts else str(made.model)
-                jobs[key] = job_for(made, job.input, "/nowhere", **batch_options(job))
-            compared = compare_models(jobs, job.label_column, sample, seed)
+            jobs, renamed = {}, {}
+            for one in candidates(job, *variety):
+                made = prepared(one.job, one.model)
+                name = one.name if one.model or any(variety) else str(made.model)
+                jobs[name] = job_for(made, job.input, "/nowhere", **batch_options(job))
+                renamed[name] = one.job.renamed_labels or {}
+            compared = compare_models(jobs, job.label_column, sample, seed, renamed)
         write(compared)
     if as_json:
         click.echo(json.dumps([asdict(one) for one in compared.evaluations]))
@@ -183,9 +201,11 @@ def evaluate(config: str | None, sample: int, seed: int, as_json: bool, **given:
 @click.argument("output")
 @click.option("--to", default=None, type=click.Path(dir_okay=False), help="The page; by default report.html here.")
 @click.option("--label-column", default=None, help="A column of the input with true labels: how good are the answers?")
+@click.option("--renamed-labels", default=None, metavar="JSON", help="Labels that the column calls otherwise.")
 @click.option("--rows", default=20_000, show_default=True, type=click.IntRange(0), help="Rows to search in the page.")
 @click.option("--storage-options", default=None, help="JSON: what opens the filesystem.")
-def report(output: str, to: str | None, label_column: str | None, rows: int, storage_options: str | None) -> None:
+def report(output: str, to: str | None, label_column: str | None, renamed_labels: str | None, rows: int,
+           storage_options: str | None) -> None:  # fmt: skip
     """Write a web page about a job, finished or not.
 
     OUTPUT is the folder of the job. The page is one file. Open it in a browser: it shows the answers, how sure the
@@ -195,7 +215,10 @@ def report(output: str, to: str | None, label_column: str | None, rows: int, sto
         from skllm_ray.batch.tools.report import write_report
 
         opens = from_json("storage-options", storage_options)
-        path = write_report(output, to or "report.html", opens, label_column=label_column, rows=rows)
+        renamed = from_json("renamed-labels", renamed_labels)
+        path = write_report(
+            output, to or "report.html", opens, label_column=label_column, rows=rows, renamed_labels=renamed
+        )
     click.echo(f"wrote {printable(path)}")
 
 
@@ -327,7 +350,8 @@ def messages() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminated)
     try:
-        yield
+        with plain_warnings():
+            yield
     except SkllmRayError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,8 +20,24 @@ _MATRIX: Final = 6
 _LABELS: Final = 15
 
 
-def candidates(job: JobFile, models: str | None, prompts: str | None) -> dict[str, tuple[JobFile, str | None]]:
-    """Return what is compared, by name: every model with every prompt.
+VARIED: Final = frozenset({
+    "task", "labels", "labels_file", "label_descriptions", "renamed_labels", "label_prior", "max_labels", "examples",
+    "n_examples", "prompt_template", "request_options", "default_label", "on_error",
+})  # fmt: skip
+"""Settings that a variant may hold."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of what is compared."""
+
+    name: str
+    job: JobFile
+    model: str | None
+
+
+def candidates(job: JobFile, models: str | None, prompts: str | None, variants: str | None) -> list[Candidate]:
+    """Return what is compared: every model with every prompt and every variant.
 
     Parameters
     ----------
@@ -30,41 +47,69 @@ def candidates(job: JobFile, models: str | None, prompts: str | None) -> dict[st
         Models, separated by commas; the job's where None.
     prompts : str or None
         Files with a prompt template each, separated by commas; the job's prompt where None.
+    variants : str or None
+        YAML files with settings that stand over the job's, separated by commas. The job without them comes first.
 
     Raises
     ------
     ConfigurationError
-        If a prompt's file cannot be read, or a name stands twice.
+        If a file cannot be read, or holds what cannot vary, or a name stands twice.
     """
-    names: list[str | None] = [*_parts(models or job.model)] or [None]
-    files = _parts(prompts)
-    if not files:
-        pairs = [(name or "the estimator", (job, name)) for name in names]
-    else:
-        with_prompt = {file: job.model_copy(update={"prompt_template": _read(file)}) for file in files}
-        short = [Path(file).name for file in files]
-        called = dict(zip(files, short if len(set(short)) == len(short) else files, strict=True))
-        pairs = [
-            (f"{name or 'the estimator'}, {called[file]}", (with_prompt[file], name))
-            for name in names
-            for file in files
+    found: list[tuple[list[str], JobFile]] = [([], job)]
+    if variants:
+        found = [(["as given"], job), *(([name], _varied(job, file)) for name, file in _named(variants))]
+    if prompts:
+        templates = [(name, _read(file, "prompts")) for name, file in _named(prompts)]
+        found = [
+            ([*names, name], one.model_copy(update={"prompt_template": template}))
+            for names, one in found
+            for name, template in templates
         ]
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ConfigurationError("models and prompts must name each candidate once.")
-    return found
+    asked: list[str | None] = [*_parts(models or job.model)] or [None]
+    alike = variants and not prompts and len(asked) == 1  # the model need not stand in the names
+    made = [
+        Candidate(", ".join(names if alike else [model or "the estimator", *names]), one, model)
+        for model in asked
+        for names, one in found
+    ]
+    if len({one.name for one in made}) < len(made):
+        raise ConfigurationError("models, prompts and variants must name each candidate once.")
+    return made
+
+
+def _varied(job: JobFile, file: str) -> JobFile:
+    """Return the job under the settings of a variant's file."""
+    from skllm_ray.cli.job_file import checked_job, read_settings
+
+    told = read_settings("variants", file)
+    foreign = sorted(set(told) - VARIED)
+    if foreign:
+        raise ConfigurationError(
+            f"variants: {file!r} holds {foreign[0]!r}, which cannot vary.", f"It may hold: {', '.join(sorted(VARIED))}."
+        )
+    given = job.model_dump(exclude_unset=True)
+    if "labels" in told or "labels_file" in told:  # in place of the job's, however those were told
+        given = {name: value for name, value in given.items() if name not in {"labels", "labels_file"}}
+    return checked_job({**given, **told})
+
+
+def _named(files: str) -> list[tuple[str, str]]:
+    """Return some files, each with what it is called: its name without folders, where these differ."""
+    paths = _parts(files)
+    short = [Path(path).name for path in paths]
+    return list(zip(short if len(set(short)) == len(short) else paths, paths, strict=True))
 
 
 def _parts(told: str | None) -> list[str]:
     return [part.strip() for part in (told or "").split(",") if part.strip()]
 
 
-def _read(file: str) -> str:
+def _read(file: str, parameter: str) -> str:
     try:
         return Path(file).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
-        raise ConfigurationError(f"prompts: {file!r} cannot be read: {reason}.") from None
+        raise ConfigurationError(f"{parameter}: {file!r} cannot be read: {reason}.") from None
 
 
 def checked_files(html: str | None, csv: str | None, rows: str | None) -> Callable[[Comparison], None]:
@@ -164,8 +209,20 @@ def _warnings(found: list[Evaluation]) -> Iterator[Any]:
         if one.failed:
             told = f"{one.model}: {one.failed:,} rows have no label, and count as wrong"
             yield cell(f"{told}; the first reason: {one.reason}" if one.reason else f"{told}.")
-    if found[0].foreign:
-        yield f"{found[0].foreign:,} rows have a true label that is no candidate: no answer can be right there."
+        if one.one_label:
+            yield cell(f"{one.model}: {one.one_label}")
+    for n, models in _foreign(found).items():
+        told = f"{n:,} rows have a true label that is no candidate: no answer can be right there."
+        yield cell(told if len(models) == len(found) else f"{', '.join(models)}: {told}")
+
+
+def _foreign(found: list[Evaluation]) -> dict[int, list[str]]:
+    """Return who has how many rows whose true label is no candidate."""
+    by_count: dict[int, list[str]] = {}
+    for one in found:
+        if one.foreign:
+            by_count.setdefault(one.foreign, []).append(one.model)
+    return by_count
 
 
 def _label_table(one: Evaluation) -> Any:

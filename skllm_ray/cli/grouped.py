@@ -20,19 +20,19 @@ _OPTIONS: Final[Mapping[str, Sequence[str]]] = {
     ),
     "The model": ("model", "estimator", "request-options", "prompt-template", "max-output-tokens", "gpt-url"),
     "Labels": (
-        "labels", "labels-file", "label-descriptions", "label-column", "default-label", "max-labels", "examples",
-        "n-examples", "label-prior", "random-state",
+        "labels", "labels-file", "label-descriptions", "label-column", "renamed-labels", "default-label", "max-labels",
+        "examples", "n-examples", "label-prior", "random-state",
     ),
     "Other tasks than labels": ("max-words", "focus", "language", "entities"),
-    "Which rows and candidates to ask": ("models", "prompts", "sample", "as-if-rows", "seed"),
+    "Which rows and candidates to ask": ("models", "prompts", "variants", "sample", "as-if-rows", "seed"),
     "What to write": ("html", "csv", "rows", "json", "to"),
     "Money": (
         "budget-usd", "input-price", "output-price", "delivery", "batch-price-share", "deadline", "keep-remote-files",
         "reply-cache",
     ),
     "Speed and limits": (
-        "requests-per-minute", "tokens-per-minute", "max-concurrency", "workers", "unit-rows", "priority", "replicas",
-        "gpu-layers", "address",
+        "requests-per-minute", "tokens-per-minute", "max-concurrency", "without-probabilities", "workers", "unit-rows",
+        "priority", "replicas", "gpu-layers", "address",
     ),
     "When rows fail": ("on-error", "retry-errors", "keep-going", "wait-for-server-s", "keep-replies", "limit"),
     "Two models: a fast one where it is sure": (

@@ -81,6 +81,8 @@ def _apply_settings(job: JobFile, model: str) -> None:
         SKLLMConfig.set_gpt_url(job.gpt_url)
     if job.gpu_layers is not None:
         SKLLMConfig.set_gguf_max_gpu_layers(job.gpu_layers)
+    if job.without_probabilities:
+        SKLLMConfig.set_confidence("off")
     if job.replicas is not None:
         SKLLMConfig.set_gguf_resources(max_replicas=job.replicas)
 
@@ -236,4 +238,5 @@ def _examples(job: JobFile, path: str) -> tuple[list[str], list[Any]]:
     """Return the texts and labels of a labelled file."""
     columns = {"text_column": job.text_column, "label_column": job.label_column}
     texts, labels = read_columns(path, columns, "examples")
-    return texts, labels
+    renamed = job.renamed_labels or {}
+    return texts, [renamed.get(label, label) if isinstance(label, str) else label for label in labels]

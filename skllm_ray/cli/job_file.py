@@ -13,7 +13,9 @@ from skllm_ray.batch.job.options import PRIVATE, JobOptions, OneOrMore
 from skllm_ray.cli.labelled_file import why_unreadable
 from skllm_ray.errors import ConfigurationError
 
-__all__ = ["FAST", "JobFile", "job_schema", "labels_given", "read_job", "without_fast"]
+__all__ = [
+    "FAST", "JobFile", "checked_job", "job_schema", "labels_given", "read_job", "read_settings", "without_fast",
+]  # fmt: skip
 
 Task = Literal["classify", "multilabel", "cot", "few-shot", "summarize", "translate", "ner", "embed"]
 FAST: Final = frozenset({
@@ -55,9 +57,15 @@ class JobFile(JobOptions):
     max_labels: int = Field(5, ge=1, description="multilabel: the most labels of a text.")
     examples: str | None = Field(None, description="few-shot: a CSV, JSONL or Parquet file with labelled texts.")
     label_column: str = Field("label", description="few-shot and evaluate: the column with the labels.")
+    renamed_labels: dict[str, str] | None = Field(
+        None, description="What the label column holds, and the label that it means: {'misc b2': 'refund'}."
+    )
     n_examples: int | None = Field(None, ge=1, description="few-shot: nearest examples of each label; all by default.")
     label_prior: Literal["uniform"] | None = Field(
         None, description="classify and few-shot: 'uniform' removes the model's liking for some labels."
+    )
+    without_probabilities: bool = Field(
+        False, description="Ask for no probabilities: several times as fast with GGUF models and many labels."
     )
     max_words: int = Field(15, ge=1, description="summarize: about how many words.")
     focus: str | None = Field(None, description="summarize: what to look at.")
@@ -91,16 +99,36 @@ def read_job(path: str | None, given: Mapping[str, Any]) -> JobFile:
     ConfigurationError
         Naming each setting that is unknown or cannot be, and what would work.
     """
-    told: Any = {}
-    if path is not None:
-        try:
-            told = yaml.safe_load(Path(path).read_text("utf-8-sig")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigurationError(f"config={path!r} cannot be read: {why_unreadable(error)}.") from None
-        if not isinstance(told, dict):
-            raise ConfigurationError(f"config={path!r} must hold settings by name; it holds a {type(told).__name__}.")
+    return checked_job({**({} if path is None else read_settings("config", path)), **given})
+
+
+def read_settings(parameter: str, path: str) -> dict[str, Any]:
+    """Return what stands in a YAML file, by name; `parameter` is what named the file, for messages.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot be read, or holds no settings.
+    """
     try:
-        return JobFile(**{**told, **given})
+        told = yaml.safe_load(Path(path).read_text("utf-8-sig")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{parameter}={path!r} cannot be read: {why_unreadable(error)}.") from None
+    if not isinstance(told, dict):
+        raise ConfigurationError(f"{parameter}={path!r} must hold settings by name; it holds a {type(told).__name__}.")
+    return {str(name): value for name, value in told.items()}
+
+
+def checked_job(told: Mapping[str, Any]) -> JobFile:
+    """Return the job of some settings.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming each setting that is unknown or cannot be, and what would work.
+    """
+    try:
+        return JobFile(**told)
     except ValidationError as error:
         raise ConfigurationError("; ".join(_complaint(one) for one in error.errors())) from None
 

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, get_args, get_origin
+from collections.abc import Collection
+from typing import Any, Final, get_args, get_origin
 
 import click
 
+ONLY_RUN: Final = frozenset({
+    "output", "keep_columns", "filename_column", "output_prefix", "keep_replies", "limit", "retry_errors", "workers",
+    "unit_rows", "priority", "wait_for_server_s", "delivery", "deadline", "batch_price_share", "keep_remote_files",
+    "keep_going", "max_words", "focus", "language", "entities", "fast_model", "fast_request_options",
+    "fast_input_price", "fast_output_price", "max_disagreement", "confidence", "n_samples", "score", "audit_share",
+    "n_repeats",
+})  # fmt: skip
+"""Fields that a command which asks about some labelled rows has no use for; it takes them, as a job's file has them."""
 
-def job_options() -> list[click.Parameter]:
-    """Return an option for each field of a job file that a flag can say."""
+
+def job_options(unused: Collection[str] = ()) -> list[click.Parameter]:
+    """Return an option for each field of a job file that a flag can say; the help is silent of those `unused`."""
     from skllm_ray.batch.job.options import JobOptions
     from skllm_ray.cli.job_file import JobFile
 
@@ -26,7 +36,7 @@ def job_options() -> list[click.Parameter]:
         kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
         kind = kinds[0] if get_origin(field.annotation) is not None and len(kinds) == 1 else field.annotation
         shown = "" if field.default in (None, "", [], False) else f"  [default: {field.default}]"
-        options: dict[str, Any] = {"help": f"{field.description}{shown}", "default": None}
+        options: dict[str, Any] = {"help": f"{field.description}{shown}", "default": None, "hidden": name in unused}
         if name in {"keep_replies", "on_error", "delivery"}:
             options["type"] = click.Choice(get_args(field.annotation))
         elif name == "input":  # a path may hold a comma

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
+import itertools
 import json
 import re
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from skllm_ray.cli.job_estimator import prepare
 from skllm_ray.cli.job_file import JobFile, job_schema, read_job
 from skllm_ray.cli.labelled_file import read_columns
 from skllm_ray.config import SKLLMConfig
+from skllm_ray.errors import SkllmRayWarning
 from skllm_ray.testing import ChatServer, RawAnswer, StatusFault, prompt_of
 from tests.batch.worlds import LABELS, api_classifier, read, texts, write
 
@@ -190,6 +194,149 @@ def test_models_are_compared_on_the_same_labelled_rows(tmp_path):
     assert sum(map(sum, always["confusion"])) == 100
     table = call("evaluate", "classify", *flags[:-1], "--models", "gguf::demo", "--sample", 20)
     assert "accuracy (95%)" in table.output
+
+
+def said(body: dict) -> str:
+    """Answer with the label in the text that the prompt lists, else with the first one that it lists."""
+    told = str(body["messages"][-1]["content"])
+    listed = re.search(r"\[[^\]]*\]", told).group()
+    text = told.rpartition("Text")[2]
+    return json.dumps({"label": next((one for one in ("refund", "parcel") if one in text and one in listed), "other")})
+
+
+def yaml_file(path: Path, **settings: Any) -> str:
+    path.write_text(yaml.safe_dump(settings), "utf-8")
+    return str(path)
+
+
+def test_labels_are_compared_with_others_in_their_place(tmp_path):
+    rows = [f"where is my {'parcel' if i % 2 else 'refund'} {i}" for i in range(60)]
+    truth = ["parcel" if i % 2 else "code b2" for i in range(60)]
+    source = write(tmp_path / "in.parquet", rows, truth=truth)
+    renamed = yaml_file(
+        tmp_path / "renamed.yaml", labels=["refund", "parcel", "other"], renamed_labels={"code b2": "refund"}
+    )
+    lost = yaml_file(tmp_path / "lost.yaml", labels=["parcel", "other"])
+    with ChatServer(said) as server:
+        flags = ["--input", source, "--gpt-url", server.url, "--model", "custom_url::m", "--label-column", "truth"]
+        flags += ["--labels", "code b2,parcel,other", "--variants", f"{renamed},{lost}", "--rows", tmp_path / "r.csv"]
+        done = call("evaluate", "classify", *flags, "--json")
+        assert done.exit_code == 0, done.output
+        shown = call("evaluate", "classify", *flags)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [one["model"] for one in found] == ["as given", "renamed.yaml", "lost.yaml"]
+    assert [(one["accuracy"], one["foreign"]) for one in found] == [(0.5, 0), (1.0, 0), (0.5, 30)]
+    better = found[1]["against_first"]
+    assert (better["difference"], better["low"] > 0) == (0.5, True)
+    assert "lost.yaml: 30 rows have a true label that is no candidate" in shown.output
+    with (tmp_path / "r.csv").open() as file:
+        head, first, *_ = csv.reader(file)
+    assert head == [
+        "text",
+        "truth",
+        *(f"{name}{of}" for name in ("as given", "renamed.yaml", "lost.yaml") for of in ("", " probability")),
+    ]
+    assert first[1] in {"code b2", "parcel"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("input: elsewhere", "'input', which cannot vary.*labels"),
+        ("labels: [a, b]\ncolour: red", "'colour', which cannot vary"),
+        ("- a", "must hold settings by name; it holds a list"),
+        ("labels: 5", "labels: .*got '5'"),
+        ("label_prior: [", "cannot be read"),
+        ("labels: [x, y]", "holds none of the candidate labels.*renamed_labels"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused_before_it_costs(tmp_path, content, message):
+    source = write(tmp_path / "in.parquet", texts(4), truth=["a", "b", "a", "b"])
+    (tmp_path / "v.yaml").write_text(content)
+    with ChatServer() as server:
+        flags = ["--input", source, "--gpt-url", server.url, "--model", "custom_url::m", "--label-column", "truth"]
+        done = call("evaluate", "classify", *flags, "--labels", "a,b", "--variants", tmp_path / "v.yaml")
+    assert (done.exit_code, server.n_requests) == (1, 0)
+    assert re.search(message, " ".join(done.output.split()))
+
+
+def test_variants_of_several_models_and_prompts(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(4), truth=["good"] * 4)
+    (tmp_path / "p.txt").write_text("Choose one of {labels}: {x}")
+    descriptions = yaml_file(tmp_path / "described.yaml", label_descriptions={"good": "what is liked"})
+    with ChatServer() as server:
+        flags = [
+            "--input",
+            source,
+            "--gpt-url",
+            server.url,
+            "--label-column",
+            "truth",
+            "--labels",
+            "good,bad",
+            "--json",
+        ]
+        flags += [
+            "--models",
+            "custom_url::a,custom_url::b",
+            "--prompts",
+            tmp_path / "p.txt",
+            "--variants",
+            descriptions,
+        ]
+        done = call("evaluate", "classify", *flags)
+    assert done.exit_code == 0, done.output
+    names = [one["model"] for one in json.loads(done.stdout.splitlines()[-1])]
+    assert names == [f"custom_url::{m}, {v}, p.txt" for m in "ab" for v in ("as given", "described.yaml")]
+
+
+def test_one_label_for_nearly_all_is_told(tmp_path):
+    truth = ["good", "bad", "odd"] * 20
+    source = write(tmp_path / "in.parquet", texts(60), truth=truth)
+    nearly = itertools.count()
+    with ChatServer(lambda _: json.dumps({"label": "good" if next(nearly) % 10 else "bad"})) as server:
+        flags = ["--input", source, "--gpt-url", server.url, "--model", "custom_url::m", "--labels", "good,bad,odd"]
+        done = call("evaluate", "classify", *flags, "--label-column", "truth", "--html", tmp_path / "e.html")
+        told = "54 of 60 texts were given the label 'good', one of 3. label_descriptions"
+        assert told in " ".join(done.output.split())
+        assert "54 of 60 texts were given the label" in (tmp_path / "e.html").read_text()
+        run = [*flags, "--output", tmp_path / "out", "--unit-rows", 7]
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", SkllmRayWarning)
+            done = call("run", "classify", *run)
+    assert f"Warning: {told}" in done.stderr
+    assert "core.py" not in done.output
+
+
+def test_nothing_is_said_where_the_truth_is_one_label(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(60), truth=["good"] * 59 + ["bad"])
+    with ChatServer(lambda _: '{"label": "good"}') as server:
+        flags = ["--input", source, "--gpt-url", server.url, "--model", "custom_url::m", "--labels", "good,bad,odd"]
+        done = call("evaluate", "classify", *flags, "--label-column", "truth")
+    assert "were given the label" not in done.output
+
+
+@pytest.mark.filterwarnings("ignore::skllm_ray.errors.SkllmRayWarning")  # the demo model knows no such labels
+def test_a_local_model_searches_for_labels_where_no_probabilities_are_wanted(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(12))
+    labels = ",".join(f"{colour} {n}" for colour in ("red", "green", "blue") for n in range(22))
+    flags = ["--input", source, "--model", "gguf::demo", "--labels", labels]
+    for name, more in {"all": [], "best": ["--without-probabilities"]}.items():
+        done = call("run", "classify", *flags, *more, "--output", tmp_path / name)
+        assert done.exit_code == 0, done.output
+        SKLLMConfig.reset()
+    whole, best = (pd.read_parquet(tmp_path / name) for name in ("all", "best"))
+    assert (best.prediction == whole.prediction).all()
+    assert whole.probability.notna().all() and whole.label_mass.notna().all()
+    assert best.probability.isna().all() and best.label_mass.isna().all()
+
+
+def test_the_help_of_evaluate_leaves_out_what_a_run_alone_uses():
+    told = call("evaluate", "--help").output
+    assert "--variants" in told and "--renamed-labels" in told
+    for name in ("--unit-rows", "--fast-model", "--output ", "--max-words", "--delivery"):
+        assert name not in told
+    assert "--unit-rows" in call("run", "--help").output
 
 
 def test_what_an_estimate_counts_is_what_a_run_would_do(tmp_path):

@@ -344,3 +344,19 @@ def test_a_model_that_no_provider_charges_for_costs_no_charge(tmp_path):
     assert "cost, USDno charge" in text
     assert re.search(r"begun \d{4}-\d\d-\d\d \d\d:\d\d UTC", text)
     assert "0.0% of the rows have no result" in text
+
+
+def test_labels_that_the_column_calls_otherwise_are_named(tmp_path):
+    source = write(tmp_path / "in.parquet", texts(6), truth=["code b2", "good", "code b2", "bad", "good", "code b2"])
+    with ChatServer(lambda _: '{"label": "good"}') as server:
+        batch.run(api_classifier(server), source, str(tmp_path / "out"))
+    flags = [str(tmp_path / "out"), "--label-column", "truth", "--to", str(tmp_path / "r.html")]
+    renamed = ["--renamed-labels", '{"code b2": "good"}']
+    found = {}
+    for name, more in {"as it is": [], "renamed": renamed}.items():
+        done = CliRunner().invoke(main, ["report", *flags, *more])
+        assert done.exit_code == 0, done.output
+        found[name] = (tmp_path / "r.html").read_text()
+    assert "code b2" in found["as it is"]
+    assert "code b2" not in found["renamed"].replace(str(tmp_path), "")
+    assert "83.3%" in found["renamed"] and "83.3%" not in found["as it is"]

@@ -24,6 +24,8 @@ _WAYS: Final[Mapping[Way, tuple[str, str]]] = {
     "batch": ("… as batches", "answers come within a day"),
 }
 """What each way is called, and what it takes."""
+_UNITS: Final = ((86_400, "days"), (3_600, "h"), (60, "min"))
+"""Seconds of each unit, the largest first; an amount of at least two is told in it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class Estimate:
     """Hours of a local model in an actor, those of all its actors added up; None before a sample."""
     gpus: float = 0.0
     """GPUs of each of its actors."""
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    """What each model costs that has a price."""
+    by_batch: bool = False
+    """Whether the job is delivered by its provider's batches."""
 
     @property
     def sample_mostly_failed(self) -> bool:
@@ -87,6 +93,20 @@ class Estimate:
         is_free = self.requests and self.cost_usd == (0.0, 0.0)
         return _FREE if is_free else f"it cost {self.sample_cost_usd:,.4f} USD"
 
+    def _told_costs(self) -> dict[str, str]:
+        ways = {_WAYS[way][0]: f"{told(cost)} USD: {_WAYS[way][1]}" for way, cost in self.other_ways_usd.items()}
+        direct = _told_cost(self.cost_usd, self.requests)
+        batch = self.other_ways_usd.get("batch") if self.by_batch else None
+        if batch is None:
+            return {"cost": direct, **ways}
+        del ways[_WAYS["batch"][0]]
+        return {"cost": f"{told(batch)} USD as batches, as asked for", "… asked directly": direct, **ways}
+
+    def _told_duration(self) -> str:
+        if self.by_batch and "batch" in self.other_ways_usd:
+            return "a provider's batch takes up to a day; --deadline bounds it"
+        return "not known before a --sample, or a limit" if self.seconds is None else _times(self.seconds)
+
     def facts(self) -> dict[str, str]:
         """Return it in words, with no more digits than are known."""
         found = {
@@ -96,9 +116,9 @@ class Estimate:
             "strong model": _told_share(self.strong_share, self.sample_rows),
             "prompt tokens": told(self.prompt_tokens) + (f" ({self.how})" if self.how else ""),
             "answer tokens": told(self.completion_tokens),
-            "cost": _told_cost(self.cost_usd, self.requests),
-            **{_WAYS[way][0]: f"{told(cost)} USD: {_WAYS[way][1]}" for way, cost in self.other_ways_usd.items()},
-            "duration": "not known before a --sample, or a limit" if self.seconds is None else _times(self.seconds),
+            **self._told_costs(),
+            "prices": "\n".join(_told_price(model, price) for model, price in self.prices.items()),
+            "duration": self._told_duration(),
             "limited by": self.limited_by,
             "model time": _told_hours(self.model_hours, self.gpus),
         }
@@ -156,6 +176,8 @@ def estimate_job(job: Job, sample: int | None = None, as_if_rows: int | None = N
         other_ways_usd=_other_ways(steps),
         beginning_tokens=round(min((step.beginning for step in steps), default=0.0)),
         **_model_time(job, seconds if asked.rows_per_s else None),
+        prices=_prices(job),
+        by_batch=job.by_batch,
     )
 
 
@@ -225,6 +247,16 @@ def _told_cost(cost: Pair | None, n_requests: int) -> str:
     return _FREE if n_requests and cost == (0.0, 0.0) else f"{told(cost)} USD"
 
 
+def _prices(job: Job) -> dict[str, Price]:
+    found = ((step.spec.model, step.spec.capabilities.price) for step in job.plan)
+    return {model: price for model, price in found if price is not None and price != Price(0.0)}
+
+
+def _told_price(model: str, price: Price) -> str:
+    when = f"as of {price.as_of}" if price.as_of else "as given"
+    return f"{model}: {price.input:g} USD per million tokens in, {price.output:g} out ({when})"
+
+
 def _told_hours(hours: Pair | None, gpus: float) -> str:
     if hours is None:
         return ""
@@ -255,7 +287,12 @@ def _power(value: float) -> int:
 
 
 def _times(pair: tuple[float, float]) -> str:
-    from skllm_ray.batch.job.progress_display import span
+    """Return a range of seconds in the unit that suits it, with the digits that are known.
 
-    low, high = map(span, pair)
-    return low if low == high else f"{low} to {high}"
+    Examples
+    --------
+    >>> _times((20, 34)), _times((400, 700)), _times((27_000, 46_000)), _times((1_589_000, 2_724_000))
+    ('20 to 34 s', '7 to 12 min', '8 to 13 h', '18 to 32 days')
+    """
+    size, unit = next((one for one in _UNITS if pair[1] >= 2 * one[0]), (1, "s"))
+    return f"{told((pair[0] / size, pair[1] / size))} {unit}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -31,6 +32,7 @@ from skllm_ray.errors import InputError
 from skllm_ray.execution.plan import label_probability
 from skllm_ray.tasks.base import Choices, Row
 from skllm_ray.tasks.cot import CoTTask, MultiLabelCoTTask
+from skllm_ray.tasks.one_label import one_label
 
 _ENOUGH_UNITS: Final = 64
 
@@ -76,6 +78,8 @@ class Evaluation:
     """How often answers are right, by their probability; empty where the model tells no probability."""
     calibration_error: float | None = None
     """How far probabilities are from the share of right answers, in the mean; None where there are none."""
+    one_label: str = ""
+    """A warning where nearly all answers are one label, and the truth is not."""
     against_first: Difference | None = None
     """How it differs from the first of those that were compared; None for the first itself."""
 
@@ -87,18 +91,25 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What several models, or prompts, say of the same labelled rows."""
+    """What several models, prompts, or sets of labels say of the same labelled rows."""
 
     evaluations: list[Evaluation]
     texts: list[str]
-    truth: list[Labels]
+    truth: dict[str, list[Labels]]
+    """The true labels, as each candidate calls them."""
     answers: dict[str, list[Labels | None]]
     """Each candidate's answers; None where there is no valid one."""
     probabilities: dict[str, list[float]]
     """Each candidate's probabilities of its answers; -inf where there is none."""
 
 
-def compare_models(jobs: Mapping[str, Job], label_column: str, sample: int = 200, seed: int = 0) -> Comparison:
+def compare_models(
+    jobs: Mapping[str, Job],
+    label_column: str,
+    sample: int = 200,
+    seed: int = 0,
+    renamed: Mapping[str, Mapping[str, str]] | None = None,
+) -> Comparison:
     """Ask about the same labelled rows, drawn at random, in several ways, and compare the answers with the labels.
 
     With several labels for a row, the column holds lists, or texts such as ``"a, b"`` or ``'["a", "b"]'``.
@@ -106,65 +117,79 @@ def compare_models(jobs: Mapping[str, Job], label_column: str, sample: int = 200
     Parameters
     ----------
     jobs : mapping of str to Job
-        What is compared, by name: jobs of several models or prompts over the same input.
+        What is compared, by name: jobs of several models, prompts or sets of labels over the same input.
     label_column : str
         The input's column with the true labels.
     sample : int, default=200
         How many rows each is asked about, at most.
     seed : int, default=0
         Which rows.
+    renamed : mapping of str to mapping of str to str, default=None
+        For jobs whose labels are called otherwise than in the column, by name: what it holds, and the label.
 
     Raises
     ------
     InputError
-        If the task gives no labels, there is no such column, or it holds none of the candidates.
+        If a task gives no labels, there is no such column, or it holds none of a job's labels.
     """
-    first = next(iter(jobs.values()))
-    choices: Choices | None = getattr(
-        first.plan[-1].task, "choices", None
-    )  # only tasks that give labels have the field
-    if choices is None:
-        raise InputError(
-            f"{type(first.plan[-1].task).__name__} gives no labels to compare.", "evaluate takes tasks that classify."
-        )
+    first, several = next(iter(jobs.values())), {name: _choices(job) for name, job in jobs.items()}
     manifest = first.manifest()
     drawn = draw(first, manifest, first.units(manifest), label_column, seed, _ENOUGH_UNITS)
-    names = dict(zip(manifest.labels or (), choices.labels, strict=False))  # by what the column may hold in their place
     labelled = [
-        (text, true_labels(label, choices.labels, names, several=choices.multiple))
-        for text, label in zip(drawn.texts, drawn.extra, strict=True)
-        if text is not None and text.strip() and label is not None
+        (text, told)
+        for text, told in zip(drawn.texts, drawn.extra, strict=True)
+        if text is not None and text.strip() and told is not None
     ][:sample]
     if not labelled:
         raise InputError(f"label_column={label_column!r} holds no labels beside a text.", "Name the column with them.")
-    seen = {label for _, labels in labelled for label in labels}
-    if seen and not seen & set(choices.labels):
-        raise InputError(
-            f"label_column={label_column!r} holds none of the candidate labels, but such as {min(seen)[:80]!r}.",
-            f"Candidates: {', '.join(choices.labels)}.",
-        )
-    asked = ask_rows(jobs, [text for text, _ in labelled], first.budget_usd)
+    texts, cells = [text for text, _ in labelled], [told for _, told in labelled]
+    truths = {
+        name: _truth(cells, choices, jobs[name].labels or (), (renamed or {}).get(name, {}), label_column)
+        for name, choices in several.items()
+    }
+    asked = ask_rows(jobs, texts, first.budget_usd)
     n_rows = min(len(one.rows) for one in asked.values())
     if not n_rows:
         raise InputError(f"No row was asked: {next(one.stopped for one in asked.values() if one.stopped)}.")
-    truth = [labels for _, labels in labelled[:n_rows]]
+    truths = {name: truth[:n_rows] for name, truth in truths.items()}
     answers = {name: [_labels_of(job, row) for row in asked[name].rows[:n_rows]] for name, job in jobs.items()}
     probabilities = {name: label_probability(asked[name].rows[:n_rows]).tolist() for name in jobs}
     found = [
-        _evaluate(name, job, truth, answers[name], asked[name], choices, probabilities[name])
+        _evaluate(name, job, truths[name], answers[name], asked[name], several[name], probabilities[name])
         for name, job in jobs.items()
     ]
-    return Comparison(
-        _compared(found, truth, answers), [text for text, _ in labelled[:n_rows]], truth, answers, probabilities
-    )
+    return Comparison(_compared(found, truths, answers), texts[:n_rows], truths, answers, probabilities)
+
+
+def _choices(job: Job) -> Choices:
+    task = job.plan[-1].task
+    found: Choices | None = getattr(task, "choices", None)  # only tasks that give labels have the field
+    if found is None:
+        raise InputError(f"{type(task).__name__} gives no labels to compare.", "evaluate takes tasks that classify.")
+    return found
+
+
+def _truth(
+    cells: Sequence[Any], choices: Choices, labels: Sequence[str], renamed: Mapping[str, str], column: str
+) -> list[Labels]:
+    """Return the true labels of some rows, as a job calls them."""
+    names = dict(zip(labels, choices.labels, strict=False))  # by what the column may hold in their place
+    found = [true_labels(told, choices.labels, {**names, **renamed}, several=choices.multiple) for told in cells]
+    seen = {label for labels in found for label in labels}
+    if seen and not seen & set(choices.labels):
+        raise InputError(
+            f"label_column={column!r} holds none of the candidate labels, but such as {min(seen)[:80]!r}.",
+            f"Candidates: {', '.join(choices.labels)}. renamed_labels tells which of them the column names otherwise.",
+        )
+    return found
 
 
 def _compared(
-    found: list[Evaluation], truth: list[Labels], answers: Mapping[str, Sequence[Labels | None]]
+    found: list[Evaluation], truths: Mapping[str, list[Labels]], answers: Mapping[str, Sequence[Labels | None]]
 ) -> list[Evaluation]:
     """Return the evaluations, each but the first with how it differs from the first."""
     first, *others = found
-    right = {name: _right(truth, theirs) for name, theirs in answers.items()}
+    right = {name: _right(truths[name], theirs) for name, theirs in answers.items()}
     return [
         first,
         *(
@@ -214,6 +239,7 @@ def _evaluate(
         confusions=[] if choices.multiple else top_confusions(pairs),
         certainty=bins,
         calibration_error=calibration_error(bins),
+        one_label=_one_label(truth, answers, len(choices.labels)),
     )
 
 
@@ -238,6 +264,15 @@ def _confusion(truth: Sequence[Labels], answers: Sequence[Labels | None], labels
     for label, answer in zip(truth, answers, strict=True):
         counts[place[label]][len(labels) if answer is None else place[answer]] += 1
     return counts
+
+
+def _one_label(truth: list[Labels], answers: list[Labels | None], n_candidates: int) -> str:
+    given = Counter(next(iter(answer)) for answer in answers if answer and len(answer) == 1)
+    if not given:
+        return ""
+    label, n = given.most_common(1)[0]
+    is_true = one_label(label, sum(labels == {label} for labels in truth), len(truth), n_candidates)
+    return "" if is_true else one_label(label, n, len(truth), n_candidates)
 
 
 def _cost(job: Job, asked: Asked) -> float | None:

@@ -53,7 +53,7 @@ def write_html(found: Comparison, path: str) -> None:
     page = render(
         "evaluation.html.j2",
         found=found.evaluations,
-        n_rows=len(found.truth),
+        n_rows=len(found.texts),
         made=made,
         share=share,
         difference=difference,
@@ -84,12 +84,13 @@ def write_rows(found: Comparison, path: str) -> None:
         lines = csv.writer(file)
         heads = [(f"{name}", f"{name} probability") for name in found.answers]
         lines.writerow(["text", "truth", *(head for pair in heads for head in pair)])
-        for i, (text, truth) in enumerate(zip(found.texts, found.truth, strict=True)):
+        first = next(iter(found.truth))
+        for i, text in enumerate(found.texts):
             cells: list[str | float] = []
             for name, answers in found.answers.items():
                 probability = found.probabilities[name][i]
                 cells += [_joined(answers[i]), probability if probability >= 0 else ""]
-            lines.writerow([text, _joined(truth), *cells])
+            lines.writerow([text, _joined(found.truth[first][i]), *cells])
 
 
 def _joined(labels: Labels | None) -> str:

@@ -37,6 +37,7 @@ def write_report(
     *,
     label_column: str | None = None,
     rows: int = ROWS,
+    renamed_labels: Mapping[str, str] | None = None,
 ) -> str:
     """Write an HTML page about the job whose parts are in `output`, finished or not.
 
@@ -55,6 +56,8 @@ def write_report(
         A column of the input, kept in the parts, with the true labels. A row may lack one.
     rows : int, default=20000
         How many rows the page holds, at most; of a larger output a random sample. A row takes about 200 bytes.
+    renamed_labels : mapping of str to str or None, default=None
+        Labels that the column calls otherwise: what it holds, and the label.
 
     Returns
     -------
@@ -101,7 +104,7 @@ def write_report(
     units = Units(manifest.files, manifest.unit_rows, manifest.cuts)
     state = OutputState(folder, units)
     reviewed = _reviewed(folder, output, storage_options)
-    counted = _counted(manifest, state, units, (label_column, rows, reviewed))
+    counted = _counted(manifest, state, units, (label_column, renamed_labels, rows, reviewed))
     left = [unit for unit in units if unit.key not in state.summaries]
     remaining = {
         "rows": sum(unit.n_rows for unit in left),
@@ -144,7 +147,10 @@ def _reviewed(folder: Folder, output: str, storage_options: Mapping[str, Any] | 
 
 
 def _counted(
-    manifest: Manifest, state: OutputState, units: Units, shown: tuple[str | None, int, Corrections | None]
+    manifest: Manifest,
+    state: OutputState,
+    units: Units,
+    shown: tuple[str | None, Mapping[str, str] | None, int, Corrections | None],
 ) -> Counted:
     """Return what is counted of the parts that are there, and shown of them."""
     from skllm_ray.batch.tools.explorer import RowSample
@@ -154,11 +160,11 @@ def _counted(
     from skllm_ray.batch.tools.tally import Tally
     from skllm_ray.batch.tools.truth_tally import TruthTally
 
-    label_column, most, reviewed = shown
+    label_column, renamed, most, reviewed = shown
     columns = PartColumns.of(asdict(manifest))
     corrected = {} if reviewed is None else dict(zip(reviewed.rows, map(text_of, reviewed.labels), strict=True))
     tally, sample = Tally(columns), RowSample(columns, most, label_column, corrected)
-    truth = None if label_column is None else TruthTally(label_column, columns)
+    truth = None if label_column is None else TruthTally(label_column, columns, renamed)
     for unit in units:
         if unit.key not in state.summaries:
             continue

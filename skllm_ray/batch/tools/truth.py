@@ -19,7 +19,7 @@ def true_labels(told: Any, known: Collection[str], names: Mapping[str, str], *, 
     known : collection of str
         The candidates: a text that is one of them is one label, commas and all.
     names : mapping of str to str
-        What to take for what the column holds.
+        What to take for a label that the column holds.
     several : bool
         Whether a row may have several labels.
 
@@ -27,10 +27,12 @@ def true_labels(told: Any, known: Collection[str], names: Mapping[str, str], *, 
     --------
     >>> sorted(true_labels("a, b", ["a", "b"], {}, several=True))
     ['a', 'b']
+    >>> sorted(true_labels("a, b", [], {"b": "c"}, several=True))
+    ['a', 'c']
     >>> true_labels(1, [], {"1": "positive"}, several=False)
     frozenset({'positive'})
     """
-    if not several or str(told) in known:
+    if not several or str(told) in known or str(told) in names:
         return frozenset([names.get(str(told), str(told))])
     if isinstance(told, str):
         try:
@@ -38,4 +40,4 @@ def true_labels(told: Any, known: Collection[str], names: Mapping[str, str], *, 
         except ValueError:
             told = told.split(",")
     each = (str(label).strip() for label in (told if isinstance(told, list) else [told]))
-    return frozenset(label for label in each if label)
+    return frozenset(names.get(label, label) for label in each if label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -53,10 +54,13 @@ class TruthTally:
         The parts' column with the true labels.
     columns : PartColumns
         What the other columns are called.
+    renamed : mapping of str to str, default=None
+        What the column calls otherwise: what it holds, and the label.
     """
 
-    def __init__(self, column: str, columns: PartColumns) -> None:
+    def __init__(self, column: str, columns: PartColumns, renamed: Mapping[str, str] | None = None) -> None:
         self.column = column
+        self._renamed = renamed or {}
         self._known = frozenset(columns.labels or ())
         self.pairs: Counter[tuple[Labels, Labels | None]] = Counter()
         self.unlabelled = 0
@@ -170,9 +174,10 @@ class TruthTally:
         told = part.table.column(self.column)
         if not part.several:
             told = _as_texts(told)
-        several = part.several
+        several, names = part.several, self._renamed
         return [
-            None if cell is None else true_labels(cell, self._known, {}, several=several) for cell in told.to_pylist()
+            None if cell is None else true_labels(cell, self._known, names, several=several)
+            for cell in told.to_pylist()
         ]
 
     def _count(self, label: str | None, steps: npt.NDArray[Any], verdicts: npt.NDArray[Any]) -> None:
