@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.usefixtures("local_mode"),
     pytest.mark.filterwarnings("ignore:.*would answer with one of"),
     pytest.mark.filterwarnings("ignore:.*does not accept"),
+    pytest.mark.filterwarnings("ignore:.*has no chat template"),  # of the own engine; the server was given one
 ]
 LABELS = ["negative", "neutral", "positive", "positively odd"]
 TEXTS = ["I love it, works like a charm.", "Broke after two days. Terrible.", "It arrived on a Tuesday.", "ü 😀 {x}"]
@@ -46,4 +47,4 @@ def test_llama_servers_labels_are_scored_as_by_our_engine(native_server, tmp_pat
 def test_vllms_labels_are_scored_as_by_our_engine(vllm_server):
     SKLLMConfig.set_gpt_url(vllm_server)
     model, path = os.environ.get("SKLLM_RAY_VLLM_MODEL", "model"), os.environ.get("SKLLM_RAY_VLLM_GGUF", "")
-    compare(f"custom_url::{model}", f"gguf::{path}", 0.002)
+    compare(f"custom_url::{model}", f"gguf::{path}", 0.03)  # bfloat16; 0.002 where its processor computes in 32 bits
