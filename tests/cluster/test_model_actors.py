@@ -127,11 +127,11 @@ def pid_of(spec: Spec) -> int:
 
 
 def when_busy(spec: Spec, act: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a function that acts once the model is at work."""
+    """Return a function that acts once the model is at work, which it is not yet."""
+    busy = Path(spec.folder, "busy")
+    busy.unlink(missing_ok=True)
 
     def acting() -> Any:
-        busy = Path(spec.folder, "busy")
-        busy.unlink(missing_ok=True)
         while not busy.exists():
             time.sleep(0.01)
         return act()
@@ -157,10 +157,15 @@ def test_a_single_actor_is_killed_with_two_calls_in_flight_and_one_that_comes_me
 def test_it_is_killed_twice_below_a_dataset(spec: Spec) -> None:
     ask(spec, 1)
 
+    def kill() -> None:
+        os.kill(loaded_last(spec), signal.SIGKILL)
+
+    first = when_busy(spec, kill)
+
     def kill_twice() -> None:
         with held(spec):
-            for _ in range(2):
-                when_busy(spec, lambda: os.kill(loaded_last(spec), signal.SIGKILL))()
+            first()
+            when_busy(spec, kill)()  # to load the next one takes longer than to get here
 
     labels, killed = at_once(lambda: ask(spec, 300), kill_twice)
     assert labels == ["good"] * 300
@@ -242,8 +247,10 @@ def test_a_cancelled_task_leaves_the_pool_as_it_was(spec: Spec) -> None:
     ray.cancel(loading)
     ask(spec, 1)
     first = pid_of(spec)
+    wait = when_busy(spec, lambda: None)
     running = ask_in_a_task.remote(spec, 300)
-    when_busy(spec, lambda: ray.cancel(running))()
+    wait()
+    ray.cancel(running)
     assert ask(spec, 300) == ["good"] * 300
     assert pid_of(spec) == first
 
