@@ -26,6 +26,7 @@ from skllm_ray.errors import (
 )
 from skllm_ray.execution import block
 from skllm_ray.llm.gpt.clients.openai.backend import OpenAIBackend
+from skllm_ray.llm.gpt.clients.openai.remote_files import open_client
 from skllm_ray.plain_text import cell
 from skllm_ray.testing import ChatServer, StatusFault
 
@@ -123,6 +124,25 @@ def test_no_frame_of_ours_holds_a_key_while_a_server_is_asked(local_mode: None) 
         ZeroShotGPTClassifier(model="custom_url::m", key=OWN).fit(None, ["good", "bad"]).predict(["a text"])
     assert "a text" in " ".join(said)
     assert held == []
+
+
+@pytest.mark.parametrize("service", ["openai", "azure"])
+def test_no_frame_of_ours_holds_a_key_while_a_client_for_files_is_opened(monkeypatch, service):
+    seen: list[str] = []
+
+    def look(**given: object) -> None:
+        assert given["api_key"] == KEY
+        assert given["default_headers"] == {"x-key": OWN}
+        frame = sys._getframe(1)
+        assert frame.f_code.co_name == "open_client"
+        seen.append(shown(frame.f_locals))
+
+    monkeypatch.setattr("openai.OpenAI", look)
+    monkeypatch.setattr("openai.AzureOpenAI", look)
+    spec = types.SimpleNamespace(service=service, base_url="https://host", org=None, api_version="v")
+    open_client(spec, Secret(KEY), {"x-key": Secret(OWN)})
+    (locals_,) = seen
+    assert "planted" not in locals_ and "https://host" in locals_
 
 
 @pytest.mark.filterwarnings("ignore:.* rows failed and")

@@ -66,16 +66,18 @@ def open_client(spec: Served, key: Secret, headers: Mapping[str, Secret] | None 
     """Return a client that never sends anything twice."""
     import openai
 
-    given: dict[str, Any] = {
-        "api_key": key.reveal(),
-        "organization": spec.org,
-        "timeout": _TIMEOUT_S,
-        "max_retries": 0,
-        "default_headers": {name: value.reveal() for name, value in (headers or {}).items()},
-    }
+    place: dict[str, Any] = {"base_url": spec.base_url or _OPENAI_URL}
     if spec.service == "azure":
-        return openai.AzureOpenAI(azure_endpoint=spec.base_url or "", api_version=spec.api_version, **given)
-    return openai.OpenAI(base_url=spec.base_url or _OPENAI_URL, **given)
+        place = {"azure_endpoint": spec.base_url or "", "api_version": spec.api_version}
+    make = openai.AzureOpenAI if spec.service == "azure" else openai.OpenAI
+    return make(  # no variable holds what is secret: a traceback may show it
+        api_key=key.reveal(),
+        default_headers={name: value.reveal() for name, value in (headers or {}).items()},
+        organization=spec.org,
+        timeout=_TIMEOUT_S,
+        max_retries=0,
+        **place,
+    )
 
 
 def classify(error: Exception, redact: Redact) -> RowError:
