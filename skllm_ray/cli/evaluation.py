@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from skllm_ray.batch.tools.evaluation_page import cost, difference, share, span, write_csv, write_html, write_rows
+from skllm_ray.batch.tools.evaluation_page import (
+    cost,
+    difference,
+    recall,
+    share,
+    span,
+    write_csv,
+    write_html,
+    write_rows,
+)
 from skllm_ray.batch.tools.pages import require_pages
 from skllm_ray.errors import ConfigurationError
 from skllm_ray.plain_text import cell
@@ -234,10 +243,10 @@ def _label_table(one: Evaluation) -> Any:
         f"{one.model}: labels" if few else f"{one.model}: the {_LABELS} of {len(one.scores)} labels with the lowest F1"
     )
     table = Table(title=cell(title), title_justify="left")
-    for heading in ("label", "rows", "precision", "recall", "F1"):
+    for heading in ("label", "rows", "precision", "recall (95%)", "F1"):
         table.add_column(heading, justify="left" if heading == "label" else "right", overflow="fold")
     for score in shown:
-        figures = (share(score.precision), share(score.recall), share(score.f1))
+        figures = (share(score.precision), recall(score), share(score.f1))
         table.add_row(cell(score.label), f"{score.rows:,}", *figures)
     return table
 

@@ -152,3 +152,13 @@ def test_a_file_that_cannot_be_written_is_told_before_it_costs(tmp_path, flag):
         done = call("evaluate", "classify", *where, "--labels", "good,bad", flag, tmp_path / "none" / "file")
         assert (done.exit_code, server.n_requests) == (1, 0)
     assert "cannot be written" in done.output
+
+
+def test_a_label_of_few_rows_tells_little_of_its_recall():
+    a, b = frozenset("a"), frozenset("b")
+    few, many = scores.label_scores(scores.pairs_of([a] * 4 + [b] * 400, [b] * 4 + [b] * 300 + [a] * 100))[::-1]
+    assert (few.label, few.recall, few.recall_low) == ("a", 0.0, 0.0)
+    assert few.recall_high == pytest.approx(0.49, abs=0.01)
+    assert many.recall_low == pytest.approx(0.705, abs=0.01) and many.recall_high == pytest.approx(0.79, abs=0.01)
+    (alone,) = (one for one in scores.label_scores(scores.pairs_of([b], [a])) if one.label == "a")
+    assert (alone.recall, alone.recall_low, alone.recall_high) == (None, None, None)

@@ -8,12 +8,25 @@ from pathlib import Path
 
 from skllm_ray.batch.tools.evaluate import Comparison
 from skllm_ray.batch.tools.pages import render
-from skllm_ray.batch.tools.scores import CertaintyBin, Difference, Labels
+from skllm_ray.batch.tools.scores import CertaintyBin, Difference, Labels, LabelScore
 
 
 def share(value: float | None) -> str:
     """Return a share as a percentage; a dash where there is none."""
     return "–" if value is None else f"{value:.1%}"
+
+
+def recall(value: LabelScore) -> str:
+    """Return a label's recall with its 95% interval in percent; a dash where there is none.
+
+    Examples
+    --------
+    >>> recall(LabelScore("a", 6, None, 0.0, 0.0, 0.0, 0.39))
+    '0.0% (0–39)'
+    """
+    if value.recall_low is None or value.recall_high is None:
+        return share(value.recall)
+    return f"{share(value.recall)} ({100 * value.recall_low:.0f}–{100 * value.recall_high:.0f})"
 
 
 def difference(value: Difference | None) -> str:
@@ -56,6 +69,7 @@ def write_html(found: Comparison, path: str) -> None:
         n_rows=len(found.texts),
         made=made,
         share=share,
+        recall=recall,
         difference=difference,
         cost=cost,
         span=span,

@@ -34,6 +34,9 @@ class LabelScore:
     """Share of the rows with this label that are answered with it; None where no row has it."""
     f1: float
     """The harmonic mean of both; 0 where either is 0 or None."""
+    recall_low: float | None = None
+    """The lower end of the recall's 95% interval (Wilson's); None where there is no recall."""
+    recall_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,15 @@ def label_scores(pairs: Pairs) -> list[LabelScore]:
 
 
 def _score(label: str, in_truth: int, in_answers: int, right: int) -> LabelScore:
+    low, high = accuracy_interval(right, in_truth) if in_truth else (None, None)
     return LabelScore(
         label,
         in_truth,
         right / in_answers if in_answers else None,
         right / in_truth if in_truth else None,
         2 * right / (in_truth + in_answers),
+        low,
+        high,
     )
 
 
