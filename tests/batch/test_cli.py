@@ -308,6 +308,19 @@ def test_one_label_for_nearly_all_is_told(tmp_path):
     assert "core.py" not in done.output
 
 
+@pytest.mark.parametrize("budget", [[], ["--budget-usd", 1, "--input-price", 1, "--output-price", 1]])
+def test_one_row_tells_no_speed(tmp_path, budget):
+    source = write(tmp_path / "in.parquet", texts(1), truth=["good"])
+    with ChatServer() as server:
+        flags = ["--input", source, "--gpt-url", server.url, "--model", "custom_url::m", "--labels", "good,bad"]
+        done = call("evaluate", "classify", *flags, *budget, "--label-column", "truth", "--json")
+        assert done.exit_code == 0, done.output
+        shown = call("estimate", "classify", *flags, *budget, "--sample", 1)
+    (found,) = json.loads(done.stdout.splitlines()[-1])
+    assert (found["rows"], found["rows_per_s"]) == (1, None)
+    assert "not known before" in shown.output
+
+
 def test_nothing_is_said_where_the_truth_is_one_label(tmp_path):
     source = write(tmp_path / "in.parquet", texts(60), truth=["good"] * 59 + ["bad"])
     with ChatServer(lambda _: '{"label": "good"}') as server:

@@ -360,3 +360,13 @@ def test_labels_that_the_column_calls_otherwise_are_named(tmp_path):
     assert "code b2" in found["as it is"]
     assert "code b2" not in found["renamed"].replace(str(tmp_path), "")
     assert "83.3%" in found["renamed"] and "83.3%" not in found["as it is"]
+
+
+@pytest.mark.parametrize("renamed", ["[1]", '"x"', '{"a": 1}', '{"a": null}'])
+def test_renamed_labels_that_cannot_be_are_told_with_what_works(tmp_path, renamed):
+    flags = [str(tmp_path / "out"), "--label-column", "truth", "--to", str(tmp_path / "r.html")]
+    done = CliRunner().invoke(main, ["report", *flags, "--renamed-labels", renamed])
+    assert done.exit_code == 1
+    assert "renamed_labels must map what the column holds to labels" in done.output
+    done = CliRunner().invoke(main, ["report", str(tmp_path / "out"), "--renamed-labels", '{"a": "b"}'])
+    assert "renamed_labels is given without label_column" in done.output

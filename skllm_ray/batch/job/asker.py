@@ -62,11 +62,11 @@ class Asked:
 
     @property
     def rows_per_s(self) -> float | None:
-        """Rows per second; None where failures say nothing of it: where half of the rows, or more, failed."""
+        """Rows per second; None where nothing tells it: one row alone, or half of the rows, or more, failed."""
         good = len(self.rows) - self.failures.total()
-        if not self.seconds or 2 * good <= len(self.rows):
+        if good < 2 or not self.seconds or 2 * good <= len(self.rows):
             return None
-        return max(1, good - 1) / self.seconds
+        return (good - 1) / self.seconds
 
     @property
     def cost_usd(self) -> float | None:

@@ -67,7 +67,7 @@ def write_report(
     Raises
     ------
     ConfigurationError
-        If `rows` is below 0.
+        If `rows` is below 0, or `renamed_labels` is no mapping of texts to texts, or stands without a `label_column`.
     InputError
         If there is no job in `output`, the job gives no labels to compare, or `label_column` is not among the parts'
         columns or empty.
@@ -94,6 +94,8 @@ def write_report(
 
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
         raise ConfigurationError(f"rows must be an int of at least 0; got {rows!r}.", "0 leaves the rows out.")
+    if renamed_labels is not None:
+        _check_renamed(renamed_labels, label_column)
     options = StorageOptions.of(storage_options)
     folder = open_folder(output, options, options.secrets())
     manifest = load_manifest(folder.below(SYSTEM))
@@ -119,6 +121,16 @@ def write_report(
     page = render_page(told, summaries, counted, remaining=remaining, promise=promise, timeline=read_timeline(folder))
     Path(to).write_text(page, "utf-8")
     return to
+
+
+def _check_renamed(renamed: object, label_column: str | None) -> None:
+    if not isinstance(renamed, Mapping) or not all(isinstance(one, str) for pair in renamed.items() for one in pair):
+        raise ConfigurationError(
+            f"renamed_labels must map what the column holds to labels, both texts; got {str(renamed)[:80]!r}.",
+            "Such as {'misc b2': 'refund'}.",
+        )
+    if label_column is None:
+        raise ConfigurationError("renamed_labels is given without label_column.", "Name the column: label_column.")
 
 
 def _check_label_column(manifest: Manifest, column: str) -> None:
