@@ -145,9 +145,9 @@ class Texts:
 
 def check_values(estimator: BaseEstimator) -> None:
     """Raise ``ConfigurationError`` for the first parameter that is not what its constraints allow."""
-    values = estimator.get_params(deep=False)
+    values = vars(estimator)  # get_params reads the constructor's signature anew, a quarter of a warm call of one row
     for name, rules in _rules_of(type(estimator)).items():  # type: ignore[arg-type]
-        value = values[name]
+        value = values[name] if name in values else estimator.get_params(deep=False)[name]
         if not any(value is None if rule is None else rule.is_satisfied_by(value) for rule in rules):
             given = type(value).__name__ if name in _HIDDEN else shorten(value)
             raise ConfigurationError(f"{name} must be {_either(rules)}; got {given}.")
