@@ -24,8 +24,20 @@ if TYPE_CHECKING:
 )
 @click.argument("output")
 @click.option("--to", type=click.Path(dir_okay=False), default=None, help="Write the rows to look at, as CSV.")
-@click.option("--rows", default=200, show_default=True, type=click.IntRange(0), help="How many uncertain and disputed.")
-@click.option("--random", default=50, show_default=True, type=click.IntRange(0), help="How many at random besides.")
+@click.option(
+    "--rows",
+    default=None,
+    show_default="200, of a small output a fifth",
+    type=click.IntRange(0),
+    help="How many uncertain and disputed.",
+)
+@click.option(
+    "--random",
+    default=None,
+    show_default="50, of a small output a twentieth",
+    type=click.IntRange(0),
+    help="How many at random besides.",
+)
 @click.option("--seed", default=0, show_default=True, help="Which random rows.")
 @click.option("--corrections", type=click.Path(dir_okay=False), default=None, help="That file, filled in.")
 @click.option("--examples", type=click.Path(dir_okay=False), default=None, help="Write all corrections for few-shot.")
@@ -33,7 +45,7 @@ if TYPE_CHECKING:
     "--student", type=click.Path(dir_okay=False), default=None, help="Train a student on the corrected output."
 )
 @click.option("--storage-options", default=None, help="JSON: what opens the filesystem.")
-def review(output: str, to: str | None, rows: int, random: int, seed: int, corrections: str | None,
+def review(output: str, to: str | None, rows: int | None, random: int | None, seed: int, corrections: str | None,
            examples: str | None, student: str | None, storage_options: str | None) -> None:  # fmt: skip
     """Look at uncertain and disputed rows, and take corrections back.
 

@@ -49,6 +49,13 @@ def own(output, tmp_path):
     return shutil.copytree(output, tmp_path / "out")
 
 
+def test_of_a_small_output_a_part_is_worth_a_look_unless_more_is_asked_for(output):
+    n_texts = len(read(output))
+    kinds = review(str(output))["why"].value_counts().to_dict()
+    assert kinds == {"uncertain": n_texts // 5, "random": n_texts // 20}
+    assert review(str(output), n_random=7)["why"].value_counts().to_dict() == {**kinds, "random": 7}
+
+
 def test_uncertain_rows_and_random_ones_are_shown_with_what_is_like_them(output):
     table = review(str(output), n_rows=30, n_random=10)
     assert table["why"].value_counts().to_dict() == {"uncertain": 30, "random": 10}

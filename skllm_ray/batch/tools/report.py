@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +22,7 @@ from skllm_ray.batch.tools.pages import require_pages
 from skllm_ray.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
+    from skllm_ray.batch.input.slices import Unit
     from skllm_ray.batch.storage import Folder
     from skllm_ray.batch.tools.report_page import Counted
     from skllm_ray.batch.tools.review import Corrections
@@ -92,10 +93,7 @@ def write_report(
     require_pages()
     from skllm_ray.batch.tools.report_page import render_page
 
-    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
-        raise ConfigurationError(f"rows must be an int of at least 0; got {rows!r}.", "0 leaves the rows out.")
-    if renamed_labels is not None:
-        _check_renamed(renamed_labels, label_column)
+    _check_arguments(rows, renamed_labels, label_column)
     options = StorageOptions.of(storage_options)
     folder = open_folder(output, options, options.secrets())
     manifest = load_manifest(folder.below(SYSTEM))
@@ -107,12 +105,7 @@ def write_report(
     state = OutputState(folder, units)
     reviewed = _reviewed(folder, output, storage_options)
     counted = _counted(manifest, state, units, (label_column, renamed_labels, rows, reviewed))
-    left = [unit for unit in units if unit.key not in state.summaries]
-    remaining = {
-        "rows": sum(unit.n_rows for unit in left),
-        "units": len(left),
-        "unreadable": {file.path: file.error for file in manifest.files if file.error is not None},
-    }
+    remaining = _remaining(manifest, [unit for unit in units if unit.key not in state.summaries])
     told = {**asdict(manifest), "rows_total": manifest.rows_total, "output": output, "files": len(manifest.files)}
     told["params"] = json.loads(manifest.params)
     told["delivered"] = delivered(folder, state.bill.cost_usd)
@@ -123,7 +116,20 @@ def write_report(
     return to
 
 
-def _check_renamed(renamed: object, label_column: str | None) -> None:
+def _remaining(manifest: Manifest, left: Sequence[Unit]) -> dict[str, Any]:
+    """Return how much is not done yet, and which files cannot be read."""
+    return {
+        "rows": sum(unit.n_rows for unit in left),
+        "units": len(left),
+        "unreadable": {file.path: file.error for file in manifest.files if file.error is not None},
+    }
+
+
+def _check_arguments(rows: object, renamed: object, label_column: str | None) -> None:
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
+        raise ConfigurationError(f"rows must be an int of at least 0; got {rows!r}.", "0 leaves the rows out.")
+    if renamed is None:
+        return
     if not isinstance(renamed, Mapping) or not all(isinstance(one, str) for pair in renamed.items() for one in pair):
         raise ConfigurationError(
             f"renamed_labels must map what the column holds to labels, both texts; got {str(renamed)[:80]!r}.",

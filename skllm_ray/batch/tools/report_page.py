@@ -74,6 +74,7 @@ def render_page(
     return render(
         "report.html.j2",
         manifest=manifest,
+        heading=_heading(manifest),
         tiles=_tiles(manifest, units, tally),
         remaining=remaining,
         plots=_plots(units, tally, truth)
@@ -102,6 +103,21 @@ def render_page(
         span=span,
         short=short,
     )  # fmt: skip
+
+
+def _heading(manifest: Mapping[str, Any]) -> str:
+    """Return what was asked of how many rows, in plain words.
+
+    Examples
+    --------
+    >>> _heading({"labels": ["a", "b"], "rows_total": 3000, "task": "ZeroShotGPTClassifier"})
+    '2 labels for 3,000 rows'
+    >>> _heading({"labels": None, "rows_total": 1, "task": "GPTSummarizer"})
+    'GPTSummarizer for 1 row'
+    """
+    labels, rows = manifest["labels"], manifest["rows_total"]
+    what = manifest["task"] if labels is None else f"{len(labels):,} label{'s' * (len(labels) != 1)}"
+    return f"{what} for {rows:,} row{'s' * (rows != 1)}"
 
 
 def _minute(time: datetime) -> str:

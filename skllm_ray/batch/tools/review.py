@@ -25,6 +25,10 @@ COLUMNS: Final = (
 )  # fmt: skip
 """What a table for review holds."""
 _POOL: Final = 5_000
+_MOST: Final = (200, 50)
+"""Rows to look at, and random ones, unless told otherwise."""
+_SHARE: Final = (5, 20)
+"""Of a small output then no more than one row in as many: nobody wants to look at all."""
 _SHOWN: Final = 120
 
 
@@ -110,8 +114,8 @@ class Corrections:
 def review(
     output: str,
     *,
-    n_rows: int = 200,
-    n_random: int = 50,
+    n_rows: int | None = None,
+    n_random: int | None = None,
     seed: int = 0,
     storage_options: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
@@ -124,11 +128,12 @@ def review(
     ----------
     output : str
         The job's output folder.
-    n_rows : int, default=200
-        How many rows to return besides the random ones: a half at most those about which a cascade's two models
-        disagree, a quarter at most those without a valid answer, and else those with the lowest probability.
-    n_random : int, default=50
-        How many random rows.
+    n_rows : int or None, default=None
+        How many rows to return besides the random ones; None takes 200, of a small output a fifth of its rows. A half
+        at most are those about which a cascade's two models disagree, a quarter at most those without a valid answer,
+        and the others those with the lowest probability.
+    n_random : int or None, default=None
+        How many random rows; None takes 50, of a small output a twentieth of its rows.
     seed : int, default=0
         Which random rows.
     storage_options : mapping or None, default=None
@@ -148,8 +153,8 @@ def review(
         If there is no job in `output`, it gives no labels, or its parts do not hold the texts.
     """
     for name, value in (("n_rows", n_rows), ("n_random", n_random)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigurationError(f"{name} must be an int of at least 0; got {value!r}.")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise ConfigurationError(f"{name} must be an int of at least 0, or None; got {value!r}.")
     opened = ReviewedOutput.open(output, storage_options)
     known = opened.corrected()
     chosen = _Chosen(n_rows, n_random)
@@ -263,11 +268,13 @@ def labelled_texts(
 class _Chosen:
     """Of the rows that come by, those to be looked at, in bounded memory."""
 
-    def __init__(self, n_rows: int, n_random: int) -> None:
-        self._n = n_rows
+    def __init__(self, n_rows: int | None, n_random: int | None) -> None:
+        self._asked = n_rows, n_random
+        self._n = _MOST[0] if n_rows is None else n_rows
+        self._n_random = _MOST[1] if n_random is None else n_random
         self._by_why: dict[str, list[tuple[float, int, ReviewRow]]] = {"disputed": [], "no answer": [], "uncertain": []}
         self._random: list[tuple[float, int, ReviewRow]] = []
-        self._n_random, self._count = n_random, 0
+        self._count = 0
 
     def add(self, one: ReviewRow, key: int) -> None:
         """Look at a row; `key` is a random number for it."""
@@ -287,12 +294,16 @@ class _Chosen:
 
     def rows(self) -> list[tuple[str, ReviewRow]]:
         """Return the rows, each with why it is there."""
-        drawn = [one for _, _, one in sorted(self._random, reverse=True)[: self._n_random]]
+        n_rows, n_random = (
+            min(most, max(1, self._count // share)) if asked is None else asked
+            for asked, most, share in zip(self._asked, _MOST, _SHARE, strict=True)
+        )
+        drawn = [one for _, _, one in sorted(self._random, reverse=True)[:n_random]]
         taken, texts = {one.row for one in drawn}, {one.text for one in drawn}
         found: list[tuple[str, ReviewRow]] = []
-        most = {"disputed": self._n // 2, "no answer": self._n // 4, "uncertain": self._n}
+        most = {"disputed": n_rows // 2, "no answer": n_rows // 4, "uncertain": n_rows}
         for why, rows in self._by_why.items():
-            left = min(most[why], self._n - len(found))
+            left = min(most[why], n_rows - len(found))
             for _, _, one in sorted(rows, reverse=True):
                 if left and one.row not in taken and one.text not in texts:
                     found.append((why, one))
