@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import ssl
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,24 @@ def _one_thread_for_each_model() -> Iterator[None]:
     """Models would take all CPUs, and beside other processes their threads would wait for one another."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("skllm_ray.llm.gpt.clients.llama_cpp.spec._own_threads", lambda: 1)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _certificates_are_read_once() -> Iterator[None]:
+    """Each client of an SDK would read all authorities' certificates anew: 30 ms of a CPU."""
+    read = ssl.create_default_context
+    kept: dict[str, ssl.SSLContext] = {}
+
+    def once(*args: Any, cafile: str | None = None, capath: str | None = None, **how: Any) -> ssl.SSLContext:
+        if args or how or capath or cafile is None:
+            return read(*args, cafile=cafile, capath=capath, **how)
+        if cafile not in kept:
+            kept[cafile] = read(cafile=cafile)
+        return kept[cafile]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", once)
         yield
 
 

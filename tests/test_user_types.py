@@ -41,6 +41,7 @@ follow_imports = skip
 """What the public types do not name is not read: that takes most of the time."""
 
 
+@pytest.mark.types
 def test_a_users_program_is_type_checked(tmp_path):
     """Strictly, as a user does it; the cache is kept, since numpy's and pandas' types take seconds to read."""
     pytest.importorskip("mypy")

@@ -563,7 +563,8 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(tmp_path, hasty):
     assert read(tmp_path / "out")["prediction"].tolist() == ["good"] * 300
 
 
-def test_a_server_that_stays_down_ends_the_run_and_keeps_what_is_done(tmp_path, hasty):
+def test_a_server_that_stays_down_ends_the_run_and_keeps_what_is_done(tmp_path, hasty, monkeypatch):
+    monkeypatch.setattr("skllm_ray.llm.api.request_runner._LONGEST_SILENCE_S", 3.0)
     source = write(tmp_path / "in.parquet", texts(300))
     with ChatServer() as server:
         clf = api_classifier(server)

@@ -113,6 +113,7 @@ def _nothing(secrets: object) -> Counter[str]:
     return Counter()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("how", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
@@ -150,6 +151,7 @@ def kill_one(title: str, how: int = signal.SIGKILL) -> list[int]:
     return []
 
 
+@pytest.mark.faults
 def test_the_ledger_is_made_anew_when_its_process_dies_and_the_budget_holds(ray_here, tmp_path):
     prices = {"input_price": 1000.0, "output_price": 1000.0, "max_output_tokens": 10}
     with ChatServer(latency_s=0.1) as server:

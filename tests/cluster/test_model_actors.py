@@ -154,6 +154,7 @@ def test_a_single_actor_is_killed_with_two_calls_in_flight_and_one_that_comes_me
     assert len(ModelCache.clear()) == 1
 
 
+@pytest.mark.faults
 def test_it_is_killed_twice_below_a_dataset(spec: Spec) -> None:
     ask(spec, 1)
 
@@ -172,6 +173,7 @@ def test_it_is_killed_twice_below_a_dataset(spec: Spec) -> None:
     assert killed is None
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("n", [1, pytest.param(600, marks=pytest.mark.slow)])
 def test_a_row_that_kills_its_model_costs_itself_alone(spec: Spec, n: int) -> None:
     """Of 600 rows two blocks are in flight: the innocent one dies along and is not blamed."""
@@ -181,6 +183,7 @@ def test_a_row_that_kills_its_model_costs_itself_alone(spec: Spec, n: int) -> No
     assert ask(spec, n, poison) == expected
 
 
+@pytest.mark.faults
 def test_innocent_rows_beside_a_poisoned_block_are_not_blamed(spec: Spec) -> None:
     spec = replace(spec, block_s=0.3)
     ask(spec, 1)
@@ -189,6 +192,7 @@ def test_innocent_rows_beside_a_poisoned_block_are_not_blamed(spec: Spec) -> Non
     assert found == [["good", "good", "model_crashed", "good"], ["good"], ["good"]]
 
 
+@pytest.mark.faults
 def test_the_pool_itself_is_killed(spec: Spec) -> None:
     ask(spec, 1)
     pid = ray.get(model_pool.pool_of("job").__ray_call__.remote(lambda pool: os.getpid()))
@@ -201,6 +205,7 @@ def test_the_pool_itself_is_killed(spec: Spec) -> None:
     assert ask(spec, 2) == ["good"] * 2
 
 
+@pytest.mark.faults
 def test_loading_that_dies_is_tried_again_and_loading_that_fails_for_good_is_an_error(spec: Spec) -> None:
     Path(spec.folder, "dies once").touch()
     assert ask(spec, 1) == ["good"]
@@ -255,6 +260,7 @@ def test_a_cancelled_task_leaves_the_pool_as_it_was(spec: Spec) -> None:
     assert pid_of(spec) == first
 
 
+@pytest.mark.faults
 def test_a_model_that_nobody_uses_makes_room_for_another_and_comes_back(spec: Spec) -> None:
     """Each takes all CPUs."""
     all_cpus = Placement(num_cpus=ray.cluster_resources()["CPU"], max_replicas=1)

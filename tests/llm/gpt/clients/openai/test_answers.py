@@ -150,7 +150,7 @@ def minimax(code: int, message: str = "told so") -> bytes:
 )
 def test_failures_inside_a_200_in_forms_of_their_own(body, kind, message, tries):
     with ChatServer(lambda _: RawAnswer(body)) as server:
-        (reply,) = complete(spec_for(server), [ask("x")])
+        (reply,) = complete(spec_for(server, patience=replace(HASTY, deadline_s=4)), [ask("x")])
     assert reply.error.kind == kind
     assert reply.attempts == tries or (
         kind == "rate_limit" and reply.attempts > 1

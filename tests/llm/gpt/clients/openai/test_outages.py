@@ -210,7 +210,9 @@ FAULTS_OF_ONE = [
 def test_one_text_that_makes_an_error_costs_itself_alone(fault):
     texts = [*(f"text {i}" for i in range(77)), "poison", *(f"text {i}" for i in range(77, 150))]
     found, n_requests = embedded(
-        lambda body: fault if "poison" in body["input"] else "", texts, patience=replace(WAITING, backoff_s=0.005)
+        lambda body: fault if "poison" in body["input"] else "",
+        texts,
+        patience=replace(WAITING, backoff_s=0.005, deadline_s=10),
     )
     assert [i for i, one in enumerate(found) if one.error is not None] == [77]
     assert n_requests <= 50
