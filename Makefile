@@ -35,8 +35,11 @@ demo: setup ## Classify a few hundred reviews with model actors and show the res
 # the summary names those that were.
 AGAIN := --reruns 1 -rR
 
+# Without bytecode each of the tests' processes, Ray's workers too, compiles the package anew: seconds of each.
+unexport PYTHONDONTWRITEBYTECODE
+
 test: setup ## Run the tests
-	$(BIN)/pytest -q -n 3 $(AGAIN)
+	$(BIN)/pytest -q -n 4 $(AGAIN)
 
 conformance: setup .conformance/gemma3-270m.gguf ## Test a real model, and servers that others wrote
 	-npm install --silent --no-fund --no-audit --prefix .conformance @copilotkit/aimock@1.43.0

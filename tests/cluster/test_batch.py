@@ -55,6 +55,7 @@ def test_model_actors_answer_and_the_output_is_that_of_predict(ray_here, tmp_pat
     assert set(found["cost_usd"]) == {0.0}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("how", "twice"), [(signal.SIGKILL, 8 + 64), pytest.param(signal.SIGTERM, 8, marks=pytest.mark.slow)]
 )
@@ -86,6 +87,7 @@ def test_a_worker_that_is_killed_loses_nothing_and_pays_for_little(ray_here, tmp
         assert server.n_requests <= 600 + twice
 
 
+@pytest.mark.faults
 def test_a_unit_that_kills_its_worker_costs_its_neighbours_nothing(ray_here):
     runner = UnitRunner(_poisoned, (Step(ZeroShotTask(("a", "b")), FakeSpec(str)),), {}, 2)
     shared = runner.share(_nothing)

@@ -139,6 +139,7 @@ def when_busy(spec: Spec, act: Callable[[], Any]) -> Callable[[], Any]:
     return acting
 
 
+@pytest.mark.faults
 def test_a_single_actor_is_killed_with_two_calls_in_flight_and_one_that_comes_meanwhile(spec: Spec) -> None:
     ask(spec, 1)
     first = pid_of(spec)

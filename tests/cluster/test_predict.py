@@ -119,6 +119,7 @@ def test_an_actor_uses_the_threads_that_it_was_given() -> None:
     ModelCache.clear()
 
 
+@pytest.mark.faults
 def test_killing_a_model_actor_loses_no_row() -> None:
     ModelCache.clear()
     SKLLMConfig.set_gguf_resources("demo", min_replicas=2, max_replicas=2, num_cpus=1)
