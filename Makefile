@@ -12,7 +12,7 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
 	-DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test conformance gateways test-faults test-slow test-lowest check format docs bench-gguf bench-api bench-scale demo-model clean
+.PHONY: help setup demo test conformance gateways test-deep test-slow test-lowest check format docs bench-gguf bench-api bench-scale demo-model clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,8 +69,8 @@ gateways: setup ## LiteLLM's proxy, aimock and llmock: 429s, an outage of a minu
 test-slow: setup ## Run the tests that take minutes, too
 	$(BIN)/pytest -q -m slow
 
-test-faults: setup ## Run the tests that kill or stop processes, or start Rays of their own
-	$(BIN)/pytest -q -n 2 $(AGAIN) -m 'faults and not slow' tests
+test-deep: setup ## Run the tests that kill processes, start Rays of their own, or take long
+	$(BIN)/pytest -q -n 2 $(AGAIN) -m 'deep and not slow' tests
 
 test-lowest: ## Run the tests with the lowest declared versions of Ray, scikit-learn and pandas
 	$(PYTHON) -m venv $(LOWEST_VENV)

@@ -186,7 +186,7 @@ batch.run(clf, source, output, input_price=1.0, output_price=2.0, budget_usd=1.0
 """
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_a_kill_in_the_middle_loses_no_answer_that_was_written_down(tmp_path):
     source, n = write(tmp_path / "in.parquet", texts(12)), 150
 

@@ -142,7 +142,7 @@ def kill_after(n: int, world: World, server: ChatServer, *where: str) -> None:
     world.fault = lambda model, i: None
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_a_budget_holds_through_kills_and_nothing_that_was_told_is_paid_for_again(tmp_path):
     world = World()
     source, output = write(tmp_path / "in.parquet", texts(N)), str(tmp_path / "out")

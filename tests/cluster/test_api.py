@@ -107,6 +107,7 @@ def test_a_cap_on_one_call_holds_over_all_its_blocks() -> None:
 TRANSIENT = (WireFault.DROP, WireFault.HALF, WireFault.MALFORMED_JSON, StatusFault(500), StatusFault(503))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("n_rows", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_a_bad_day(n_rows) -> None:
     """Of 100 rows one is refused, oversized or answered with nonsense, and five fail at the first try."""

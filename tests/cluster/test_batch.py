@@ -55,7 +55,7 @@ def test_model_actors_answer_and_the_output_is_that_of_predict(ray_here, tmp_pat
     assert set(found["cost_usd"]) == {0.0}
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("how", "twice"), [(signal.SIGKILL, 8 + 64), pytest.param(signal.SIGTERM, 8, marks=pytest.mark.slow)]
 )
@@ -87,7 +87,7 @@ def test_a_worker_that_is_killed_loses_nothing_and_pays_for_little(ray_here, tmp
         assert server.n_requests <= 600 + twice
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_a_unit_that_kills_its_worker_costs_its_neighbours_nothing(ray_here):
     runner = UnitRunner(_poisoned, (Step(ZeroShotTask(("a", "b")), FakeSpec(str)),), {}, 2)
     shared = runner.share(_nothing)
@@ -115,7 +115,7 @@ def _nothing(secrets: object) -> Counter[str]:
     return Counter()
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("how", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
@@ -153,7 +153,7 @@ def kill_one(title: str, how: int = signal.SIGKILL) -> list[int]:
     return []
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_the_ledger_is_made_anew_when_its_process_dies_and_the_budget_holds(ray_here, tmp_path):
     prices = {"input_price": 1000.0, "output_price": 1000.0, "max_output_tokens": 10}
     with ChatServer(latency_s=0.1) as server:
@@ -186,6 +186,7 @@ def test_the_ledger_is_made_anew_when_its_process_dies_and_the_budget_holds(ray_
         assert (server.n_requests - 600) * cost / 600 <= cost / 2
 
 
+@pytest.mark.deep
 def test_waiting_for_quota_and_replicas_are_told_while_a_job_runs(ray_here, tmp_path):
     lines: list[str] = []
     with ChatServer() as server:
@@ -201,6 +202,7 @@ def test_waiting_for_quota_and_replicas_are_told_while_a_job_runs(ray_here, tmp_
     assert any(re.search(r"replicas: \d of gguf::demo on 1 node\b", line) for line in lines)
 
 
+@pytest.mark.deep
 def test_s3_holds_input_and_output_and_its_key_is_told_to_nobody(ray_here, s3_server, tmp_path):
     import pyarrow.fs as pafs
 
@@ -230,6 +232,7 @@ def test_s3_holds_input_and_output_and_its_key_is_told_to_nobody(ray_here, s3_se
     assert [path for path in logs if SECRET.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.deep
 def test_every_metric_is_served(ray_here, tmp_path):
     rows = [*texts(300), *texts(40), "POISON", None]
     with ChatServer(lambda body: "nonsense" if "POISON" in str(body) else '{"label": "good"}') as server:

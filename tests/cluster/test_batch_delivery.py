@@ -47,7 +47,7 @@ def _settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     SKLLMConfig.reset()
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_workers_gather_and_a_driver_that_was_killed_is_gone_on_from(ray_here, tmp_path):
     source, output = write(tmp_path / "in.parquet", texts(200)), str(tmp_path / "out")
     with BatchServer() as server:

@@ -18,7 +18,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.errors import ConfigurationError, InputError
 from skllm_ray.testing import ChatServer
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
+pytestmark = [pytest.mark.cluster, pytest.mark.deep, pytest.mark.usefixtures("ray_here")]
 LABELS = ["even", "odd"]
 
 

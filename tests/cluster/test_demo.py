@@ -17,7 +17,7 @@ def _no_ray_of_our_own() -> None:
     skllm_ray.shutdown()
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_the_screen_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
     result = run_demo(actors=2, model="gguf::demo", n_rows=480)
     screen = capsys.readouterr().out

@@ -20,7 +20,7 @@ from skllm_ray.config import SKLLMConfig
 from skllm_ray.testing import ChatServer
 from tests.cluster.scripts import run_script, start_script
 
-pytestmark = [pytest.mark.cluster, pytest.mark.faults]
+pytestmark = [pytest.mark.cluster, pytest.mark.deep]
 
 JOB = """
 import sys, skllm_ray

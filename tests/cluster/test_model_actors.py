@@ -139,7 +139,7 @@ def when_busy(spec: Spec, act: Callable[[], Any]) -> Callable[[], Any]:
     return acting
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_a_single_actor_is_killed_with_two_calls_in_flight_and_one_that_comes_meanwhile(spec: Spec) -> None:
     ask(spec, 1)
     first = pid_of(spec)
@@ -155,7 +155,7 @@ def test_a_single_actor_is_killed_with_two_calls_in_flight_and_one_that_comes_me
     assert len(ModelCache.clear()) == 1
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_it_is_killed_twice_below_a_dataset(spec: Spec) -> None:
     ask(spec, 1)
 
@@ -174,7 +174,7 @@ def test_it_is_killed_twice_below_a_dataset(spec: Spec) -> None:
     assert killed is None
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 @pytest.mark.parametrize("n", [1, pytest.param(600, marks=pytest.mark.slow)])
 def test_a_row_that_kills_its_model_costs_itself_alone(spec: Spec, n: int) -> None:
     """Of 600 rows two blocks are in flight: the innocent one dies along and is not blamed."""
@@ -184,7 +184,7 @@ def test_a_row_that_kills_its_model_costs_itself_alone(spec: Spec, n: int) -> No
     assert ask(spec, n, poison) == expected
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_innocent_rows_beside_a_poisoned_block_are_not_blamed(spec: Spec) -> None:
     spec = replace(spec, block_s=0.3)
     ask(spec, 1)
@@ -193,7 +193,7 @@ def test_innocent_rows_beside_a_poisoned_block_are_not_blamed(spec: Spec) -> Non
     assert found == [["good", "good", "model_crashed", "good"], ["good"], ["good"]]
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_the_pool_itself_is_killed(spec: Spec) -> None:
     ask(spec, 1)
     pid = ray.get(model_pool.pool_of("job").__ray_call__.remote(lambda pool: os.getpid()))
@@ -206,7 +206,7 @@ def test_the_pool_itself_is_killed(spec: Spec) -> None:
     assert ask(spec, 2) == ["good"] * 2
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_loading_that_dies_is_tried_again_and_loading_that_fails_for_good_is_an_error(spec: Spec) -> None:
     Path(spec.folder, "dies once").touch()
     assert ask(spec, 1) == ["good"]
@@ -220,6 +220,7 @@ def test_loading_that_dies_is_tried_again_and_loading_that_fails_for_good_is_an_
     assert ask(spec, 1) == ["good"]
 
 
+@pytest.mark.deep
 def test_what_an_actor_says_when_it_dies_is_told_and_it_is_not_loaded_again(spec: Spec) -> None:
     Path(spec.folder, "asserts").touch()
     with pytest.raises(ModelLoadError, match=r"Its last words: llama.cpp:7: GGML_ASSERT\(n > 0\) failed"):
@@ -232,6 +233,7 @@ def test_threads_that_ask_at_once_share_one_actor(spec: Spec) -> None:
     assert len(list(Path(spec.folder).glob("loaded *"))) == 1
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("n", [3, 300])
 def test_a_model_that_is_cleared_under_a_call_ends_it_with_an_error_of_ours(spec: Spec, n: int) -> None:
     ask(spec, 1)
@@ -261,7 +263,7 @@ def test_a_cancelled_task_leaves_the_pool_as_it_was(spec: Spec) -> None:
     assert pid_of(spec) == first
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_a_model_that_nobody_uses_makes_room_for_another_and_comes_back(spec: Spec) -> None:
     """Each takes all CPUs."""
     all_cpus = Placement(num_cpus=ray.cluster_resources()["CPU"], max_replicas=1)

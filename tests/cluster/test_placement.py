@@ -10,7 +10,7 @@ import pytest
 import skllm_ray
 from tests.cluster.scripts import run_script
 
-pytestmark = [pytest.mark.cluster, pytest.mark.faults]
+pytestmark = [pytest.mark.cluster, pytest.mark.deep]
 
 CLUSTER = """
 import json, os, time, psutil, ray, skllm_ray

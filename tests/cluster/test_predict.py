@@ -54,7 +54,7 @@ def assert_equal_but_for_ties(found: np.ndarray, probabilities: np.ndarray) -> N
     assert (found == expected)[clear].all()
 
 
-@pytest.mark.parametrize("n", [1, 300, 600])
+@pytest.mark.parametrize("n", [1, pytest.param(300, marks=pytest.mark.deep), 600])
 def test_equals_local_mode_in_order(n: int) -> None:
     assert_equal_but_for_ties(classifier().predict(many_texts(n)), in_local_mode(600)[:n])
 
@@ -119,7 +119,7 @@ def test_an_actor_uses_the_threads_that_it_was_given() -> None:
     ModelCache.clear()
 
 
-@pytest.mark.faults
+@pytest.mark.deep
 def test_killing_a_model_actor_loses_no_row() -> None:
     ModelCache.clear()
     SKLLMConfig.set_gguf_resources("demo", min_replicas=2, max_replicas=2, num_cpus=1)

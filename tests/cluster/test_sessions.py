@@ -15,7 +15,7 @@ import pytest
 import skllm_ray
 from tests.cluster.scripts import run_script, start_script
 
-pytestmark = [pytest.mark.cluster, pytest.mark.faults]
+pytestmark = [pytest.mark.cluster, pytest.mark.deep]
 
 CLASSIFY = """
 from skllm_ray.classification import ZeroShotGPTClassifier

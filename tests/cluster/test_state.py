@@ -19,7 +19,7 @@ from skllm_ray.execution.ray_state import NAMESPACE
 from skllm_ray.testing import ChatServer
 from tests.execution.test_termination import interrupted
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
+pytestmark = [pytest.mark.cluster, pytest.mark.deep, pytest.mark.usefixtures("ray_here")]
 KEY = "sk-planted-0123456789abcdef"
 
 
@@ -66,7 +66,6 @@ def test_a_worker_fills_an_actor_that_came_back_empty(server) -> None:
     assert ray.get(Fresh.remote().fetch.remote())
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("n_rows", [pytest.param(200, marks=pytest.mark.slow), 2000])
 def test_sigterm_ends_a_call_and_keeps_what_was_answered(tmp_path, n_rows: int) -> None:
     options = f"{ray.get_runtime_context().gcs_address!r}"
@@ -94,7 +93,6 @@ def test_rows_whose_workers_are_lost_end_typed_and_the_others_stay(server, monke
     assert found["error"][2].startswith("Ray lost the work on this row (OutOfMemoryError: Task was killed due to")
 
 
-@pytest.mark.faults
 def test_a_limiter_that_is_stopped_and_continued_lets_no_quota_pass(tmp_path) -> None:
     with ChatServer(lambda body: '{"label": "good"}', requests_per_minute=120) as running:
         SKLLMConfig.set_gpt_url(running.url)

@@ -15,6 +15,7 @@ from tests.llm.gpt.clients.llama_cpp.test_engine import TEXTS, question, referen
 MANY = tuple(f"{colour} {number}" for colour in ("red", "green", "blue") for number in range(100))
 
 
+@pytest.mark.deep
 def test_a_large_vocabulary_loads_and_scores_as_one_pass_per_label(tmp_path):
     path = make_model(Shape(32, 1, 64, 2, 1024, 300_000, exact=True), tmp_path / "model.gguf")
     backend, tokenizer = GGUFBackend(path, "gguf::test", 0, 1), Engine(EngineOptions(str(path), vocab_only=True))
