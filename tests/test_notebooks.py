@@ -23,6 +23,7 @@ def words(outputs: list[dict]) -> list[str]:
     return re.findall(r"[^\W\d_]{2,}", " ".join(plain))
 
 
+@pytest.mark.deep
 @pytest.mark.filterwarnings("ignore::skllm_ray.errors.SkllmRayWarning")  # some show what a warning is about
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_shows_what_it_showed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

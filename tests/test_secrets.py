@@ -185,6 +185,7 @@ def test_credentials_between_processes_travel_whole_and_show_nothing() -> None:
     assert pickle.loads(pickle.dumps(sealed)).open()[Secret(KEY).fingerprint].reveal() == KEY
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("how", ["pytest", "ipython"])
 def test_whole_programs_that_print_locals(how, tmp_path) -> None:
     """`pytest --showlocals`, and IPython's verbose tracebacks."""

@@ -163,6 +163,7 @@ class Caller:
         return classifier().predict(texts).tolist()
 
 
+@pytest.mark.deep
 def test_inside_a_task_and_an_actor() -> None:
     ModelCache.clear()
     texts = many_texts(4)

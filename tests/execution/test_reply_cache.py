@@ -151,6 +151,7 @@ def write(path, start):
         cache.put({f"key-{i}": Reply(str(i))})
 
 
+@pytest.mark.deep
 def test_several_processes_write_at_once(tmp_path):
     path = tmp_path / "r.sqlite"
     context = multiprocessing.get_context("forkserver")

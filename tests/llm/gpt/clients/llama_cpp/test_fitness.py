@@ -96,6 +96,7 @@ def test_a_failure_is_not_remembered(tiny, tmp_path):
             check_file(path)
 
 
+@pytest.mark.deep
 def test_an_abort_in_a_notebook_is_an_error_of_the_estimator(tiny, tmp_path):
     path = changed(tiny, tmp_path / "model.gguf", **UNFIT["an assertion"][0])
     script = f"""
