@@ -7,7 +7,6 @@ from typing import Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
 
 SCORES: Final = ("probability", "learned")
 """What a fast label may be scored by."""
@@ -41,6 +40,8 @@ class AgreementScore:
         agree : ndarray of bool, of shape (n_rows,)
             Whether both models gave the same label.
         """
+        from scipy import optimize  # nobody else waits for it
+
         scored = scores > -np.inf
         if len(np.unique(agree[scored])) < 2:
             return cls()
@@ -66,8 +67,10 @@ def _penalised_loss(
     weights: NDArray[np.float64], features: NDArray[np.float64], sign: NDArray[np.float64]
 ) -> tuple[float, NDArray[np.float64]]:
     """Return a logistic regression's loss with a ridge penalty, and its gradient; the offset is the last weight."""
+    from scipy.special import expit
+
     margin = sign * (features @ weights[:-1] + weights[-1])
-    slope = -sign * special.expit(-margin)
+    slope = -sign * expit(-margin)
     loss = np.logaddexp(0, -margin).sum() + weights[:-1] @ weights[:-1] / 2
     return float(loss), np.append(features.T @ slope + weights[:-1], slope.sum())
 

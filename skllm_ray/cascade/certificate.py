@@ -25,7 +25,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from skllm_ray.errors import ConfigurationError
 
@@ -236,6 +235,8 @@ def clopper_pearson(n_hits: int, n_tried: int, confidence: float) -> tuple[float
     >>> round(low, 3), high
     (0.884, 1.0)
     """
+    from scipy import stats  # half a second of a CPU, which most jobs need not spend
+
     tail = (1 - confidence) / 2
     low = float(stats.beta.ppf(tail, n_hits, n_tried - n_hits + 1)) if n_hits else 0.0
     high = float(stats.beta.ppf(1 - tail, n_hits + 1, n_tried - n_hits)) if n_hits < n_tried else 1.0
@@ -274,6 +275,8 @@ def _n_allowed(n_sampled: int, n_rows: int | None, share: Fraction, delta: float
 
 def _tail(x: NDArray[np.int64], n_sampled: int, n_rows: int | None, share: Fraction) -> NDArray[np.float64]:
     """Return the probability that a sample shows `x` disagreements or fewer though too many labels are wrong."""
+    from scipy import stats
+
     if n_rows is None:
         return np.asarray(stats.binom.cdf(x, n_sampled, float(share)))
     wrong = math.floor(share * n_rows) + 1 + x

@@ -79,8 +79,6 @@ class LookedAt:
 
 
 def _check(job: JobFile, sample: int, seed: int) -> tuple[LabelReport, LookedAt]:
-    from skllm_ray.batch import job_for
-    from skllm_ray.batch.job.asker import ask_rows
     from skllm_ray.cli.job_file import labels_given, without_fast
     from skllm_ray.models._base.label_check import report_of
     from skllm_ray.models._base.label_checker import before_asking, from_answers
@@ -89,7 +87,7 @@ def _check(job: JobFile, sample: int, seed: int) -> tuple[LabelReport, LookedAt]
     alone = {"labels": list(dict.fromkeys(given)), "labels_file": None, "without_probabilities": False}
     job = without_fast(job).model_copy(update=alone)
     made = prepared(job)
-    made_job = job_for(made, job.input, "/nowhere", **batch_options(job)) if job.input else None
+    made_job = _made_job(made, job) if job.input else None
     texts, truths, n_rows = ([], None, 0) if made_job is None else _drawn(made_job, job, seed)
     found = before_asking(made, texts[:_COUNTED], truths, given or None)
     n_labels = len(given or made.classes_)
@@ -97,8 +95,16 @@ def _check(job: JobFile, sample: int, seed: int) -> tuple[LabelReport, LookedAt]
     too_long = any(one.severity == "error" and one.kind == "context" for one in found)
     if not sample or made_job is None or too_long:
         return report_of(found), looked_at
+    from skllm_ray.batch.job.asker import ask_rows
+
     rows = ask_rows({"": made_job}, list(dict.fromkeys(texts))[:sample], job.budget_usd)[""].rows
     return report_of([*found, *from_answers(made, rows, truths)], len(rows)), looked_at
+
+
+def _made_job(made: Any, job: JobFile) -> Any:
+    from skllm_ray.batch import job_for  # a second and more of a CPU
+
+    return job_for(made, job.input, "/nowhere", **batch_options(job))
 
 
 def _drawn(made_job: Any, job: JobFile, seed: int) -> tuple[list[str], Sequence[str] | None, int]:
