@@ -44,8 +44,8 @@ import ray
 from skllm_ray.batch.output.fence import LOCK_FILE
 from skllm_ray.batch.output.holder import Holder
 from skllm_ray.batch.output.journal import SEGMENT_REPLIES
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.output.part import SYSTEM
-from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.testing import ChatServer
 

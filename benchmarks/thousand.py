@@ -130,8 +130,8 @@ def plan(parts: int, rows_each: int = 1000) -> dict[str, Any]:
     from skllm_ray.batch.input.slices import InputFile, Units
     from skllm_ray.batch.job.planner import remaining_calls
     from skllm_ray.batch.output.manifest import Manifest, load_manifest
+    from skllm_ray.batch.output.output_state import OutputState
     from skllm_ray.batch.output.part import UnitSummary, add_up
-    from skllm_ray.batch.output.parts import OutputState
     from skllm_ray.batch.storage import StorageOptions, open_folder
 
     per = min(parts, 1000)

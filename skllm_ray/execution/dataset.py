@@ -21,9 +21,9 @@ from ray.exceptions import RayError, RayTaskError
 from skllm_ray.config import Secret
 from skllm_ray.errors import SkllmRayError
 from skllm_ray.execution import ray_state
+from skllm_ray.execution.assignment import CALLS_EACH, block_sizes
 from skllm_ray.execution.block import BLOCK_ROWS, process, process_here
 from skllm_ray.execution.cluster_status import outages_told
-from skllm_ray.execution.elastic import CALLS_EACH, block_sizes
 from skllm_ray.execution.model_pool import PooledBackend, connect, is_nested_without_room
 from skllm_ray.execution.open_backends import opened
 from skllm_ray.execution.placement import most_replicas

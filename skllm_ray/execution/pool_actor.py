@@ -21,7 +21,7 @@ import ray
 from skllm_ray.config import GGUFResources
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution.arrivals import DIED, Arrival, Bringing, Failure, end_named, kill, start
-from skllm_ray.execution.elastic import assign
+from skllm_ray.execution.assignment import assign
 from skllm_ray.execution.last_words import Place, why_given_up, why_not_loaded, words_of
 from skllm_ray.execution.model_actor import IdleExit, ReplicaInfo
 from skllm_ray.execution.nodes import is_lost
@@ -35,7 +35,7 @@ from skllm_ray.execution.placement import (
     replicas_to_add,
     share_of,
 )
-from skllm_ray.execution.pool_balance import Balance, Cluster
+from skllm_ray.execution.pool_scaling import Balance, Cluster
 from skllm_ray.execution.pool_state import Callers, Model, Opened, Replica, Standing, opened, standing
 from skllm_ray.execution.ray_state import shared_name
 from skllm_ray.llm.base import StatefulSpec

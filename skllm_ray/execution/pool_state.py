@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from skllm_ray.errors import ClusterError
 from skllm_ray.execution.arrivals import Arrival
-from skllm_ray.execution.elastic import Demand, Load, Seat, Speed
+from skllm_ray.execution.assignment import Load, Speed
 from skllm_ray.execution.last_words import NOWHERE, Place
 from skllm_ray.execution.model_actor import ReplicaInfo
 from skllm_ray.execution.placement import Share, waits_for_room
+from skllm_ray.execution.scaling import Demand, Seat
 from skllm_ray.execution.weights import source_of
 from skllm_ray.llm.base import StatefulSpec
 

@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Final
 
 from skllm_ray.errors import collected_warnings, warn
-from skllm_ray.execution.elastic import block_sizes
+from skllm_ray.execution.assignment import block_sizes
 from skllm_ray.tasks.base import Row, RowError
 
 MOST_THREADS: Final = 64

@@ -21,9 +21,9 @@ from typing import Any, Final, Protocol, TypeVar
 from skllm_ray.config import Secret
 from skllm_ray.errors import ClusterError, SkllmRayError
 from skllm_ray.execution import ray_state, session
+from skllm_ray.execution.assignment import CALLS_EACH
 from skllm_ray.execution.block import Backends, opened_all
 from skllm_ray.execution.cluster_status import StatusPoller
-from skllm_ray.execution.elastic import CALLS_EACH
 from skllm_ray.execution.garbage import rarely_collected
 from skllm_ray.execution.inherited_secrets import inherited
 from skllm_ray.execution.plan import Plan

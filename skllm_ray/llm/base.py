@@ -21,7 +21,7 @@ from skllm_ray.tasks.base import ChatRequest, Embedding, Reply
 if TYPE_CHECKING:
     from datetime import date
 
-    from skllm_ray.llm.api.retry import RetryPolicy
+    from skllm_ray.llm.api.retry_policy import RetryPolicy
     from skllm_ray.llm.provider_batches.api import BatchApi
 
 SecretResolver: TypeAlias = Callable[[SecretRef], Secret]

@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 
 from skllm_ray.config import Confidence, Price, RateLimit, SecretRef, SKLLMConfig
 from skllm_ray.llm.api.options import RequestOptions, body_options, freeze_options, limits_in, spec_key, thaw_options
-from skllm_ray.llm.api.retry import RetryPolicy
+from skllm_ray.llm.api.retry_policy import RetryPolicy
 from skllm_ray.llm.base import WORKERS_AT_ONCE, BackendSpec, CacheSettings, Capabilities, ModelChoice, Wanted
 from skllm_ray.llm.model_facts import ModelFacts
 from skllm_ray.llm.tiers import FLEX_OPTIONS, FLEX_TIMEOUTS, FLEX_WAIT_S, Tier, at_tier, tier_of

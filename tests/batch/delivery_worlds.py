@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from skllm_ray import batch
+from skllm_ray.batch.delivery.batch_records import open_records, ordered_keys
 from skllm_ray.batch.delivery.collect import Collector
-from skllm_ray.batch.delivery.ledger import open_records, ordered_keys
 from skllm_ray.batch.delivery.order import Orders
 from skllm_ray.batch.output.part import SYSTEM
 from skllm_ray.batch.storage import StorageOptions, open_folder

@@ -19,7 +19,7 @@ from skllm_ray.batch.job.pricing import Pricing
 from skllm_ray.batch.job.progress_display import cost_of
 from skllm_ray.batch.job.worker import UnitWork
 from skllm_ray.batch.output.journal import Journal
-from skllm_ray.batch.output.parts import OutputState
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.tools.estimate import estimate_job
 from skllm_ray.batch.tools.report import write_report

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 
 import skllm_ray
 from skllm_ray import batch
-from skllm_ray.batch.job.certify import read_certified
+from skllm_ray.batch.job.certified_sample import read_certified
 from skllm_ray.batch.promise import PromiseFacts
 from skllm_ray.batch.report import write_report
 from skllm_ray.batch.storage import StorageOptions, open_folder

@@ -7,9 +7,9 @@ import pytest
 from skllm_ray.batch.input.slices import InputFile, Units, cut
 from skllm_ray.batch.job.planner import Calls, remaining_calls
 from skllm_ray.batch.job.worker import Call
-from skllm_ray.batch.output import parts
+from skllm_ray.batch.output import output_state
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.output.part import UnitSummary
-from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
 
 FILES = (
@@ -45,7 +45,7 @@ def test_calls_that_wait_are_made_when_their_turn_comes() -> None:
 
 
 def test_a_log_in_pieces_tells_all_that_was_done(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "_LINES", 3)
+    monkeypatch.setattr(output_state, "_LINES", 3)
     output = open_folder(str(tmp_path), StorageOptions.of(None), {})
     units = Units((InputFile("a.parquet", 10, 1, groups=(1,) * 10, n_rows=10),), 1)
     state = OutputState(output, units)

@@ -13,7 +13,7 @@ import pytest
 
 import skllm_ray
 from skllm_ray import batch
-from skllm_ray.batch.output.parts import OutputState
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.tools.estimate import estimate_job
 from skllm_ray.config import SKLLMConfig

@@ -9,7 +9,7 @@ import pytest
 from skllm_ray.classification import ZeroShotGPTClassifier
 from skllm_ray.config import RateLimit, SecretRef, SKLLMConfig
 from skllm_ray.errors import JobFailedError
-from skllm_ray.llm.api.retry import RetryPolicy
+from skllm_ray.llm.api.retry_policy import RetryPolicy
 from skllm_ray.llm.registry import resolve
 from skllm_ray.llm.vertex.spec import VertexSpec
 from skllm_ray.tasks import ZeroShotTask

@@ -9,21 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from skllm_ray.execution.elastic import (
-    CALLS_EACH,
-    Claim,
-    Demand,
-    Load,
-    Seat,
-    Speed,
-    Wanted,
-    assign,
-    block_sizes,
-    giver,
-    pieces,
-    to_leave,
-    wanted,
-)
+from skllm_ray.execution.assignment import CALLS_EACH, Load, Speed, assign, block_sizes, pieces
+from skllm_ray.execution.scaling import Claim, Demand, Seat, Wanted, giver, to_leave, wanted
 
 
 @dataclass

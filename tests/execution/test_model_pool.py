@@ -223,7 +223,7 @@ def test_a_replica_that_died_is_replaced_once_whoever_looks_meanwhile(
     """What the dead process said is read first, which takes time; it counts as on its way from the beginning."""
     model = pool._models["test"]
     monkeypatch.setattr(pool_actor, "start", lambda *_: Arrival(object()))
-    monkeypatch.setattr("skllm_ray.execution.pool_balance.patience_s", lambda *_: 60.0)
+    monkeypatch.setattr("skllm_ray.execution.pool_scaling.patience_s", lambda *_: 60.0)
     monkeypatch.setattr(pool, "_start", lambda *given: PoolActor._start(pool, *given))
     reading = threading.Event()
     monkeypatch.setattr(pool, "_replace", lambda *_: reading.wait(10))

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from skllm_ray.llm.api.retry import RetryPolicy
+from skllm_ray.llm.api.retry_policy import RetryPolicy
 from skllm_ray.llm.rate_limit.limiter import Quotas
 from skllm_ray.llm.rate_limit.messages import Refusal, Report
 from skllm_ray.testing import ChatServer, StatusFault

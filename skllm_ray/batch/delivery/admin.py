@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from skllm_ray.batch.delivery.ledger import cancel_run, open_records, withdraw_intents
+from skllm_ray.batch.delivery.batch_records import cancel_run, open_records, withdraw_intents
 from skllm_ray.batch.delivery.order import Store
 from skllm_ray.batch.output.lock import OutputLock
 from skllm_ray.batch.output.part import SYSTEM

@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from skllm_ray.batch.delivery.batch_records import attempt, read_intents, withdraw_intents
 from skllm_ray.batch.delivery.gather import form_name
-from skllm_ray.batch.delivery.ledger import attempt, read_intents, withdraw_intents
 from skllm_ray.batch.delivery.order import Store
 from skllm_ray.batch.delivery.queue import name_parts
 from skllm_ray.batch.output.journal import answer_line, end_line, write_segment
+from skllm_ray.batch.output.output_state import overlap
 from skllm_ray.batch.output.part import JOURNAL
-from skllm_ray.batch.output.parts import overlap
 from skllm_ray.batch.output.progress import Progress
 from skllm_ray.batch.storage import Folder
 from skllm_ray.errors import SkllmRayError

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
+from skllm_ray.batch.delivery.batch_records import is_cancelled
 from skllm_ray.batch.delivery.collect import Collected, Collector, has_files_to_remove
 from skllm_ray.batch.delivery.deadline import Deadline
 from skllm_ray.batch.delivery.gather import GatherWork
-from skllm_ray.batch.delivery.ledger import is_cancelled
 from skllm_ray.batch.delivery.order import Orders, Room, Store, Waiting
 from skllm_ray.batch.delivery.pace import QueueLimit
 from skllm_ray.batch.delivery.queue import clear
@@ -21,7 +21,7 @@ from skllm_ray.batch.job.driver import Divide, Outcome
 from skllm_ray.batch.job.interruption import Interruption
 from skllm_ray.batch.job.progress_display import Screen, State
 from skllm_ray.batch.job.worker import Call, UnitWork
-from skllm_ray.batch.output.parts import OutputState
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.output.progress import Progress
 from skllm_ray.config import Price
 from skllm_ray.errors import AmbiguousSubmission, ConfigurationError, OutputInUseError, SkllmRayError, warn

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 
+from skllm_ray.batch.delivery.batch_records import attempt, has_records, open_records
 from skllm_ray.batch.delivery.deadline import Deadline, seconds_of
 from skllm_ray.batch.delivery.deliver import Delivery
 from skllm_ray.batch.delivery.gather import GatherWork
-from skllm_ray.batch.delivery.ledger import attempt, has_records, open_records
 from skllm_ray.batch.delivery.order import Orders
 from skllm_ray.batch.job.options import JobOptions
 from skllm_ray.batch.job.progress_display import Screen, State
 from skllm_ray.batch.job.terms import Terms
 from skllm_ray.batch.job.worker import UnitWork
-from skllm_ray.batch.output.parts import OutputState
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.storage import Folder
 from skllm_ray.config import Price, Secret
 from skllm_ray.errors import ConfigurationError, InputError, NotSupportedError

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
-from skllm_ray.batch.delivery.ledger import ordered_keys, withdraw_intents, write_intents
+from skllm_ray.batch.delivery.batch_records import ordered_keys, withdraw_intents, write_intents
 from skllm_ray.batch.delivery.queue import Line, QueuedFile, queued
 from skllm_ray.batch.storage import Folder
 from skllm_ray.errors import AmbiguousSubmission, JobFailedError, OutputInUseError, SkllmRayError

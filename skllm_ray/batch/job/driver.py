@@ -13,15 +13,15 @@ from skllm_ray.batch.job.budget import Ledger, Snapshot
 from skllm_ray.batch.job.interruption import Interruption
 from skllm_ray.batch.job.progress_display import Screen, State
 from skllm_ray.batch.job.worker import Call, Unfinished, UnitWork
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.output.part import UnitSummary
-from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.output.progress import Progress
 from skllm_ray.batch.output.timeline import save_timeline
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.config import Price, Secret
 from skllm_ray.errors import ClusterError
+from skllm_ray.execution.assignment import pieces
 from skllm_ray.execution.block import Backends
-from skllm_ray.execution.elastic import pieces
 from skllm_ray.execution.metrics import count
 from skllm_ray.execution.unit_runner import Failed, Shared, UnitRunner
 from skllm_ray.execution.unit_tasks import Died, Moved

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
-from skllm_ray.batch.delivery.ledger import go_on
+from skllm_ray.batch.delivery.batch_records import go_on
 from skllm_ray.batch.delivery.of_job import check_delivery, delivered, set_aside
 from skllm_ray.batch.input.files import Unit, Units
 from skllm_ray.batch.job.driver import Outcome
@@ -25,8 +25,8 @@ from skllm_ray.batch.job.terms import Terms
 from skllm_ray.batch.job.watching import Keeper, locked
 from skllm_ray.batch.job.worker import Call, UnitWork
 from skllm_ray.batch.output.manifest import MANIFEST, Manifest, load_manifest, with_template
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.output.part import JOURNAL, SYSTEM, add_up, table_bytes
-from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.promise import promise_facts
 from skllm_ray.batch.storage import Folder
 from skllm_ray.config import Secret

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Final
 
-from skllm_ray.batch.delivery.ledger import is_cancelled
+from skllm_ray.batch.delivery.batch_records import is_cancelled
 from skllm_ray.batch.delivery.of_job import delivery_of, refuse_live_batches
 from skllm_ray.batch.input.files import Unit, Units, cut_file
-from skllm_ray.batch.job.certify import certified_work
+from skllm_ray.batch.job.certified_sample import certified_work
 from skllm_ray.batch.job.driver import Budget, Divide, Outcome, work_off
 from skllm_ray.batch.job.options import JobOptions
 from skllm_ray.batch.job.planner import remaining_calls, wanted_rows
@@ -20,8 +20,8 @@ from skllm_ray.batch.job.progress_display import Screen, State, open_screen
 from skllm_ray.batch.job.worker import Call, UnitWork
 from skllm_ray.batch.output.lock import OutputLock
 from skllm_ray.batch.output.manifest import Manifest, load_manifest
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.output.part import SYSTEM
-from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import Folder, open_folder
 from skllm_ray.config import Price, Secret
 

@@ -27,8 +27,8 @@ from skllm_ray.batch.output.manifest import (
     veiled_identity,
     with_template,
 )
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.output.part import SYSTEM
-from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import (
     FileInfo,
     Folder,

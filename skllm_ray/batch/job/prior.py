@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from skllm_ray.batch.job.driver import Outcome
 from skllm_ray.batch.job.journalled_backend import JournalledBackend
 from skllm_ray.batch.job.worker import Begun, Call, UnitWork
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.output.part import PRIOR, PRIOR_PART, OldPart, UnitSummary
-from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import Folder
 from skllm_ray.errors import ConfigurationError, JobFailedError, OutputMismatchError
 from skllm_ray.execution.block import process

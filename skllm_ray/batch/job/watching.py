@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
-from skllm_ray.batch.delivery.ledger import is_cancelled
+from skllm_ray.batch.delivery.batch_records import is_cancelled
 from skllm_ray.batch.job.driver import Outcome
 from skllm_ray.batch.job.interruption import GRACE_S, ending_when
 from skllm_ray.batch.job.locked_run import PASSES, LockedRun

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from skllm_ray.batch.delivery.of_job import delivered
 from skllm_ray.batch.input.files import Units
 from skllm_ray.batch.output.manifest import Manifest, load_manifest
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.output.part import SYSTEM
-from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.output.timeline import read_timeline
 from skllm_ray.batch.promise import promise_facts
 from skllm_ray.batch.storage import StorageOptions, open_folder

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from skllm_ray.batch.input.files import Units
 from skllm_ray.batch.input.text_template import texts_of
 from skllm_ray.batch.output.manifest import Manifest, load_manifest
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.output.part import SYSTEM
-from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.batch.tools.part_rows import PartColumns, PartRows
 from skllm_ray.batch.tools.truth import true_labels

@@ -145,7 +145,7 @@ class LabelScorer:
         for nodes, ids in self._requests(tree):
             found, used = await self._server.log_probs([[*common, *tree.nodes[node]] for node in nodes], ids)
             self.n_requests += 1
-            usage = _sum(usage, used)
+            usage = _usage_sum(usage, used)
             for node, some in zip(nodes, found, strict=True):
                 told[node] |= some
         closed = [
@@ -221,7 +221,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _sum(one: Usage, other: Usage) -> Usage:
+def _usage_sum(one: Usage, other: Usage) -> Usage:
     return Usage(
         one.prompt_tokens + other.prompt_tokens,
         one.completion_tokens + other.completion_tokens,

@@ -13,11 +13,11 @@ from typing import Generic, TypeVar
 
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.api.outage_notice import OutageNotice
-from skllm_ray.llm.api.retry import _LONGEST_SILENCE_S, _SILENT, RetryPolicy, _Streak
+from skllm_ray.llm.api.retry_policy import _LONGEST_SILENCE_S, _SILENT, RetryPolicy, _Streak
 from skllm_ray.llm.cancellation import Call, active_call
+from skllm_ray.llm.rate_limit.adaptive_concurrency import FIRST
 from skllm_ray.llm.rate_limit.bucket import LONGEST_PAUSE_S
 from skllm_ray.llm.rate_limit.client import Gate
-from skllm_ray.llm.rate_limit.knee import FIRST
 from skllm_ray.llm.rate_limit.permits import NotLetThroughError, Permit, Run
 from skllm_ray.tasks.base import LOST, Embedding, Reply, RowError, Usage
 
@@ -198,7 +198,7 @@ class RequestRunner:
     ) -> None:
         for row, question in rows:
             async with kind.turn(question):
-                answer = await self._persist(question, kind, run)
+                answer = await self._ask_with_retries(question, kind, run)
             error = answer.error
             if error is not None and error.fatal:
                 self._gate.end(run, error)
@@ -206,7 +206,7 @@ class RequestRunner:
             if tell is not None:
                 tell(row, answer)
 
-    async def _persist(self, question: Q, kind: RequestKind[Q, R], run: Run) -> R:
+    async def _ask_with_retries(self, question: Q, kind: RequestKind[Q, R], run: Run) -> R:
         """Ask until there is an answer, or asking again cannot help, or time, tries or the job are over."""
         answer, attempts, deadline = kind.empty(), 0, None
         late = self._late(self._patience.deadline_s)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from skllm_ray.config import RateLimit
-from skllm_ray.llm.rate_limit.knee import Knee
+from skllm_ray.llm.rate_limit.adaptive_concurrency import Knee
 from skllm_ray.llm.rate_limit.messages import NO_LIMIT, WINDOW_S, Grant, Left, Refusal
 from skllm_ray.llm.rate_limit.meter import Meter
 

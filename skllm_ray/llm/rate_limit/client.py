@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.cancellation import end_call, not_sent
+from skllm_ray.llm.rate_limit.adaptive_concurrency import FIRST
 from skllm_ray.llm.rate_limit.bucket import SERVED_LATELY_S
 from skllm_ray.llm.rate_limit.installed import current_limiter, tell_observer
-from skllm_ray.llm.rate_limit.knee import FIRST
 from skllm_ray.llm.rate_limit.messages import (
     HEARTBEAT_S,
     LARGEST_LEASE,

@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from skllm_ray.llm.rate_limit.adaptive_concurrency import LOOK_S, Knee
 from skllm_ray.llm.rate_limit.bucket import (
     MANY,
     Bucket,
@@ -40,7 +41,6 @@ from skllm_ray.llm.rate_limit.bucket import (
     share_of,
     token_burst,
 )
-from skllm_ray.llm.rate_limit.knee import LOOK_S, Knee
 from skllm_ray.llm.rate_limit.messages import (
     HEARTBEAT_S,
     LARGEST_LEASE,

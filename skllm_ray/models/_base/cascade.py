@@ -18,12 +18,12 @@ from skllm_ray.config import Secret
 from skllm_ray.errors import ConfigurationError, InputError, warn
 from skllm_ray.execution.plan import Plan, Promised
 from skllm_ray.models._base import scoring
+from skllm_ray.models._base.cascade_delivery import Delivery
 from skllm_ray.models._base.cascade_job import CascadeOfModels
 from skllm_ray.models._base.cascade_reading import CascadeReading
 from skllm_ray.models._base.classifier import LLMClassifier
 from skllm_ray.models._base.columns import column
 from skllm_ray.models._base.constraints import Constraints, Has, OneOf, Share, Whole, check_values
-from skllm_ray.models._base.delivery import Delivery
 from skllm_ray.models._base.docs_link import DocsLink
 from skllm_ray.models._base.estimator import OnError
 from skllm_ray.models._base.inputs import Texts, refuse_missing

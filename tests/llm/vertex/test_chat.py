@@ -12,7 +12,7 @@ genai = pytest.importorskip("google.genai")
 
 from skllm_ray.config import RateLimit, SecretRef  # noqa: E402  after the skip
 from skllm_ray.errors import ConfigurationError, MissingExtraError, SkllmRayWarning  # noqa: E402
-from skllm_ray.llm.api.retry import RetryPolicy  # noqa: E402
+from skllm_ray.llm.api.retry_policy import RetryPolicy  # noqa: E402
 from skllm_ray.llm.base import Backend, BackendSpec  # noqa: E402
 from skllm_ray.llm.vertex.spec import VertexSpec  # noqa: E402
 from skllm_ray.tasks.base import ChatRequest, Choices  # noqa: E402

@@ -11,7 +11,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.catalog import check_file, shards, supp
 from skllm_ray.llm.gpt.clients.llama_cpp.chat import ChatFormat
 from skllm_ray.llm.gpt.clients.llama_cpp.download import file_if_here
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
-from skllm_ray.llm.gpt.clients.llama_cpp.memory import ModelMemory, memory_needed
+from skllm_ray.llm.gpt.clients.llama_cpp.memory_estimate import ModelMemory, memory_needed
 from skllm_ray.tasks.base import Choices, Message
 
 _QUESTION: Message = {"role": "user", "content": "Classify the text."}

@@ -29,7 +29,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.library import (
     set_verbose,
     take_errors,
 )
-from skllm_ray.llm.gpt.clients.llama_cpp.memory import is_recurrent, memory_needed, recurrent_memory
+from skllm_ray.llm.gpt.clients.llama_cpp.memory_estimate import is_recurrent, memory_needed, recurrent_memory
 from skllm_ray.llm.gpt.clients.llama_cpp.sequences import N_MARKS, TOGETHER, Sequences, SharedTokens, StateCopies
 from skllm_ray.llm.gpt.clients.llama_cpp.vocabulary import Vocabulary
 

@@ -38,9 +38,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from skllm_ray.llm.gpt.clients.llama_cpp.batch_invariant import Standing, decodes, stands
 from skllm_ray.llm.gpt.clients.llama_cpp.decoding import Decoding
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
-from skllm_ray.llm.gpt.clients.llama_cpp.exact import Standing, decodes, stands
 from skllm_ray.llm.gpt.clients.llama_cpp.logarithms import log_sum_exp
 from skllm_ray.llm.gpt.clients.llama_cpp.places import KERNEL, LANES
 from skllm_ray.llm.gpt.clients.llama_cpp.trie import Part, Row, Scores, Trie, fitting

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skllm_ray.llm.gpt.clients.llama_cpp.batch import Batch
+from skllm_ray.llm.gpt.clients.llama_cpp.batch_invariant import Standing, decodes, stands
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine
-from skllm_ray.llm.gpt.clients.llama_cpp.exact import Standing, decodes, stands
 from skllm_ray.llm.gpt.clients.llama_cpp.logarithms import log_sum_exp
 from skllm_ray.llm.gpt.clients.llama_cpp.trie import ContextOverflowError, Row, Scores, Trie, fitting
 

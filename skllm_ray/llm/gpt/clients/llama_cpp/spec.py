@@ -18,7 +18,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.download import file_if_here, local_fil
 from skllm_ray.llm.gpt.clients.llama_cpp.embedding import CutText
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.library import context_length, require_installed
-from skllm_ray.llm.gpt.clients.llama_cpp.memory import memory_needed
+from skllm_ray.llm.gpt.clients.llama_cpp.memory_estimate import memory_needed
 from skllm_ray.llm.gpt.clients.llama_cpp.options import GGUFOptions
 from skllm_ray.tasks.base import ChatRequest
 

@@ -28,7 +28,7 @@ from skllm_ray.llm.gpt.clients.openai.exact_scores import SCORES, ExactScores
 from skllm_ray.llm.gpt.clients.openai.headers import OPENAI_URL, address, left_of_quotas, sent_headers
 from skllm_ray.llm.gpt.clients.openai.request import Dialect
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
-from skllm_ray.llm.rate_limit.knee import FIRST, FIRST_OF_A_SERVER
+from skllm_ray.llm.rate_limit.adaptive_concurrency import FIRST, FIRST_OF_A_SERVER
 from skllm_ray.llm.rate_limit.permits import Permit
 from skllm_ray.llm.spec import with_cost
 from skllm_ray.tasks.base import ChatRequest, Embedding, Reply, RowError, Usage

@@ -24,7 +24,7 @@ from skllm_ray.llm.gpt.clients.llama_cpp.catalog import (
 from skllm_ray.llm.gpt.clients.llama_cpp.download import local_file
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
 from skllm_ray.llm.gpt.clients.llama_cpp.library import set_verbose
-from skllm_ray.llm.gpt.clients.llama_cpp.memory import memory_needed
+from skllm_ray.llm.gpt.clients.llama_cpp.memory_estimate import memory_needed
 from skllm_ray.llm.gpt.clients.llama_cpp.spec import GGUFSpec
 from skllm_ray.tasks import ChatRequest
 

@@ -12,11 +12,11 @@ import pytest
 from benchmarks.architecture_table import RECURRENT
 from benchmarks.brute_force import BruteForce
 from benchmarks.random_weights import write_model
-from skllm_ray.llm.gpt.clients.llama_cpp import memory
+from skllm_ray.llm.gpt.clients.llama_cpp import memory_estimate
 from skllm_ray.llm.gpt.clients.llama_cpp.backend import GGUFBackend
 from skllm_ray.llm.gpt.clients.llama_cpp.branching import BranchScorer, best, score
 from skllm_ray.llm.gpt.clients.llama_cpp.engine import Engine, EngineOptions
-from skllm_ray.llm.gpt.clients.llama_cpp.memory import memory_needed
+from skllm_ray.llm.gpt.clients.llama_cpp.memory_estimate import memory_needed
 from skllm_ray.llm.gpt.clients.llama_cpp.trie import ContextOverflowError, Trie
 from skllm_ray.tasks import ChatRequest, Choices, MultiLabelZeroShotTask, PromptStyle, ZeroShotTask
 from tests.llm.gpt.clients.llama_cpp.test_thinking import NAMED
@@ -61,8 +61,8 @@ def opened(files):
 @pytest.fixture
 def few_sequences(monkeypatch):
     """Leave memory for the fewest sequences: the shared beginning and three more."""
-    monkeypatch.setattr(memory, "_STATES_MB", 0)
-    monkeypatch.setattr(memory, "_STATES_SHARE", 0)
+    monkeypatch.setattr(memory_estimate, "_STATES_MB", 0)
+    monkeypatch.setattr(memory_estimate, "_STATES_SHARE", 0)
 
 
 def question(text, labels):
@@ -262,6 +262,6 @@ def test_the_states_are_told_before_loading(files, monkeypatch):
     assert told.state_mb / told.n_states == pytest.approx(one, abs=0.006)  # llama.cpp tells 0.01 MiB
     assert told.kv_mb == pytest.approx(2 * 2048 * 2 * 2 * 16 * 2 / 1e6, abs=0.021)
     assert "MB of recurrent states for 256 sequences" in str(told)
-    monkeypatch.setattr(memory, "_STATES_MB", 10 * one)
-    monkeypatch.setattr(memory, "_STATES_SHARE", 0)
+    monkeypatch.setattr(memory_estimate, "_STATES_MB", 10 * one)
+    monkeypatch.setattr(memory_estimate, "_STATES_SHARE", 0)
     assert 7 <= memory_needed(str(files("falcon-h1"))).n_states <= 20

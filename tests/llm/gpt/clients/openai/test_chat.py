@@ -17,7 +17,7 @@ from skllm_ray.config import RateLimit, SecretRef
 from skllm_ray.errors import ConfigurationError, MissingKeyError, SkllmRayWarning
 from skllm_ray.llm.api.failures import retry_after_s
 from skllm_ray.llm.api.options import freeze_options
-from skllm_ray.llm.api.retry import RetryPolicy
+from skllm_ray.llm.api.retry_policy import RetryPolicy
 from skllm_ray.llm.base import Backend, BackendSpec
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.tasks.base import ChatRequest, Choices

@@ -11,7 +11,7 @@ import pytest
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.api.failures import row_error
 from skllm_ray.llm.api.request_runner import RequestKind, RequestRunner
-from skllm_ray.llm.api.retry import RetryPolicy, _Streak
+from skllm_ray.llm.api.retry_policy import RetryPolicy, _Streak
 from skllm_ray.llm.cancellation import Call
 from skllm_ray.llm.rate_limit import bucket
 from skllm_ray.llm.rate_limit.installed import current_limiter, install_limiter

@@ -9,7 +9,7 @@ import pytest
 
 from skllm_ray.config import Price, RateLimit, SecretRef
 from skllm_ray.llm.api.label_probabilities import label_log_probs
-from skllm_ray.llm.api.retry import RetryPolicy
+from skllm_ray.llm.api.retry_policy import RetryPolicy
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
 from skllm_ray.tasks.base import ChatRequest, Choices
 from skllm_ray.testing import ChatServer, StatusFault, WireFault

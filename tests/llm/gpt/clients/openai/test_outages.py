@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from skllm_ray.llm.api.request_runner import _Tries
-from skllm_ray.llm.api.retry import RetryPolicy
+from skllm_ray.llm.api.retry_policy import RetryPolicy
 from skllm_ray.testing import ChatServer, RawAnswer, StatusFault, WireFault
 from tests.llm.gpt.clients.openai.test_chat import KEY, ask, complete, scripted, spec_for
 

@@ -11,11 +11,11 @@ import pytest
 from skllm_ray.errors import PlacementError
 from skllm_ray.execution import placement
 from skllm_ray.execution.arrivals import Arrival
-from skllm_ray.execution.elastic import Claim, giver
 from skllm_ray.execution.last_words import Place
 from skllm_ray.execution.placement import Share
-from skllm_ray.execution.pool_balance import MOST_MODELS, Balance, Cluster
+from skllm_ray.execution.pool_scaling import MOST_MODELS, Balance, Cluster
 from skllm_ray.execution.pool_state import Model, Replica, standing
+from skllm_ray.execution.scaling import Claim, giver
 from skllm_ray.llm.base import Placement
 from tests.execution.stateful import PlainSpec
 from tests.execution.test_model_pool import INFO

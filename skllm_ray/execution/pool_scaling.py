@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from skllm_ray.execution import nodes, placement
-from skllm_ray.execution.elastic import LEAST_SLICE, Claim, Wanted, giver, to_leave, wanted
+from skllm_ray.execution.assignment import LEAST_SLICE
 from skllm_ray.execution.placement import Share, no_room, patience_s
 from skllm_ray.execution.pool_state import Model, Replica
+from skllm_ray.execution.scaling import Claim, Wanted, giver, to_leave, wanted
 from skllm_ray.llm.base import Placement
 
 _IDLE_S: Final = 10.0  # after which a replica that is not needed leaves

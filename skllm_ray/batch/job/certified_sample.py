@@ -30,8 +30,8 @@ from skllm_ray.batch.job.terms import most_usd_of_texts
 from skllm_ray.batch.job.worker import Begun, Call, UnitWork
 from skllm_ray.batch.output.journal import digest, packed
 from skllm_ray.batch.output.manifest import Manifest, read_schema
+from skllm_ray.batch.output.output_state import OutputState
 from skllm_ray.batch.output.part import CERTIFICATE, CERTIFICATE_PART, OldPart
-from skllm_ray.batch.output.parts import OutputState
 from skllm_ray.batch.storage import Folder
 from skllm_ray.cascade import RowsDigest, random_keys, sample_size, smallest_sample
 from skllm_ray.errors import ConfigurationError, InputError, JobFailedError, OutputMismatchError

@@ -4,7 +4,7 @@ import pytest
 
 from skllm_ray.config import SKLLMConfig
 from skllm_ray.llm.gpt.clients.openai.spec import OpenAISpec
-from skllm_ray.llm.rate_limit.knee import FIRST, FIRST_OF_A_SERVER, Knee
+from skllm_ray.llm.rate_limit.adaptive_concurrency import FIRST, FIRST_OF_A_SERVER, Knee
 from skllm_ray.llm.rate_limit.limiter import Quotas
 from skllm_ray.llm.rate_limit.messages import Refusal, Report
 from skllm_ray.llm.registry import resolve
