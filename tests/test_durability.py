@@ -80,6 +80,22 @@ def test_other_threads_see_nothing_of_it_and_lose_nothing(travelled):
     assert SKLLMConfig.get_azure_api_base() == "https://mine.example"
 
 
+def test_what_was_set_here_for_a_model_wins_over_what_an_estimator_brings():
+    SKLLMConfig.set_rate_limit("m", requests_per_minute=7)
+    SKLLMConfig.set_rate_limit("other", requests_per_minute=8)
+    brought = SKLLMConfig._settings
+    SKLLMConfig.reset()
+    SKLLMConfig.set_rate_limit("m", requests_per_minute=5)
+    with SKLLMConfig._borrowed(brought):
+        limits = SKLLMConfig.get_rate_limit("m"), SKLLMConfig.get_rate_limit("other")
+    assert [limit.requests_per_minute for limit in limits] == [5, 8]
+
+
+def test_cached_input_costs_what_is_said_even_nothing_and_else_what_other_input_costs():
+    costs = [Price(2.0, cached_input=cached).cost_usd(1_000_000, 0, 1_000_000) for cached in (0.0, 0.5, None)]
+    assert costs == [0.0, 0.5, 2.0]
+
+
 @pytest.mark.parametrize("path", OLD, ids=lambda path: path.stem)
 def test_what_the_first_release_pickled_is_loaded(path):
     assert b"sk-" not in path.read_bytes()

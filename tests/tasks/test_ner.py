@@ -33,10 +33,18 @@ def spans_of(text, *entries):
         ("a.b axb", [("a.b", "CITY")], [(0, 3, "CITY")]),
         ("C++ (C)", [("C++", "CITY"), ("(C)", "PAPER")], [(0, 3, "CITY"), (4, 7, "PAPER")]),
         ("Zoë 🎉 Zoë", [("🎉", "CITY")], [(4, 5, "CITY")]),
+        ("C++(C) (C)", [("C++", "CITY"), ("(C)", "PAPER")], [(0, 3, "CITY"), (3, 6, "PAPER"), (7, 10, "PAPER")]),
     ],
 )  # fmt: skip
 def test_places(text, entries, expected):
     assert spans_of(text, *entries) == expected
+
+
+def test_entities_that_touch_do_not_overlap():
+    touching = [Span(0, 3, "CITY", "C++"), Span(3, 6, "PAPER", "(C)")]
+    assert flat(touching) == touching
+    longer = Span(2, 6, "CITY", "+(C)")
+    assert flat([*touching, longer]) == [longer]
 
 
 def test_what_is_marked_gives_the_text_back_whatever_it_holds():
