@@ -11,10 +11,11 @@ from collections import Counter, deque
 import pytest
 
 from skllm_ray.config import RateLimit
+from skllm_ray.llm.api.token_estimate import TokenEstimate
 from skllm_ray.llm.rate_limit.bucket import TURN_S, Totals
 from skllm_ray.llm.rate_limit.limiter import LocalLimiter, Quotas
 from skllm_ray.llm.rate_limit.messages import PERMIT_S, Left, Refusal, Released, Report
-from skllm_ray.tasks.base import RowError
+from skllm_ray.tasks.base import ChatRequest, RowError, Usage
 
 
 class Server:
@@ -396,14 +397,28 @@ def test_refusals_without_end_pause_longer_and_longer_until_somebody_is_served()
 
 def test_unsettled_permits_count_until_a_window_after_they_end():
     now = [0.0]
-    quotas, limit = Quotas(lambda: now[0]), RateLimit(requests_per_minute=60)
+    quotas, limit = Quotas(lambda: now[0]), RateLimit(requests_per_minute=60, tokens_per_minute=600)
     holder(quotas, "a", 1, limit=limit)
     now[0] = 2.0
-    assert holder(quotas, "a", 2, limit=limit, waiting=1, wanted=(1,)).permits == 1
+    assert holder(quotas, "a", 2, limit=limit, waiting=1, wanted=(9,)).permits == 1
     now[0] = 2.0 + PERMIT_S + 60
-    assert quotas.show()[0].requests_used == 1
+    (shown,) = quotas.show()
+    assert (shown.requests_used, shown.tokens_used) == (1, 9)
     now[0] += 2
-    assert quotas.show()[0].requests_used == 0
+    (shown,) = quotas.show()
+    assert (shown.requests_used, shown.tokens_used) == (0, 0)
+
+
+def test_what_a_request_will_cost_rises_at_once_and_falls_slowly():
+    request, estimate = ChatRequest(({"role": "user", "content": "x" * 300},)), TokenEstimate()
+    estimate.learn(request, Usage(100, 40))
+    first = estimate.of_request(request)
+    assert 140 < first < 180
+    estimate.learn(request, Usage(100, 400))
+    long = estimate.of_request(request)
+    assert long > 500
+    estimate.learn(request, Usage(100, 1))
+    assert 0.95 * long < estimate.of_request(request) < long
 
 
 def test_the_limiter_of_a_process_serves_many_threads_at_once():
