@@ -13,8 +13,10 @@ import pytest
 from skllm_ray.config import RateLimit
 from skllm_ray.llm.api.token_estimate import TokenEstimate
 from skllm_ray.llm.rate_limit.bucket import TURN_S, Totals
+from skllm_ray.llm.rate_limit.client import Gate
 from skllm_ray.llm.rate_limit.limiter import LocalLimiter, Quotas
 from skllm_ray.llm.rate_limit.messages import PERMIT_S, Left, Refusal, Released, Report
+from skllm_ray.llm.rate_limit.permits import NotLetThroughError
 from skllm_ray.tasks.base import ChatRequest, RowError, Usage
 
 
@@ -407,6 +409,20 @@ def test_unsettled_permits_count_until_a_window_after_they_end():
     now[0] += 2
     (shown,) = quotas.show()
     assert (shown.requests_used, shown.tokens_used) == (0, 0)
+
+
+def test_a_request_that_is_forbidden_right_before_it_is_sent_leaves_its_slot_to_others():
+    async def forbid_and_ask() -> int:
+        gate = Gate("bucket of one", RateLimit(max_concurrency=1), 60.0, 60.0)
+        forbidden = gate.enter(None, guard=lambda: RowError("cancelled", "forbidden", fatal=True))
+        with pytest.raises(NotLetThroughError):
+            await gate.acquire(1, forbidden)
+        permit = await asyncio.wait_for(gate.acquire(1, gate.enter(None)), 20)
+        gate.release(permit, 1)
+        await gate.close()
+        return permit.tokens
+
+    assert asyncio.run(forbid_and_ask()) == 1
 
 
 def test_what_a_request_will_cost_rises_at_once_and_falls_slowly():
