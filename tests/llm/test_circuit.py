@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from skllm_ray.llm.api.retry_policy import RetryPolicy
+from skllm_ray.llm.api.retry_policy import RetryPolicy, _Streak
 from skllm_ray.llm.rate_limit.limiter import Quotas
 from skllm_ray.llm.rate_limit.messages import Refusal, Report
 from skllm_ray.testing import ChatServer, StatusFault
@@ -108,3 +108,14 @@ def test_two_clients_together_look_for_a_gateways_server_a_few_times_and_lose_no
             client.close()
     assert [reply.text for reply in replies] == ["ok"] * 300
     assert looks < 150  # of 300 rows, each of which would look a dozen times
+
+
+def test_failures_of_before_an_answer_do_not_count_against_a_server():
+    streak = _Streak(10.0, 10.0)
+    for second in range(8):
+        assert not streak.goes_on(second - 0.5, float(second), float("-inf"))  # eight tries, in less than ten seconds
+    assert not streak.goes_on(7.6, 8.0, served_at=7.5)
+    assert not streak.goes_on(8.1, 19.0, served_at=7.5)  # ten seconds without an answer, and one try
+    for try_ in range(1, 7):
+        assert not streak.goes_on(19.0 + try_, 19.5 + try_, served_at=7.5)
+    assert streak.goes_on(26.0, 26.5, served_at=7.5)

@@ -16,7 +16,7 @@ from skllm_ray.llm.api.retry_policy import RetryPolicy  # noqa: E402
 from skllm_ray.llm.base import Backend, BackendSpec  # noqa: E402
 from skllm_ray.llm.vertex.spec import VertexSpec  # noqa: E402
 from skllm_ray.tasks.base import ChatRequest, Choices  # noqa: E402
-from skllm_ray.testing import ChatServer, StatusFault, WireFault, prompt_of  # noqa: E402
+from skllm_ray.testing import ChatServer, RawAnswer, StatusFault, WireFault, prompt_of  # noqa: E402
 
 TOKEN = "ya29.planted-token-0123456789"
 REF = SecretRef("google_token", ("SKLLM_TEST_NO_SUCH_TOKEN",))
@@ -335,3 +335,12 @@ def test_a_closed_backend_stays_closed():
         backend.complete([ask("x")])
     with pytest.raises(RuntimeError, match="closed"):
         backend.embed(["x"])
+
+
+def test_what_gemini_thinks_is_billed_as_what_it_writes():
+    told = {"promptTokenCount": 7, "candidatesTokenCount": 3, "thoughtsTokenCount": 40, "cachedContentTokenCount": 2}
+    part = {"candidates": [{"content": {"parts": [{"text": "good"}]}, "finishReason": "STOP"}], "usageMetadata": told}
+    with ChatServer(lambda _: RawAnswer(part)) as server:
+        (reply,) = complete(spec_for(server), [ask("x")])
+    assert (reply.text, reply.usage.prompt_tokens, reply.usage.completion_tokens) == ("good", 7, 43)
+    assert reply.usage.cached_tokens == 2
