@@ -176,6 +176,7 @@ def test_whole_nodes_go_first_and_then_the_slowest() -> None:
     assert to_leave(seats, keep=2, idle_s=10.0) == [3, 4]
     assert to_leave(seats, keep=1, idle_s=10.0) == [3, 4, 1]
     assert to_leave(seats, keep=0, idle_s=99.0) == []
+    assert to_leave(seats, keep=6, idle_s=10.0) == []  # more shall stay than there are
 
 
 def test_a_model_gives_a_replica_to_one_that_waits_and_never_its_last() -> None:
