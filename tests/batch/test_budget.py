@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,9 +19,10 @@ from skllm_ray.batch.job.options import JobOptions
 from skllm_ray.batch.job.pricing import Pricing
 from skllm_ray.batch.job.progress_display import cost_of
 from skllm_ray.batch.job.worker import UnitWork
-from skllm_ray.batch.output.journal import Journal
+from skllm_ray.batch.output.journal import Journal, answer_line, digest, intent_line, paid, split, write_segment
 from skllm_ray.batch.output.output_state import OutputState
-from skllm_ray.batch.storage import StorageOptions, open_folder
+from skllm_ray.batch.output.progress import Progress
+from skllm_ray.batch.storage import Folder, StorageOptions, open_folder
 from skllm_ray.batch.tools.estimate import estimate_job
 from skllm_ray.batch.tools.report import write_report
 from skllm_ray.config import Price, SKLLMConfig
@@ -598,3 +600,16 @@ def test_a_part_that_tells_impossible_costs_is_done_again(world):
                 log.unlink()
             assert world.run(server).complete
     assert len(world.paid) == 60 * 5
+
+
+def test_a_journal_that_is_split_among_units_is_paid_for_once(tmp_path):
+    whole, *parts = (Folder(pafs.LocalFileSystem(), str(tmp_path / name)) for name in ("whole", "one", "other"))
+    answers = [Reply("good", usage=Usage(10, 2, cost_usd=cost), model="m") for cost in (0.5, 0.25)]
+    write_segment(whole, "run", 1, [answer_line(digest(str(n)), reply) for n, reply in enumerate(answers)])
+    write_segment(whole, "run", 2, [intent_line({digest("lost"): 2.0})])
+    before = paid(whole)["run"]
+    assert (before.asked, before.cost_usd, before.unknown_usd) == (2, 0.75, 2.0)
+    split(whole, parts)
+    bills = [paid(part).get("run", Progress()) for part in parts]
+    assert bills[0] == before
+    assert (bills[1].asked, bills[1].cost_usd, bills[1].unknown_usd) == (0, 0.0, 0.0)

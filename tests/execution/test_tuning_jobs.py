@@ -112,7 +112,9 @@ def test_a_service_that_is_away_is_told_once_and_waited_for(store, monkeypatch):
 
 
 def test_a_look_that_names_less_than_the_one_before_forgets_nothing():
-    known = ServerJob("1", "succeeded", model="ft:m", created_at=1.0, started_at=2.0, finished_at=3.0, billable_tokens=9)
+    known = ServerJob(
+        "1", "succeeded", model="ft:m", created_at=1.0, started_at=2.0, finished_at=3.0, billable_tokens=9
+    )
     job = TuningJob(spec=SPEC).seen(known)
     assert (job.model, job.is_usable) == ("ft:m", True)
     assert job.seen(ServerJob("1", "succeeded")) == replace(job, strikes=1)
