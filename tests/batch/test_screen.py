@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from skllm_ray.batch.job.budget import Ledger
+from skllm_ray.batch.job.budget import Ledger, Snapshot
 from skllm_ray.batch.job.progress_display import LineScreen, LiveScreen, State
 from skllm_ray.batch.output.progress import Progress
 from skllm_ray.errors import ClusterError
@@ -107,3 +107,20 @@ def test_a_limiter_that_gives_no_answer_ends_no_job(monkeypatch):
 
     monkeypatch.setattr("skllm_ray.execution.rate_limiter.show_limits", fail)
     assert StatusPoller(["m"], []).look() == ClusterStatus()
+
+
+@pytest.mark.parametrize(("block", "each_s"), [(128, 200.0), (256, 8.0), (20, 0.1)])
+def test_the_rate_of_rows_that_are_told_a_block_at_a_time_is_theirs(monkeypatch, block, each_s):
+    now = [1000.0]
+    monkeypatch.setattr("skllm_ray.batch.job.progress_display.time.monotonic", lambda: now[0])
+    state = State("m", 40 * block, 0, began=1000.0)
+    told, true = [], block / each_s
+    for look in range(400):  # ten looks for each block
+        now[0] = 1000.0 + look * each_s / 10
+        progress = Progress()
+        progress.rows = look // 10 * block
+        state.see(Snapshot(progress, "", ""))
+        told.append(state.rate)
+    assert told[:10] == [0.0] * 10 and "rate" not in State("m", 1, 0).facts()
+    assert all(true / 2 <= rate <= true * 1.01 for rate in told[10:30])
+    assert all(true * 0.8 <= rate <= true * 1.01 for rate in told[70:])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _LINE_S: Final = 10.0
 _WINDOW_S: Final = 60.0
+_FEWEST_STEPS: Final = 6  # times at which rows were done, from which a rate is told
 _KINDS: Final = 4
 _FULL: Final = 0.9
 
@@ -61,9 +62,12 @@ class State:
         self.progress.add(snapshot.progress)
         self.waiting_for, self.stopped = snapshot.waiting_for, snapshot.stopped
         self.reason = self.reason or snapshot.reason
-        now = time.monotonic()
-        self._past.append((now, self.progress.rows))
-        while self._past[0][0] < now - _WINDOW_S:
+        now, rows = time.monotonic(), self.progress.rows
+        if not self._past:
+            self._past.append((self.began, 0))
+        if rows != self._past[-1][1]:
+            self._past.append((now, rows))
+        while len(self._past) > _FEWEST_STEPS and self._past[1][0] < now - _WINDOW_S:
             self._past.popleft()
 
     @property
@@ -73,12 +77,10 @@ class State:
 
     @property
     def rate(self) -> float:
-        """Rows per second over the last minute."""
+        """Rows per second over the last minute, or longer: rows are told a block at a time, and a few blocks count."""
         if not self._past:
             return 0.0
         since, rows = self._past[0]
-        if len(self._past) == 1 or since - self.began < _LINE_S:
-            since, rows = self.began, 0
         return (self.progress.rows - rows) / max(1e-3, time.monotonic() - since)
 
     @property
@@ -94,7 +96,7 @@ class State:
             done.add(part)
         found = {
             "batches": self.delivery,
-            "rate": f"{self.rate:,.1f} rows/s",
+            "rate": f"{self.rate:,.1f} rows/s" if self.rate else "",
             "tokens": f"{done.prompt_tokens:,} in, {done.completion_tokens:,} out",
             "cost": cost_of(done) if done.asked or done.cost_usd else "",
         }
