@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -210,6 +211,9 @@ def _labels(job: JobFile) -> list[str]:
     labels = labels_given(job)
     if not labels:
         raise ConfigurationError(f"labels is missing: {job.task} needs the candidate labels.", "--labels a,b,c")
+    twice = [label for label, n in Counter(labels).items() if n > 1]
+    if twice:
+        raise ConfigurationError(f"labels: {twice[0][:80]!r} stands twice.", "Leave one out: --labels, --labels-file.")
     return labels
 
 

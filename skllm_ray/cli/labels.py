@@ -76,6 +76,8 @@ class LookedAt:
     """Rows of the input."""
     true_labels: int
     """Rows whose true label was read."""
+    has_input: bool
+    """Whether there is an input."""
 
 
 def _check(job: JobFile, sample: int, seed: int) -> tuple[LabelReport, LookedAt]:
@@ -91,7 +93,8 @@ def _check(job: JobFile, sample: int, seed: int) -> tuple[LabelReport, LookedAt]
     texts, truths, n_rows = ([], None, 0) if made_job is None else _drawn(made_job, job, seed)
     found = before_asking(made, texts[:_COUNTED], truths, given or None)
     n_labels = len(given or made.classes_)
-    looked_at = LookedAt(n_labels, min(len(texts), _COUNTED), n_rows, 0 if truths is None else len(truths))
+    n_truths = 0 if truths is None else len(truths)
+    looked_at = LookedAt(n_labels, min(len(texts), _COUNTED), n_rows, n_truths, made_job is not None)
     too_long = any(one.severity == "error" and one.kind == "context" for one in found)
     if not sample or made_job is None or too_long:
         return report_of(found), looked_at
@@ -144,7 +147,9 @@ def _show(found: LabelReport, looked_at: LookedAt) -> None:
 
 def _summary(found: LabelReport, looked_at: LookedAt) -> str:
     told = f"Looked at {looked_at.labels:,} labels"
-    if looked_at.rows:
+    if looked_at.rows == 0 and looked_at.has_input:
+        told += "; the input has no rows"
+    elif looked_at.rows:
         told += f", at {looked_at.texts:,} texts of {looked_at.rows:,} rows"
     if looked_at.true_labels:
         told += f" and at {looked_at.true_labels:,} true labels"

@@ -40,7 +40,7 @@ def resolve_secret(ref: SecretRef, held: Mapping[str, Secret] | None = None) -> 
     setter = f"SKLLMConfig.set_{ref.name}(…)"
     raise MissingKeyError(
         f"No {ref.name} was found.",
-        f"Call {setter}, or set {ref.env[0]}, or {ref.env[0]}_FILE with a file's path, in the environment.",
+        f"Call {setter}, or set {' or '.join(ref.env)}, or {ref.env[0]}_FILE with a file's path, in the environment.",
     )
 
 

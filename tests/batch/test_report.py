@@ -32,7 +32,7 @@ from skllm_ray.batch.tools.tally import Tally
 from skllm_ray.classification import MultiLabelZeroShotGPTClassifier
 from skllm_ray.cli import main
 from skllm_ray.config import SKLLMConfig
-from skllm_ray.errors import ConfigurationError, InputError
+from skllm_ray.errors import ConfigurationError, InputError, SkllmRayWarning
 from skllm_ray.llm.open_models import ModelCache
 from skllm_ray.tasks.base import RowError
 from skllm_ray.testing import ChatServer
@@ -213,7 +213,8 @@ def test_what_a_page_s_rows_say_is_what_the_parts_say(tmp_path):
     truth = ["good", "bad", None, "zebra"] * 30
     rows: list[Any] = [*texts(118), None, "</script><img src=x onerror=alert(1)> good & more\u2028"]
     output = labelled(tmp_path, truth, rows, unit_rows=50)
-    to = Path(write_report(str(output), str(tmp_path / "r.html"), label_column="truth"))
+    with pytest.warns(SkllmRayWarning, match=r"30 of 90 rows have .* no candidate, and count as wrong: 'zebra' \(30\)"):
+        to = Path(write_report(str(output), str(tmp_path / "r.html"), label_column="truth"))
     found, table = rows_in(to), read(output).astype(object).where(lambda column: column.notna(), None)
     names = found["names"]
     assert names["extra"] == ["id"]
@@ -227,7 +228,7 @@ def test_what_a_page_s_rows_say_is_what_the_parts_say(tmp_path):
     assert found["text"][-1] == "</script><img src=x onerror=alert(1)> good & more\\u2028"
     source = to.read_text("utf-8")
     assert source.count("</script>") == 2
-    assert "so that no answer can be right: 30 rows" in source
+    assert "so that no answer can be right: 30 rows: &#39;zebra&#39; (30)" in source
 
 
 def test_nothing_but_the_page_s_own_script_may_run(tmp_path):
@@ -346,6 +347,7 @@ def test_a_model_that_no_provider_charges_for_costs_no_charge(tmp_path):
     assert "0.0% of the rows have no result" in text
 
 
+@pytest.mark.filterwarnings("default::skllm_ray.errors.SkllmRayWarning")
 def test_labels_that_the_column_calls_otherwise_are_named(tmp_path):
     source = write(tmp_path / "in.parquet", texts(6), truth=["code b2", "good", "code b2", "bad", "good", "code b2"])
     with ChatServer(lambda _: '{"label": "good"}') as server:
@@ -356,6 +358,7 @@ def test_labels_that_the_column_calls_otherwise_are_named(tmp_path):
     for name, more in {"as it is": [], "renamed": renamed}.items():
         done = CliRunner().invoke(main, ["report", *flags, *more])
         assert done.exit_code == 0, done.output
+        assert ("count as wrong: 'code b2' (3). If labels were renamed" in " ".join(done.output.split())) == (not more)
         found[name] = (tmp_path / "r.html").read_text()
     assert "code b2" in found["as it is"]
     assert "code b2" not in found["renamed"].replace(str(tmp_path), "")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Final
 
@@ -137,6 +138,23 @@ def read(folder: Folder, unit: Unit, columns: Sequence[str], schema: pa.Schema) 
         fields.append(wanted)
         arrays.append(_fitted(found, here, wanted) if places else fitted_as_before(found, wanted.type))
     return pa.table(arrays, schema=pa.schema(fields))
+
+
+def absent_column(parameter: str, column: str, names: Sequence[str]) -> InputError:
+    """Return the error of an input that has no column of a name.
+
+    Examples
+    --------
+    >>> print(absent_column("text_column", "bodi", ["id", "body"]))
+    text_column: the input has no column 'bodi'. Did you mean 'body'? Columns: id, body.
+    """
+    if not any(names):
+        return InputError(f"{parameter}: the input has no column {column!r}: it is empty.", "Name files with rows.")
+    near = get_close_matches(column, names, 1)
+    return InputError(
+        f"{parameter}: the input has no column {column!r}.",
+        (f"Did you mean {near[0]!r}? " if near else "") + f"Columns: {', '.join(names)}.",
+    )
 
 
 def short(error: BaseException) -> str:

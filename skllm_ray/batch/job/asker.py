@@ -22,12 +22,15 @@ from skllm_ray.errors import ConfigurationError
 from skllm_ray.execution.block import opened_all, process
 from skllm_ray.execution.plan import Block
 from skllm_ray.execution.progress import progress_bar
+from skllm_ray.llm.base import is_stateful
 from skllm_ray.tasks.base import NOT_ALLOWED, Row
 
 if TYPE_CHECKING:
     from skllm_ray.batch.job.job import Job
 
 _BLOCK: Final = 64
+_FIRST_PIECE: Final = 16
+_PIECE_S: Final = 10.0
 
 
 @dataclass
@@ -121,9 +124,24 @@ def _ask_all(job: Job, texts: Sequence[str]) -> Asked:
     job.take_prior(before)
     rows = job.ask(texts[:1])  # starts what has to be started
     began = time.perf_counter()
-    if len(texts) > 1:
+    if all(is_stateful(step.spec) for step in job.plan):
+        rows = [*rows, *_ask_in_pieces(job, texts[1:])]
+    elif len(texts) > 1:
         rows = [*rows, *job.ask(texts[1:])]
     return Asked(rows, time.perf_counter() - began, before)
+
+
+def _ask_in_pieces(job: Job, texts: Sequence[str]) -> list[Row[Any]]:
+    """Return the rows of texts; a local model gets what takes it some seconds at a time, so that a bar can move."""
+    rows: list[Row[Any]] = []
+    size, began = _FIRST_PIECE, time.perf_counter()
+    with progress_bar(len(texts), "asking", show=True) as bar:
+        while len(rows) < len(texts):
+            some = texts[len(rows) : len(rows) + size]
+            rows += job.ask(some, show=False)
+            bar.update(len(some))
+            size = max(_FIRST_PIECE, int(_PIECE_S * len(rows) / (time.perf_counter() - began)))
+    return rows
 
 
 class _Asker:

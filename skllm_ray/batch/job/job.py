@@ -119,12 +119,12 @@ class Job:
         """Return the rules for each step's model."""
         return self._pricing.terms(outage_s)
 
-    def ask(self, texts: Sequence[str]) -> list[Row[Any]]:
-        """Ask about some texts, outside of any output; more than one show their progress."""
-        return self._run_rows(texts, self.plan)
+    def ask(self, texts: Sequence[str], *, show: bool = True) -> list[Row[Any]]:
+        """Ask about some texts, outside of any output; more than one `show` their progress."""
+        return self._run_rows(texts, self.plan, show)
 
-    def _run_rows(self, texts: Sequence[str], plan: Plan) -> list[Row[Any]]:
-        return run_rows(texts, plan, self._estimator._secrets(), show_progress=len(texts) > 1)
+    def _run_rows(self, texts: Sequence[str], plan: Plan, show: bool = True) -> list[Row[Any]]:
+        return run_rows(texts, plan, self._estimator._secrets(), show_progress=show and len(texts) > 1)
 
     @property
     def prior_texts(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex
 
 import pyarrow as pa
 
-from skllm_ray.batch.input.files import Scanned, Unit, rows_per_unit, scan
+from skllm_ray.batch.input.files import Scanned, Unit, absent_column, rows_per_unit, scan
 from skllm_ray.batch.input.text_template import check_formats, template_fields
 from skllm_ray.batch.job.options import JobRequest
 from skllm_ray.batch.job.worker import Call
@@ -188,9 +188,7 @@ class Planner:
         ):
             missing = [name for name in wanted if name not in names]
             if missing:
-                raise InputError(
-                    f"{parameter}: the input has no column {missing[0]!r}.", f"Columns: {', '.join(names)}."
-                )
+                raise absent_column(parameter, missing[0], names)
         for name in dict.fromkeys([*self._needed(), *(self._options.keep_columns or names)]):
             if name in scanned.clashes:
                 raise InputError(

@@ -83,6 +83,8 @@ class Estimate:
         return 2 * self.sample_failed > self.sample_rows
 
     def _told_rows(self) -> str:
+        if not self.rows_total:
+            return "none: the input has no rows"
         if self.rows_left > self.rows_total:
             return f"{self.rows_left:,}, as if they were like the {self.rows_total:,} of the input"
         return f"{self.rows_left:,} left of {self.rows_total:,}"
@@ -268,16 +270,19 @@ def _told_hours(hours: Pair | None, gpus: float) -> str:
 def told(pair: tuple[float, float]) -> str:
     """Return a range of amounts with the digits that are known: about as many as tell its ends apart.
 
+    Its ends are rounded away from each other: what holds of the range holds of what is shown.
+
     Examples
     --------
-    >>> told((10_734.2, 17_890.3)), told((12.31, 12.94)), told((0.00123, 0.00177)), told((480, 480))
-    ('11,000 to 18,000', '12.3 to 12.9', '0.0012 to 0.0018', '480')
+    >>> told((10_734.2, 17_890.3)), told((535.8, 1_045.0)), told((0.00123, 0.00177)), told((480, 480))
+    ('10,000 to 18,000', '500 to 1,100', '0.0012 to 0.0018', '480')
     """
     low, high = pair
     if high <= low:
         return f"{low:,.0f}" if float(low).is_integer() else f"{low:,.{max(2, 2 - _power(low))}f}"
     power = min(_power(high - low), _power(high) - 1)
-    shown = [f"{round(value, -power):,.{max(0, -power)}f}" for value in pair]
+    away = (math.floor(round(low / 10**power, 6)), math.ceil(round(high / 10**power, 6)))
+    shown = [f"{value * 10**power:,.{max(0, -power)}f}" for value in away]
     return shown[0] if shown[0] == shown[1] else " to ".join(shown)
 
 
@@ -292,7 +297,7 @@ def _times(pair: tuple[float, float]) -> str:
     Examples
     --------
     >>> _times((20, 34)), _times((400, 700)), _times((27_000, 46_000)), _times((1_589_000, 2_724_000))
-    ('20 to 34 s', '7 to 12 min', '8 to 13 h', '18 to 32 days')
+    ('20 to 34 s', '6 to 12 min', '7 to 13 h', '18 to 32 days')
     """
     size, unit = next((one for one in _UNITS if pair[1] >= 2 * one[0]), (1, "s"))
     return f"{told((pair[0] / size, pair[1] / size))} {unit}"

@@ -141,6 +141,8 @@ def compare_models(
         if text is not None and text.strip() and told is not None
     ][:sample]
     if not labelled:
+        if not manifest.rows_total:
+            raise InputError("input: there are no rows in it.", "Name files with rows.")
         raise InputError(f"label_column={label_column!r} holds no labels beside a text.", "Name the column with them.")
     texts, cells = [text for text, _ in labelled], [told for _, told in labelled]
     truths = {

@@ -19,7 +19,7 @@ from skllm_ray.batch.output.timeline import read_timeline
 from skllm_ray.batch.promise import promise_facts
 from skllm_ray.batch.storage import StorageOptions, open_folder
 from skllm_ray.batch.tools.pages import require_pages
-from skllm_ray.errors import ConfigurationError, InputError
+from skllm_ray.errors import ConfigurationError, InputError, warn
 
 if TYPE_CHECKING:
     from skllm_ray.batch.input.slices import Unit
@@ -106,6 +106,7 @@ def write_report(
     reviewed = _reviewed(folder, output, storage_options)
     counted = _counted(manifest, state, units, (label_column, renamed_labels, rows, reviewed))
     remaining = _remaining(manifest, [unit for unit in units if unit.key not in state.summaries])
+    _warn_of_foreign(counted)
     told = {**asdict(manifest), "rows_total": manifest.rows_total, "output": output, "files": len(manifest.files)}
     told["params"] = json.loads(manifest.params)
     told["delivered"] = delivered(folder, state.bill.cost_usd)
@@ -137,6 +138,16 @@ def _check_arguments(rows: object, renamed: object, label_column: str | None) ->
         )
     if label_column is None:
         raise ConfigurationError("renamed_labels is given without label_column.", "Name the column: label_column.")
+
+
+def _warn_of_foreign(counted: Counted) -> None:
+    """Warn of true labels that are no candidates: most often labels were renamed, and right answers count as wrong."""
+    if counted.truth is not None and counted.truth.foreign:
+        warn(
+            f"{counted.truth.foreign:,} of {counted.truth.rows:,} rows have a true label that is no candidate, and "
+            f"count as wrong: {counted.truth.foreign_labels}. If labels were renamed, tell so: renamed_labels "
+            "(--renamed-labels)."
+        )
 
 
 def _check_label_column(manifest: Manifest, column: str) -> None:

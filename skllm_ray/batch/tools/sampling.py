@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from skllm_ray.batch.input.files import Unit, read
+from skllm_ray.batch.input.files import Unit, absent_column, read
 from skllm_ray.batch.input.text_template import template_fields, texts_of
 from skllm_ray.batch.job.job import Job
 from skllm_ray.batch.output.manifest import Manifest, read_schema
-from skllm_ray.errors import InputError
 
 _UNITS: Final = 8
 _ROWS: Final = 20_000
@@ -69,7 +68,7 @@ def _rows_of(job: Job, manifest: Manifest, unit: Unit, column: str | None) -> tu
     template = manifest.text_template
     names = sorted(template_fields(template)) if template else [manifest.text_column or ""]
     if column is not None and column not in schema.names:
-        raise InputError(f"label_column: the input has no column {column!r}.", f"Columns: {', '.join(schema.names)}.")
+        raise absent_column("label_column", column, schema.names)
     wanted = list(dict.fromkeys([*names, *([column] if column else [])]))
     table = read(job.source, unit, wanted, schema)
     texts = texts_of(table, manifest.text_column, template)

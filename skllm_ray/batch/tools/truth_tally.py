@@ -30,6 +30,7 @@ from skllm_ray.batch.tools.scores import (
 from skllm_ray.batch.tools.truth import true_labels
 
 _STEPS: Final = 200
+_SHOWN: Final = 5
 _MISTAKES: Final = 15
 ALL: Final = None
 """In place of a label: all rows."""
@@ -108,6 +109,15 @@ class TruthTally:
     def foreign(self) -> int:
         """Rows with a true label that is no candidate."""
         return sum(rows for (truth, _), rows in self.pairs.items() if not truth <= self._known)
+
+    @property
+    def foreign_labels(self) -> str:
+        """The true labels that are no candidates, the commonest first, and how many rows have each."""
+        counts: Counter[str] = Counter()
+        for (truth, _), rows in self.pairs.items():
+            counts.update(dict.fromkeys(truth - self._known, rows))
+        shown = ", ".join(f"{label[:80]!r} ({rows:,})" for label, rows in counts.most_common(_SHOWN))
+        return shown + (f" and {len(counts) - _SHOWN:,} more" if len(counts) > _SHOWN else "")
 
     @property
     def interval(self) -> tuple[float, float]:

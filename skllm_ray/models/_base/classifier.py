@@ -262,7 +262,7 @@ class LLMClassifier(ClassifierMixin, LLMEstimator):
         >>> clf = ZeroShotGPTClassifier(model="gguf::demo").fit(None, ["payment fee", "payments fee", "other"])
         >>> print(clf.check_labels(y=["other", "refund"]))
         warning: 'payment fee' and 'payments fee' look alike. Rename one, or say in label_descriptions how they differ.
-        warning: 1 of 2 true labels are no candidates, and cannot be found: 'refund' (1).
+        warning: 1 of 2 true labels are no candidates, and cannot be found: 'refund' (1). Add them to the labels, or ...
         note: No label has a description (label_descriptions): a line on each tells what the name does not.
         """
         check_is_fitted(self)

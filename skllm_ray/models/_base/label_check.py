@@ -18,6 +18,8 @@ from skllm_ray.tasks.base import normal_form
 from skllm_ray.tasks.one_label import FEWEST, one_label
 
 _ALIKE: Final = 0.85
+_LIKED: Final = 0.25  # of the texts, given the same label
+_FAR_MORE: Final = 3.0
 _COMPETE: Final = 0.25
 _FEW: Final = 5  # texts, from which on a pair of labels is told of
 _MOST_SHOWN: Final = 10
@@ -153,7 +155,10 @@ def truths_outside(names: Sequence[str], truths: Iterable[str]) -> list[Finding]
         )
         more = f" and {len(outside) - len(near):,} more" if len(outside) > len(near) else ""
         n = sum(outside.values())
-        told = f"{n:,} of {total:,} true labels are no candidates, and cannot be found: {some}{more}."
+        told = (
+            f"{n:,} of {total:,} true labels are no candidates, and cannot be found: {some}{more}. Add them to the "
+            "labels, or tell what was renamed: renamed_labels (--renamed-labels)."
+        )
         found.append(Finding("error" if n == total else "warning", "truth", tuple(outside), told))
     unused = tuple(name for name in names if name not in counts)
     if unused and len(unused) < len(names) and total >= FEWEST:
@@ -211,7 +216,7 @@ def answers_told(names: Sequence[str], labels: Sequence[str], truths: Sequence[s
         return []
     label, n = Counter(labels).most_common(1)[0]
     told = one_label(label, n, len(labels), len(names))
-    found = [Finding("warning", "one label", (label,), told)] if told else []
+    found = [Finding("warning", "one label", (label,), told)] if told else _liked(label, n, len(labels), names, truths)
     if n == len(labels):
         return found
     unused, counts = [name for name in names if name not in set(labels)], Counter(truths)
@@ -228,6 +233,20 @@ def answers_told(names: Sequence[str], labels: Sequence[str], truths: Sequence[s
         told = f"{len(never):,} labels were given to none of {len(labels):,} texts: {_listed(never)}."
         found.append(Finding("note", "unused", never, told))
     return found
+
+
+def _liked(label: str, n: int, n_texts: int, names: Sequence[str], truths: Sequence[str]) -> list[Finding]:
+    """Return whether a model gives a label far more often than it is true, or than any of many would be."""
+    share = Counter(truths)[label] / len(truths) if truths else 2 / len(names)
+    if n < _LIKED * n_texts or n < _FAR_MORE * share * n_texts:
+        return []
+    of_rows = f", and is true of {share:.0%} of the rows" if truths else f", one of {len(names):,}"
+    told = (
+        f"{label!r} was given to {n:,} of {n_texts:,} texts{of_rows}: the model likes it, whatever the text. Before "
+        "labels are renamed or merged, take that out with label_prior='uniform' (--label-prior uniform), or try a "
+        "larger model."
+    )
+    return [Finding("warning", "liked label", (label,), told)]
 
 
 def competing(names: Sequence[str], probabilities: NDArray[np.float64]) -> list[Finding]:
