@@ -298,6 +298,9 @@ def _times(pair: tuple[float, float]) -> str:
     --------
     >>> _times((20, 34)), _times((400, 700)), _times((27_000, 46_000)), _times((1_589_000, 2_724_000))
     ('20 to 34 s', '6 to 12 min', '7 to 13 h', '18 to 32 days')
+    >>> _times((48_000, 48_000))
+    '13 h'
     """
     size, unit = next((one for one in _UNITS if pair[1] >= 2 * one[0]), (1, "s"))
-    return f"{told((pair[0] / size, pair[1] / size))} {unit}"
+    low, high = pair[0] / size, pair[1] / size
+    return f"{f'{round(low, 1 - _power(low)):,g}' if low == high else told((low, high))} {unit}"
