@@ -823,3 +823,19 @@ def test_hours_are_gpu_hours_where_actors_have_gpus(tmp_path):
     told = replace(estimate_job(batch.job_for(clf, source, "/nowhere")), model_hours=(10.0, 14.0), gpus=2.0)
     assert told.facts()["model time"] == "20 to 28 GPU-hours, its actors added up"
     assert replace(told, gpus=0.0).facts()["model time"] == "10 to 14 hours of a model on CPUs, its actors added up"
+
+
+def test_labels_that_stand_twice_and_files_without_rows_are_told_in_the_words_of_the_command_line(tmp_path):
+    (tmp_path / "head.csv").write_text("id,text\n")
+    (tmp_path / "none.csv").write_text("")
+    common = ["classify", "--model", "gguf::demo", "--labels"]
+
+    def told(command, file, labels="good,bad", *more):
+        done = CliRunner().invoke(main, [*command, *common, labels, "--input", str(tmp_path / file), *more])
+        return " ".join(done.output.replace("│", " ").split())
+
+    assert "labels: 'good' stands twice. Leave one out: --labels" in told(["estimate"], "head.csv", "good,bad,good")
+    assert "none: the input has no rows" in told(["estimate"], "head.csv")
+    assert "the input has no rows" in told(["labels", "check"], "head.csv")
+    assert "no column 'text': it is empty" in told(["estimate"], "none.csv")
+    assert "no column 'txt'. Did you mean 'text'?" in told(["estimate"], "head.csv", "good,bad", "--text-column", "txt")

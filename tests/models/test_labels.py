@@ -184,3 +184,23 @@ def test_a_label_that_nearly_all_texts_got_is_warned_of():
 def test_names_that_say_nothing_are_told_of_unless_described(names, found):
     assert [label for one in meaningless(names, {}) for label in one.labels] == found
     assert meaningless(names, dict.fromkeys(names, "what it means")) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "truths", "told"),
+    [
+        (28, ["a"] * 5 + ["b"] * 95, "'a' was given to 28 of 60 texts, and is true of 5% of the rows"),
+        (28, ["a"] * 45 + ["b"] * 55, None),  # it is as common as that
+        (12, ["a"] * 5 + ["b"] * 95, None),  # others get more
+        (40, [], "'a' was given to 40 of 60 texts, one of 20"),
+    ],
+)
+def test_a_label_that_a_model_likes_is_told_before_labels_are_renamed(given, truths, told):
+    names = [*"abcdefghijklmnopqrst"]
+    rest = [names[1 + i % 19] for i in range(60 - given)]
+    found = answers_told(names, ["a"] * given + rest, truths)
+    liked = [one.message for one in found if one.kind == "liked label"]
+    assert bool(liked) == (told is not None)
+    if told:
+        assert liked[0].startswith(told) and "--label-prior uniform" in liked[0]
+        assert found[0].kind == "liked label"
