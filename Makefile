@@ -39,6 +39,7 @@ AGAIN := --reruns 1 -rR
 unexport PYTHONDONTWRITEBYTECODE
 
 test: setup ## Run the tests
+	$(BIN)/python -m compileall -q -j 2 skllm_ray
 	$(BIN)/pytest -q -n 4 $(AGAIN)
 
 conformance: setup .conformance/gemma3-270m.gguf ## Test a real model, and servers that others wrote

@@ -59,6 +59,7 @@ def steps(page: Path) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("local_mode")
 def test_the_tutorial_does_what_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

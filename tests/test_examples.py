@@ -33,6 +33,7 @@ def test_classify_dataframe(tmp_path: Path) -> None:
     assert set(DETAIL_COLUMNS) < set(table.columns)
 
 
+@pytest.mark.deep
 def test_calibration() -> None:
     path = next(path for path in EXAMPLES if path.name == "calibration.py")
     done = CliRunner().invoke(runpy.run_path(str(path))["main"], ["--local-mode"])

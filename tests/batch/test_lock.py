@@ -63,6 +63,7 @@ def stop(pid: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.deep
 def test_a_stopped_process_keeps_its_output_and_a_killed_one_does_not(tmp_path):
     child = holder(tmp_path)
     try:

@@ -194,6 +194,7 @@ def test_an_output_is_of_one_plan(tmp_path):
             batch.run(clf, source, str(tmp_path / "out"))
 
 
+@pytest.mark.deep
 def test_an_estimate_knows_both_models(tmp_path):
     world = World()
     source = write(tmp_path / "in.parquet", texts(2000))

@@ -170,6 +170,7 @@ def test_what_a_server_refuses_is_told_once_and_learnt_once_by_each_worker() -> 
         assert refused["temperature"] == before
 
 
+@pytest.mark.deep
 def test_calls_of_several_blocks_leave_no_thread_behind() -> None:
     with ChatServer(by_parity) as server:
         SKLLMConfig.set_gpt_url(server.url)

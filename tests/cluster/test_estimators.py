@@ -106,6 +106,7 @@ def test_transformers_on_datasets(server):
     assert {len(row["embedding"]) for row in vectors} == {64}
 
 
+@pytest.mark.deep
 def test_vectors_of_many_texts_are_the_same_on_the_cluster(server):
     texts = [f"row {i}" for i in range(600)]
     for vectorizer in (GPTVectorizer(model="custom_url::m"), GPTVectorizer(model="gguf::demo")):
@@ -133,6 +134,7 @@ def test_examples_are_looked_up_on_the_workers(server):
         assert sorted(row["prediction"] for row in found) == ["negative"] * 150 + ["positive"] * 150
 
 
+@pytest.mark.deep
 def test_local_chat_and_local_vectors_share_one_model(server):
     X = ["I love it.", "Broke at once.", "Works like a charm.", "Terrible."]
     clf = DynamicFewShotGPTClassifier(model="gguf::demo", n_examples=1)

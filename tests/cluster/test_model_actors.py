@@ -249,6 +249,7 @@ def ask_in_a_task(spec: Spec, n: int) -> list[str | None]:
     return ask(spec, n)
 
 
+@pytest.mark.deep
 def test_a_cancelled_task_leaves_the_pool_as_it_was(spec: Spec) -> None:
     loading = ask_in_a_task.remote(spec, 1)
     time.sleep(0.5)

@@ -23,6 +23,7 @@ def _settings() -> Iterator[None]:
     SKLLMConfig.reset()
 
 
+@pytest.mark.deep
 def test_two_models_on_a_dataset_and_in_a_call_of_many_rows():
     world = World()
     with ChatServer(world.answer) as server:

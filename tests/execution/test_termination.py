@@ -49,6 +49,7 @@ def interrupted(tmp_path, number: int, options: str, n_rows: int) -> tuple[subpr
     return done, sent, sqlite3.connect(cache).execute("SELECT count(*) FROM answers").fetchone()[0]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("options", ["local_mode=True"])
 def test_what_was_answered_is_kept(tmp_path, options: str) -> None:
     done, sent, kept = interrupted(tmp_path, signal.SIGTERM, options, 2000)

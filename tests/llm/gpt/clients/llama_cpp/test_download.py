@@ -50,6 +50,7 @@ def finish(process: subprocess.Popen[str]) -> dict[str, str]:
     return found
 
 
+@pytest.mark.deep
 def test_a_cut_download_goes_on_where_it_was_cut(tmp_path):
     large = CONTENT + bytes(40_000_000)  # huggingface-hub keeps what it has in steps of 10 MiB
     with Hub(large, cut_after=15_000_000, n_cuts=2) as hub:
@@ -61,6 +62,7 @@ def test_a_cut_download_goes_on_where_it_was_cut(tmp_path):
         assert "text" in finish(start(hub, tmp_path, HF_HUB_OFFLINE="1"))
 
 
+@pytest.mark.deep
 def test_two_processes_download_once(tmp_path):
     with Hub(CONTENT) as hub:
         both = [start(hub, tmp_path), start(hub, tmp_path)]

@@ -60,7 +60,7 @@ def test_text_is_what_one_sequence_at_a_time_gives(backend, sequential):
     requests = [
         ChatRequest(r.messages, max_output_tokens=12)
         for r in ZeroShotTask(("positive", "negative", "neutral")).render(
-            [f"{text} {i}" for i in range(9) for text in TEXTS]
+            [f"{text} {i}" for i in range(4) for text in TEXTS]
         )
     ]
     replies = backend.complete(requests)
@@ -81,7 +81,7 @@ def test_an_answer_stops_at_the_end_token_and_at_its_length(backend):
 
 def test_every_answer_follows_its_own_schema(backend):
     numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 3}
-    schemas = [EXPLAINED, numbers, None] * 20
+    schemas = [EXPLAINED, numbers, None] * 8
     requests = [
         ask(f"{TEXTS[i % 6]} {i}", json_schema=schema, max_output_tokens=300) for i, schema in enumerate(schemas)
     ]
@@ -280,10 +280,10 @@ def test_a_free_text_that_fills_the_context_is_an_error(backend, monkeypatch):
 def test_embeddings_are_those_of_llama_cpp(backend):
     mean = llama_cpp.LLAMA_POOLING_TYPE_MEAN
     peer = llama_cpp.Llama(str(DEMO_FILE), n_ctx=1024, embedding=True, pooling_type=mean, n_threads=1, verbose=False)
-    found = backend.embed([*TEXTS * 20, "x " * 3000, ""])
+    found = backend.embed([*TEXTS * 5, "x " * 3000, ""])
     *vectors, overlong, empty = found
     assert (overlong.error.kind, empty.error.kind) == ("context_length", "bad_request")
-    for text, embedding in zip(TEXTS * 20, vectors, strict=True):
+    for text, embedding in zip(TEXTS * 5, vectors, strict=True):
         expected = np.asarray(peer.embed(text, normalize=True))
         assert embedding.vector.dtype == np.float32 and embedding.usage.prompt_tokens > 0
         assert float(embedding.vector @ expected) > 0.9999

@@ -74,6 +74,7 @@ def test_a_row_takes_two_requests_and_the_labels_are_tokenised_once():
     assert found == {"tokenize": 20, "completions": 20}
 
 
+@pytest.mark.deep
 def test_more_ids_than_a_request_may_hold_take_more_requests():
     labels = [f"{chr(97 + i // 10)}{chr(48 + i % 10)} {chr(33 + i % 90)}" for i in range(200)]
     with TokenServer("vllm") as server:
@@ -115,6 +116,7 @@ class DemoModel(TokenModel):
         return logits - np.logaddexp.reduce(logits)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", ["vllm", "llama.cpp"])
 def test_they_are_those_of_our_own_engine_with_the_same_weights(kind, monkeypatch):
     monkeypatch.setattr("skllm_ray.testing.token_server.BOS", "")
